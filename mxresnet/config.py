@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every setting of a training run, declared once: flag, environment variable, default, meaning, check.
+
+A value comes from the flag, else from the environment (this is how config_<system>.sh speaks), else from the default.
+The names are those of NVIDIA's MLPerf Training v2.1 MXNet benchmark, and so are the defaults: what its
+run_and_time.sh passes when nothing is set. Settings of our own are marked "(own)".
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, Callable, Mapping, Optional, Sequence, Tuple
+
+Check = Tuple[Callable[[Any], bool], str]
+
+
+class UserError(Exception):
+    """A mistake of the user's: shown as one line that names the thing, the value and what to do, with exit status 2."""
+
+
+def at_least(low: float) -> Check:
+    return (lambda value: value >= low), f"must be at least {low:g}"
+
+
+def above(low: float) -> Check:
+    return (lambda value: value > low), f"must be above {low:g}"
+
+
+def between(low: float, high: float) -> Check:
+    return (lambda value: low <= value <= high), f"must be from {low:g} to {high:g}"
+
+
+def one_of(*choices: Any) -> Check:
+    return (lambda value: value in choices), "must be one of " + ", ".join(map(str, choices))
+
+
+def switch(text: str) -> bool:
+    """Parse the reference's three spellings of a boolean. Raises ValueError."""
+    if text.lower() in ("1", "true", "yes"):
+        return True
+    if text.lower() in ("0", "false", "no"):
+        return False
+    raise ValueError(text)
+
+
+def shape(text: str) -> Tuple[int, int, int]:
+    """Parse "channels,height,width". Raises ValueError."""
+    channels, height, width = (int(part) for part in text.split(","))
+    return channels, height, width
+
+
+def lr_schedule(text: str) -> str:
+    """Accept "pow2" and the like, or epochs as in "30,60,80". Raises ValueError."""
+    if "pow" not in text and text:
+        [int(part) for part in text.split(",")]
+    return text
+
+
+def setting(default: Any, env: str, help: str, check: Optional[Check] = None, kind: Optional[Callable] = None) -> Any:
+    kind = kind or (switch if isinstance(default, bool) else type(default))
+    return field(default=default, metadata={"env": env, "help": help, "check": check, "kind": kind})
+
+
+@dataclass(frozen=True)
+class Config:
+    """The effective settings of one run. Field `some_name` is flag --some-name; units are in the help texts."""
+
+    # Network
+    network: str = setting("resnet-v1b-fl", "NETWORK", "network name of the reference", one_of("resnet-v1b", "resnet-v1b-fl"))
+    num_layers: int = setting(50, "NUM_LAYERS", "depth of the network", one_of(50))
+    num_classes: int = setting(0, "NUM_CLASSES", "classes; 0: as the data set says, or ImageNet's 1000 (own)", at_least(0))
+    image_shape: Tuple[int, int, int] = setting(
+        (3, 224, 224), "IMAGE_SHAPE", "channels,height,width of the network's input; channel 4 is zero padding", kind=shape)
+    dtype: str = setting("float32", "DTYPE", "precision of the network and its input", one_of("float32", "float16"))
+    input_layout: str = setting("NCHW", "INPUT_LAYOUT", "layout the input pipeline delivers", one_of("NCHW", "NHWC"))
+    conv_layout: str = setting("NCHW", "CONV_LAYOUT", "layout of convolutions", one_of("NCHW", "NHWC"))
+    batchnorm_layout: str = setting("NCHW", "BATCHNORM_LAYOUT", "layout of batch norms", one_of("NCHW", "NHWC"))
+    pooling_layout: str = setting("NCHW", "POOLING_LAYOUT", "layout of poolings", one_of("NCHW", "NHWC"))
+    batchnorm_eps: float = setting(1e-5, "BATCHNORM_EPS", "batch-norm epsilon", above(0))
+    batchnorm_mom: float = setting(0.9, "BATCHNORM_MOM", "decay of the batch-norm running statistics", between(0, 1))
+    bn_gamma_init0: bool = setting(False, "BN_GAMMA_INIT0", "start the last gamma of each residual unit at zero")
+    gpus: str = setting("", "GPUS", "comma list of GPUs, indexed by local rank; empty: all that are found, none: CPU")
+
+    # Optimizer
+    optimizer: str = setting("sgd", "OPTIMIZER", "optimizer", one_of("sgd", "sgdwfastlars"))
+    batch_size: int = setting(1664, "BATCHSIZE", "images per rank and step", at_least(1))
+    lr: float = setting(0.6, "LR", "peak learning rate", above(0))
+    lr_step_epochs: str = setting(
+        "30,60,80", "LRSCHED", 'learning-rate schedule: "pow2", or the epochs at which the rate drops', kind=lr_schedule)
+    lr_factor: float = setting(0.1, "LR_FACTOR", "factor of each drop", between(0, 1))
+    num_epochs: int = setting(90, "NUMEPOCHS", "most epochs, and the horizon of the schedule", at_least(1))
+    warmup_epochs: int = setting(5, "WARMUP_EPOCHS", "epochs of linear warm-up", at_least(0))
+    mom: float = setting(0.9, "MOM", "momentum", between(0, 1))
+    wd: float = setting(1e-4, "WD", "weight decay", at_least(0))
+    lars_eta: float = setting(0.001, "LARSETA", "LARS trust coefficient", above(0))
+    lars_eps: float = setting(0.0, "LARS_EPS", "LARS epsilon", at_least(0))
+    label_smoothing: float = setting(0.0, "LABELSMOOTHING", "label smoothing", between(0, 1))
+    kv_store: str = setting(
+        "horovod", "KVSTORE", "gradient exchange", one_of("horovod"))
+    num_groups: int = setting(
+        1, "MXNET_HOROVOD_NUM_GROUPS", "groups in which gradients are all-reduced; 0: each by itself", at_least(0))
+
+    # Evaluation and stop
+    accuracy_threshold: float = setting(0.759, "THR", "stop when top-1 accuracy is above this fraction", between(0, 1))
+    eval_period: int = setting(4, "EVAL_PERIOD", "epochs from one evaluation to the next", at_least(1))
+    eval_offset: int = setting(2, "EVAL_OFFSET", "evaluate after 0-based epoch e when e % period == offset", at_least(0))
+
+    # Data
+    data_root: str = setting("/data", "DATAROOT", "folder of the data set made by python -m prepare.imagenet (own)")
+    data_train: str = setting("", "DATA_TRAIN", "training records; empty: <data-root>/train.rec")
+    data_train_idx: str = setting("", "DATA_TRAIN_IDX", "their index; empty: <data-root>/train.idx")
+    data_val: str = setting("", "DATA_VAL", "validation records; empty: <data-root>/val.rec")
+    data_val_idx: str = setting("", "DATA_VAL_IDX", "their index; empty: <data-root>/val.idx")
+    num_examples: int = setting(
+        0, "NUMEXAMPLES", "training images in an epoch; 0: as the data set says, or ImageNet's 1281167", at_least(0))
+    num_val_examples: int = setting(
+        0, "NUMVALEXAMPLES", "validation images; 0: as the data set says, or ImageNet's 50000", at_least(0))
+    resize: int = setting(256, "RESIZE", "shorter side of a validation image before the centre crop, pixels (own)", at_least(1))
+    min_random_area: float = setting(0.05, "MIN_RANDOM_AREA", "least area of the random crop, as a fraction", between(0.001, 1))
+    max_random_area: float = setting(1.0, "MAX_RANDOM_AREA", "largest area of the random crop, as a fraction", between(0.001, 1))
+    min_random_aspect_ratio: float = setting(3 / 4, "MIN_RANDOM_ASPECT_RATIO", "least width/height of the random crop", above(0))
+    max_random_aspect_ratio: float = setting(4 / 3, "MAX_RANDOM_ASPECT_RATIO", "largest width/height of the random crop", above(0))
+    rand_mirror: bool = setting(True, "RAND_MIRROR", "mirror half of the training images (own)")
+    dali_threads: int = setting(3, "DALI_THREADS", "CPU threads of each input pipeline", at_least(1))
+    dali_prefetch_queue: int = setting(2, "DALI_PREFETCH_QUEUE", "batches each pipeline works ahead", at_least(1))
+    dali_dont_use_mmap: bool = setting(False, "DALI_DONT_USE_MMAP", "read records with read() instead of mmap()")
+    dali_roi_decode: bool = setting(False, "DALI_ROI_DECODE", "decode only the random crop of a training image")
+    dali_nvjpeg_memory_padding: int = setting(64, "DALI_NVJPEG_MEMPADDING", "nvJPEG buffers, MiB (GPU)", at_least(0))
+    dali_hw_decoder_load: float = setting(0.0, "DALI_HW_DECODER_LOAD", "share of the hardware JPEG decoder (GPU)", between(0, 1))
+
+    # The run
+    seed: Optional[int] = setting(None, "SEED", "random seed; empty: drawn by rank 0", between(0, 2**31 - 1), kind=int)
+    disp_batches: int = setting(20, "DISP_BATCHES", "steps between two progress lines; 0: one line an epoch", at_least(0))
+
+    # What the log says of the submission and the machine (own)
+    submission_org: str = setting("unknown", "SUBMISSION_ORG", "who runs this, for the log")
+    submission_platform: str = setting("unknown", "SUBMISSION_PLATFORM", "the machine, for the log")
+    submission_division: str = setting("closed", "SUBMISSION_DIVISION", "MLPerf division", one_of("closed", "open"))
+    submission_status: str = setting(
+        "onprem", "SUBMISSION_STATUS", "MLPerf status", one_of("cloud", "onprem", "preview", "research"))
+    cache_cleared: bool = setting(False, "CACHE_CLEARED", "whether the page cache was dropped before this run")
+
+    @property
+    def batch_shape(self) -> Tuple[int, int, int, int]:
+        """Shape of one rank's input batch, in the layout the pipeline delivers."""
+        channels, height, width = self.image_shape
+        if self.input_layout == "NHWC":
+            return self.batch_size, height, width, channels
+        return self.batch_size, channels, height, width
+
+    def path(self, name: str) -> str:
+        """Path of a data file; name is one of data_train, data_train_idx, data_val, data_val_idx."""
+        default = {"data_train": "train.rec", "data_train_idx": "train.idx", "data_val": "val.rec", "data_val_idx": "val.idx"}
+        return getattr(self, name) or f"{self.data_root}/{default[name]}"
+
+
+FIELDS = {f.name: f for f in dataclasses.fields(Config)}
+
+
+def flag_of(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise UserError(f"{message} (python -m mxresnet --help lists the flags)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m mxresnet", description=__doc__.splitlines()[0], allow_abbrev=False)
+    for name, item in FIELDS.items():
+        default = item.default if item.default not in ("", None) else "none"
+        parser.add_argument(
+            flag_of(name), dest=name, default=None, metavar="VALUE",
+            help=f"{item.metadata['help']} (variable {item.metadata['env']}, default {default})".replace("%", "%%"))
+    parser.add_argument("--print-config", action="store_true", help="print the effective settings as JSON and exit")
+    return parser
+
+
+def _value(name: str, text: str, origin: str) -> Any:
+    metadata = FIELDS[name].metadata
+    try:
+        value = metadata["kind"](text)
+    except ValueError:
+        raise UserError(f"{origin}: {text!r} is not a value for {metadata['help']!r}") from None
+    check = metadata["check"]
+    if check and not check[0](value):
+        raise UserError(f"{origin}: {text!r} {check[1]} ({metadata['help']})")
+    return value
+
+
+def _check_together(config: Config) -> None:
+    """Refuse settings that are right alone and wrong together. Raises UserError."""
+    if config.eval_offset >= config.eval_period:
+        raise UserError(f"--eval-offset {config.eval_offset} is not below --eval-period {config.eval_period}: nothing would be evaluated")
+    if config.warmup_epochs >= config.num_epochs and "pow" in config.lr_step_epochs:
+        raise UserError(f"--warmup-epochs {config.warmup_epochs} is not below --num-epochs {config.num_epochs}")
+    for low, high in (("min_random_area", "max_random_area"), ("min_random_aspect_ratio", "max_random_aspect_ratio")):
+        if getattr(config, low) > getattr(config, high):
+            raise UserError(f"{flag_of(low)} {getattr(config, low):g} is above {flag_of(high)} {getattr(config, high):g}")
+    channels, height, width = config.image_shape
+    if channels not in (3, 4) or min(height, width) < 1:
+        raise UserError(f"--image-shape {channels},{height},{width}: wants 3 or 4 channels and positive sizes")
+    if config.resize < max(height, width):
+        raise UserError(f"--resize {config.resize} is below the crop of {height} x {width} pixels (--image-shape)")
+
+
+def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Tuple[Config, bool]:
+    """Return the settings and whether they are only to be printed. Raises UserError."""
+    given = _parser().parse_args(list(argv))
+    values = {}
+    for name, item in FIELDS.items():
+        flag, env = getattr(given, name), item.metadata["env"]
+        if flag is not None:
+            values[name] = _value(name, flag, flag_of(name))
+        elif environ.get(env):
+            values[name] = _value(name, environ[env], f"variable {env}")
+    config = Config(**values)
+    _check_together(config)
+    return config, given.print_config
+
+
+def to_json(config: Config) -> str:
+    return json.dumps(dataclasses.asdict(config), indent=2)
