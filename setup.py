@@ -27,7 +27,7 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "mxresnet = mxresnet.__main__:main",
+            "mxresnet = mxresnet.cli:main",
             "mxresnet-prepare = prepare.imagenet:main",
             "mxresnet-verify = prepare.verify:main",
         ]

@@ -173,8 +173,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m mxresnet", description=__doc__.splitlines()[0], allow_abbrev=False)
     for name, item in FIELDS.items():
         default = item.default if item.default not in ("", None) else "none"
+        bare = {"nargs": "?", "const": "1"} if isinstance(item.default, bool) else {}
         parser.add_argument(
-            flag_of(name), dest=name, default=None, metavar="VALUE",
+            flag_of(name), dest=name, default=None, metavar="VALUE", **bare,
             help=f"{item.metadata['help']} (variable {item.metadata['env']}, default {default})".replace("%", "%%"))
     parser.add_argument("--print-config", action="store_true", help="print the effective settings as JSON and exit")
     return parser

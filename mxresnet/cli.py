@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The door: settings in, one rank of a run out, and what is said when something is wrong. Wires, does no work itself.
+
+Exit status: 0 target reached, 3 target missed, 2 a mistake in settings or data, 1 anything else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import secrets
+import sys
+import traceback
+from typing import Callable, Optional, Sequence, Tuple, TypeVar
+
+from mxresnet import config as settings
+from mxresnet.config import Config, UserError
+from mxresnet.distributed import AgreedError, World, join, launched_rank, rank_seeds, start_horovod
+
+REACHED, FAILED, MISTAKE, MISSED = 0, 1, 2, 3
+Value = TypeVar("Value")
+
+
+def attempt(what: Callable[[], Value]) -> Tuple[Optional[Value], Optional[UserError]]:
+    """Return (result, None) or (None, the user's mistake), so that the ranks can agree on it."""
+    try:
+        return what(), None
+    except UserError as error:
+        return None, error
+
+
+def train(config: Config, world: World) -> bool:
+    """One rank of a run, from before MXNet is loaded to the end; return whether the target was reached."""
+    from mxresnet import dataset, loop, mllog, pipeline, progress, schedule
+
+    def look() -> Tuple[dataset.DataSet, schedule.Plan]:
+        data = dataset.describe(config)
+        return data, schedule.make_plan(config, data.train_examples, world.size)
+
+    found, problem = attempt(look)
+    world.agree(problem)
+    data, plan = found
+    pipeline.load()
+    world = start_horovod(world)
+    seed = world.broadcast(secrets.randbelow(2**16) if config.seed is None else config.seed)
+    config = dataclasses.replace(config, seed=seed)
+    my_seed = rank_seeds(seed, world.size)[world.rank]
+
+    from mxresnet.trainer import Trainer, choose_device, seed_everything
+
+    device, problem = attempt(lambda: choose_device(config, world))
+    world.agree(problem)
+    seed_everything(my_seed)
+    shown = progress.Progress(plan, data.train_examples, config.batch_size * world.size, config.disp_batches, world.rank)
+    shown.say(
+        f"ResNet-{config.num_layers}, {world.size} x {device.device_type}, batch {config.batch_size} a rank, seed {seed}: "
+        f"{data.train_examples:,} training and {data.val_examples:,} validation images of {data.classes:,} classes, "
+        f"{plan.steps_per_epoch:,} steps an epoch")
+    if not data.has_manifests:
+        shown.say("note: the data set has no manifest (train.json, val.json): its counts are taken from the settings")
+    trainer = Trainer(config, plan, world, data.classes, device)
+    pipelines = pipeline.build(config, data, world, device, my_seed)
+    reached = loop.run(config, data, plan, world, mllog.RunLog(world.rank), shown, trainer, pipelines)
+    trainer.wait()
+    world.leave()
+    return reached
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    parsed, problem = attempt(lambda: settings.parse(sys.argv[1:] if argv is None else argv, os.environ))
+    config, only_print = parsed or (None, False)
+    if only_print:
+        print(settings.to_json(config))
+        return REACHED
+    rank = launched_rank()
+    if problem is None:
+        from mxresnet import mllog
+
+        if not rank:
+            mllog.header(config)
+        mllog.init_start()
+    world = join()
+    try:
+        world.agree(problem)
+        return REACHED if train(config, world) else MISSED
+    except AgreedError as error:
+        if world.rank == 0:
+            print(f"mxresnet: {error}", file=sys.stderr)
+        return MISTAKE
+    except UserError as error:
+        print(f"mxresnet: {error}", file=sys.stderr)
+        world.abort()
+        return MISTAKE
+    except BaseException:
+        print(f"mxresnet: rank {world.rank} failed:\n{traceback.format_exc()}", file=sys.stderr)
+        world.abort()
+        return FAILED

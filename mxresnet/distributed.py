@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ranks of a run and what they do together. The only place that knows Horovod and MPI."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional, Sequence
+
+import numpy as np
+
+from mxresnet.config import UserError
+
+# Where launchers say which rank this process is, before MPI is up: Open MPI, PMIx (srun), Slurm.
+_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
+
+
+def launched_rank() -> Optional[int]:
+    """This process's rank as its launcher tells it, or None outside a launcher."""
+    for name in _RANK_VARIABLES:
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return None
+
+
+class AgreedError(UserError):
+    """A mistake that every rank knows of: all leave by themselves and rank 0 says why."""
+
+
+def rank_seeds(seed: int, ranks: int) -> List[int]:
+    """A seed below 2**16 for each rank, drawn from the run's seed the same way on every rank, as the reference does."""
+    return [int(value) for value in np.random.RandomState(seed).randint(2**16, size=ranks)]
+
+
+@dataclass(frozen=True)
+class World:
+    """This rank's place in the run, and the collectives. World() is a run of one rank that needs no MPI."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    _mpi: Any = field(default=None, repr=False)  # an mpi4py communicator; None for one rank
+    _hvd: Any = field(default=None, repr=False)
+
+    def barrier(self) -> None:
+        if self._mpi:
+            self._mpi.Barrier()
+
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's value (any picklable object) on every rank."""
+        return self._mpi.bcast(value, root=0) if self._mpi else value
+
+    def sum(self, counts: Sequence[int]) -> List[int]:
+        """Add integers up over the ranks, exactly."""
+        if not self._mpi:
+            return list(counts)
+        return [sum(column) for column in zip(*self._mpi.allgather(list(counts)))]
+
+    def agree(self, problem: Optional[UserError]) -> None:
+        """Raise AgreedError on every rank when any rank has a problem, so that none waits for one that left."""
+        problems = self._mpi.allgather(problem and str(problem)) if self._mpi else [problem and str(problem)]
+        ranks_of: Dict[str, List[int]] = {}
+        for rank, text in enumerate(problems):
+            if text:
+                ranks_of.setdefault(text, []).append(rank)
+        if ranks_of:
+            raise AgreedError("; ".join(
+                text if len(ranks) == self.size else f"rank {', '.join(map(str, ranks))}: {text}"
+                for text, ranks in ranks_of.items()))
+
+    def broadcast_parameters(self, parameters: Dict[str, Any]) -> None:
+        """Overwrite the named NDArrays with rank 0's, in place."""
+        if self.size > 1:
+            self._hvd.broadcast_parameters(parameters, root_rank=0)
+
+    def average(self, arrays: Sequence[Any], name: str, groups: int) -> None:
+        """All-reduce NDArrays to their mean in place, in `groups` fused groups (0: each by itself).
+
+        Asynchronous: MXNet's engine starts each group as soon as its arrays are computed. Arrays that come first get
+        priority: the next forward pass needs them first.
+        """
+        if self.size == 1:
+            return
+        if groups == 0:
+            for index, array in enumerate(arrays):
+                self._hvd.allreduce_(array, name=f"{name}.{index}", priority=-index)
+            return
+        length = -(-len(arrays) // groups)
+        for first in range(0, len(arrays), length):
+            self._hvd.grouped_allreduce_(list(arrays[first:first + length]), name=f"{name}.{first}", priority=-first)
+
+    def abort(self) -> None:
+        """End every rank at once; called when this one cannot go on."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if self._mpi:
+            self._mpi.Abort(1)
+
+    def leave(self) -> None:
+        """Leave the run in step with the other ranks. All device work must be done (else updates are lost)."""
+        if self._hvd:
+            self._mpi.Barrier()
+            self._hvd.shutdown()
+
+
+def join() -> World:
+    """Initialise MPI; return this process's World, whose Horovod still has to be started with start_horovod()."""
+    if launched_rank() is None:
+        return World()
+    # The index's Open MPI looks for itself where it was built, unless mpirun or this tells it otherwise.
+    if os.path.exists(os.path.join(sys.prefix, "bin", "mpirun")):
+        os.environ.setdefault("OPAL_PREFIX", sys.prefix)
+        os.environ.setdefault("OMPI_MCA_ess_singleton_isolated", "1")
+    from mpi4py import MPI
+
+    comm = MPI.COMM_WORLD
+    local = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    return World(rank=comm.Get_rank(), size=comm.Get_size(), local_rank=local.Get_rank(), _mpi=comm)
+
+
+def start_horovod(world: World) -> World:
+    """Initialise Horovod on the ranks of `world`; imports MXNet, which takes seconds."""
+    if not world._mpi:
+        return world
+    import horovod.mxnet as hvd
+
+    hvd.init(world._mpi)
+    return World(world.rank, world.size, world.local_rank, world._mpi, hvd)

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the person at the terminal sees of a run: plain lines on standard error, from rank 0 only."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Callable, Optional, TextIO
+
+from mxresnet.metrics import Score
+from mxresnet.schedule import Plan
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(int(round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+class Progress:
+    """Speaks on rank 0, is silent elsewhere; clock returns seconds."""
+
+    def __init__(
+            self, plan: Plan, images_per_epoch: int, images_per_step: int, every_steps: int, rank: int,
+            stream: TextIO = sys.stderr, clock: Callable[[], float] = time.monotonic):
+        self._plan, self._images, self._step_images, self._every = plan, images_per_epoch, images_per_step, every_steps
+        self._stream: Optional[TextIO] = stream if rank == 0 else None
+        self._clock = clock
+        self._run_start = self._epoch_start = self._mark = 0.0
+        self._best = 0.0
+
+    def say(self, text: str) -> None:
+        if self._stream:
+            print(text, file=self._stream, flush=True)
+
+    def run_started(self) -> None:
+        self._run_start = self._clock()
+
+    def epoch_started(self) -> None:
+        self._epoch_start = self._mark = self._clock()
+
+    def step_done(self, epoch: int, step: int) -> None:
+        if self._every and step % self._every == 0:
+            now = self._clock()
+            speed = self._every * self._step_images / (now - self._mark)
+            self._mark = now
+            self.say(f"epoch {epoch}, step {step} of {self._plan.steps_per_epoch}: {speed:,.0f} images/s")
+
+    def epoch_done(self, epoch: int, learning_rate: float) -> float:
+        """Say how the epoch went; return its images per second."""
+        seconds = self._clock() - self._epoch_start
+        per_epoch = (self._clock() - self._run_start) / epoch  # evaluations included
+        left = per_epoch * (self._plan.num_epochs - epoch)
+        speed = self._images / seconds
+        self.say(
+            f"epoch {epoch:{len(str(self._plan.num_epochs))}d} of at most {self._plan.num_epochs}: {speed:,.0f} images/s, "
+            f"{duration(seconds)}, learning rate {learning_rate:.4g}, at most {duration(left)} left")
+        return speed
+
+    def evaluated(self, epoch: int, score: Score, target: float) -> None:
+        self._best = max(self._best, score.accuracy)
+        verdict = "target reached" if score.accuracy > target else f"target above {target:g}"
+        self.say(f"after epoch {epoch}: accuracy {score.accuracy:.4f} ({score.correct} of {score.total}), {verdict}")
+
+    def run_done(self, reached: bool, target: float) -> None:
+        took = duration(self._clock() - self._run_start)
+        if reached:
+            self.say(f"trained to accuracy {self._best:.4f} (target above {target:g}) in {took}")
+        else:
+            self.say(f"target accuracy {target:g} missed: best {self._best:.4f} in {self._plan.num_epochs} epochs, {took}")

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a step is: MXNet's Module, its optimizer, and the ranks' average in between. When it happens is loop.py's."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, Iterable, List
+
+import mxnet as mx
+import numpy as np
+
+from mxresnet import network
+from mxresnet.config import Config, UserError
+from mxresnet.distributed import World
+from mxresnet.lars import Lars
+from mxresnet.metrics import Score
+from mxresnet.ops import PlainOps
+from mxresnet.pipeline import Batch
+from mxresnet.schedule import Plan
+
+# The reference updates once before the clock starts, which uses up the schedule's first value. So do we; unlike it,
+# we put weights, momenta and statistics back.
+WARM_UP_UPDATES = 1
+
+
+def choose_device(config: Config, world: World) -> Any:
+    """This rank's MXNet context. Raises UserError when the GPU or the layout it needs is not there."""
+    found = mx.context.num_gpus()
+    gpus = [int(gpu) for gpu in config.gpus.split(",")] if config.gpus else list(range(found))
+    if not gpus:
+        if config.dtype != "float32":
+            raise UserError(f"--dtype {config.dtype} needs a GPU and none is found: use --dtype float32")
+        if "NHWC" in (config.conv_layout, config.pooling_layout):
+            raise UserError("--conv-layout and --pooling-layout NHWC need a GPU and none is found: use NCHW")
+        return mx.cpu()
+    if world.local_rank >= len(gpus):
+        raise UserError(f"{len(gpus)} GPUs for rank {world.local_rank} of this machine: start fewer ranks or see --gpus")
+    return mx.gpu(gpus[world.local_rank])
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    mx.random.seed(seed)
+
+
+class Trainer:
+    """One rank's network and optimizer. Calls return as soon as MXNet has queued them; wait() waits for them."""
+
+    def __init__(self, config: Config, plan: Plan, world: World, classes: int, device: Any):
+        self._config, self._plan, self._world, self._device = config, plan, world, device
+        symbol = network.build(PlainOps(mx, config), config, classes)
+        self._module = mx.mod.Module(symbol, context=device)
+
+    def initialise(self) -> List[str]:
+        """Allocate, draw the first weights, take rank 0's; return the parameters' names."""
+        config = self._config
+        self._module.bind(
+            data_shapes=[mx.io.DataDesc("data", config.batch_shape, config.dtype, config.input_layout)],
+            label_shapes=[mx.io.DataDesc("softmax_label", (config.batch_size,), "float32")])
+        self._module.init_params(network.initializer(mx, config))
+        arguments, statistics = self._module.get_params()
+        self._world.broadcast_parameters(arguments)
+        self._world.broadcast_parameters(statistics)
+        self._module.set_params(arguments, statistics)
+        mx.nd.waitall()
+        return list(arguments)
+
+    def _start_optimizer(self, updates_done: int) -> None:
+        config = self._config
+        common = {
+            "learning_rate": config.lr, "wd": config.wd, "momentum": config.mom, "rescale_grad": 1 / config.batch_size,
+            "param_idx2name": dict(enumerate(self._module._exec_group.param_names)), "begin_num_update": updates_done}
+        if config.optimizer == "sgd":
+            optimizer = mx.optimizer.SGD(multi_precision=True, **common)
+        else:
+            optimizer = Lars(eta=config.lars_eta, eps=config.lars_eps, **common)
+        # After the constructor, which would otherwise assign learning_rate to the schedule.
+        optimizer.lr_scheduler = self._plan.learning_rate
+        self._module.init_optimizer(kvstore=None, optimizer=optimizer, force_init=True)
+
+    def warm_up(self) -> None:
+        """Run every kernel of training and evaluation once on invented data, and leave no trace of it."""
+        arguments, statistics = ({name: array.copy() for name, array in part.items()} for part in self._module.get_params())
+        self._start_optimizer(updates_done=0)
+        config = self._config
+        batch = Batch(
+            mx.nd.zeros(config.batch_shape, self._device, dtype=config.dtype), mx.nd.zeros((config.batch_size,), self._device),
+            real=config.batch_size)
+        for _ in range(WARM_UP_UPDATES):
+            self.start_step(batch)
+            self.finish_step()
+        self._module.forward(mx.io.DataBatch([batch.image], [batch.label]), is_train=False)
+        mx.nd.waitall()
+        self._module.set_params(arguments, statistics)
+        self._start_optimizer(updates_done=WARM_UP_UPDATES)
+        mx.nd.waitall()
+
+    def start_step(self, batch: Batch) -> None:
+        self._module.forward(mx.io.DataBatch([batch.image], [batch.label]), is_train=True)
+
+    def finish_step(self) -> None:
+        """Gradients, their mean over the ranks, update."""
+        self._module.backward()
+        gradients = [arrays[0] for arrays in self._module._exec_group.grad_arrays]
+        self._world.average(gradients, "gradient", self._config.num_groups)
+        self._module.update()
+
+    def evaluate(self, batches: Iterable[Batch]) -> Score:
+        """Count over all ranks, with the running statistics averaged over the ranks first.
+
+        Raises UserError when the network's output is no longer finite.
+        """
+        mx.nd.waitall()  # on CPU, running statistics are written by the backward pass, unseen by readers' dependencies
+        self._world.average([arrays[0] for arrays in self._module._exec_group.aux_arrays], "statistics", groups=1)
+        correct, total, finite = [], 0, []
+        for batch in batches:
+            self._module.forward(mx.io.DataBatch([batch.image], [batch.label]), is_train=False)
+            if batch.real:
+                output = self._module.get_outputs()[0][:batch.real]
+                correct.append((output.argmax(axis=1) == batch.label[:batch.real].as_in_context(output.context)).sum())
+                finite.append(mx.nd.contrib.isfinite(output).min())
+                total += batch.real
+        if not all(value.asscalar() for value in finite):
+            raise UserError("the network's output is not finite any more: training diverged; lower --lr or warm up longer")
+        return Score(*self._world.sum([sum(int(value.asscalar()) for value in correct), total]))
+
+    def wait(self) -> None:
+        """Wait until the device has done all that was queued."""
+        mx.nd.waitall()
