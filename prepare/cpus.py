@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many CPUs this process may really use: its affinity and the limits of its control groups."""
+
+import math
+import os
+
+
+def usable_cpus(root="/sys/fs/cgroup", membership="/proc/self/cgroup"):
+    """Returns at least 1. In a container the machine's CPU count says little."""
+    limits = [len(os.sched_getaffinity(0))]
+    try:
+        with open(membership) as stream:
+            lines = [line.rstrip("\n").split(":", 2) for line in stream]
+    except OSError:
+        lines = []
+    for _, controllers, path in lines:
+        if controllers == "":
+            limits += group_limits(root, path, v2_limit)
+        elif "cpu" in controllers.split(","):
+            limits += group_limits(os.path.join(root, "cpu"), path, v1_limit)
+            limits += group_limits(os.path.join(root, controllers), path, v1_limit)
+    return max(1, math.ceil(min(limits)))
+
+
+def group_limits(root, path, read):
+    """The limits of a group and of all above it; a container often sees its own group as the top."""
+    limits = []
+    while True:
+        limit = read(os.path.join(root, path.strip("/")))
+        if limit:
+            limits.append(limit)
+        if path in ("", "/"):
+            return limits
+        path = os.path.dirname(path)
+
+
+def v2_limit(folder):
+    """CPUs of time per second that cpu.max grants, or None."""
+    words = read_words(os.path.join(folder, "cpu.max"))
+    return int(words[0]) / int(words[1]) if len(words) == 2 and words[0] != "max" else None
+
+
+def v1_limit(folder):
+    quota = read_words(os.path.join(folder, "cpu.cfs_quota_us"))
+    period = read_words(os.path.join(folder, "cpu.cfs_period_us"))
+    return int(quota[0]) / int(period[0]) if quota and period and int(quota[0]) > 0 else None
+
+
+def read_words(path):
+    try:
+        with open(path) as stream:
+            return stream.read().split()
+    except OSError:
+        return []

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python -m prepare.imagenet SRC DST: turns ImageNet, or any folder-per-class data set, into MXNet RecordIO.
+
+The files are byte for byte those of MXNet's im2rec (--list --recursive, then --pass-through).
+"""
+
+import argparse
+import errno
+import os
+import shutil
+import sys
+
+from prepare import images, labels, output, sources
+from prepare.convert import BadImages, convert
+from prepare.cpus import usable_cpus
+from prepare.listing import SourceError
+from prepare.plan import check_no_class_lost, make_plan
+from prepare.progress import Progress
+
+PREFIXES = ("val", "train")  # the small one first: what is wrong shows early
+CHECKS = {"none": lambda: images.check_nothing, "ends": lambda: images.check_ends, "decode": images.DecodeCheck}
+STATUSES = """\
+exit status:
+  0    both halves are complete, now or since an earlier run
+  1    the source has problems (all are listed), or is not what it should be
+  2    wrong command line, or a path that does not exist
+  3    the destination holds something else: nothing was touched
+  4    writing failed, or there is not enough space; run it again to go on
+  130  interrupted; run it again to go on
+"""
+LISTED = 200  # problems shown on the terminal before they are only counted
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(
+        prog="python -m prepare.imagenet",
+        description=__doc__.split("\n", 1)[1].strip() + " SRC holds train/ and val/.",
+        epilog=STATUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="SRC", help="folder of the data set")
+    parser.add_argument("folder", metavar="DST", help="folder for train.rec, val.rec, their .idx, .lst, .sums and .json")
+    parser.add_argument("--workers", type=positive, default=None, help="reading threads (default: 2 per usable CPU)")
+    parser.add_argument(
+        "--check",
+        choices=CHECKS,
+        default="ends",
+        help="what makes an image: its first and last bytes (ends), that DALI decodes it (decode), or nothing (none)",
+    )
+    parser.add_argument(
+        "--on-error",
+        choices=("fail", "skip"),
+        default="fail",
+        help="fail: name everything that is wrong and stop; skip: leave it out and name it in the manifest",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="look at the source, say what would be done, write nothing")
+    return parser.parse_args(argv)
+
+
+def positive(text):
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1, not %s" % text)
+    return number
+
+
+def main(argv=None):
+    """Returns the exit status; STATUSES says what each means."""
+    arguments = parse(argv)
+    try:
+        run(arguments)
+        return 0
+    except FileNotFoundError as error:
+        return fail(2, "%s: %s" % (error.filename, error.strerror or error))
+    except ImportError as error:
+        return fail(2, "--check=decode needs NVIDIA DALI: %s" % error)
+    except BadImages as error:
+        return report(error.problems)
+    except SourceError as error:
+        return fail(1, str(error))
+    except output.Refused as error:
+        return fail(3, str(error))
+    except OSError as error:
+        return fail(4, "%s%s; run the same command again to go on" % (error.filename + ": " if error.filename else "", error.strerror))
+    except KeyboardInterrupt:
+        return fail(130, "interrupted; run the same command again to go on")
+
+
+def fail(status, text):
+    print("prepare.imagenet: " + text, file=sys.stderr)
+    return status
+
+
+def report(problems):
+    """Names every problem; returns the exit status."""
+    for problem in problems[:LISTED]:
+        print("prepare.imagenet: %s" % problem, file=sys.stderr)
+    more = len(problems) - LISTED
+    text = "%d problems%s; nothing was written: " % (len(problems), " (%d more than shown)" % more if more > 0 else "")
+    return fail(1, text + "mend them, or leave these images out with --on-error=skip")
+
+
+def plan_half(prefix, half, workers, check):
+    plan = make_plan(prefix, half.list(workers), allow_empty=check == "none")
+    print("%s: %s images in %d classes, %s" % (prefix, format(len(plan.paths), ","), len(plan.classes), half.path))
+    return plan
+
+
+def check_plans(plans, keep_going):
+    """Refuses what indexing can tell is wrong. Raises BadImages or SourceError."""
+    problems = [problem for prefix in PREFIXES for problem in plans[prefix].problems + labels.count_problems(plans[prefix])]
+    if problems and not keep_going:
+        raise BadImages(problems)
+    for prefix in PREFIXES:
+        check_no_class_lost(plans[prefix], plans[prefix].labels)
+    labels.check_same_classes(plans["train"], plans["val"])
+
+
+def check_space(folder, needed):
+    """Raises OSError when the file system cannot hold `needed` bytes more."""
+    there = os.path.abspath(folder)
+    while not os.path.exists(there):
+        there = os.path.dirname(there)
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        text = "needs %.2f GB, %.2f GB are free: free the rest" % (needed / 1e9, free / 1e9)
+        raise OSError(errno.ENOSPC, text, folder)
+
+
+def run(arguments):
+    """Does what the command line says. Raises what `main` turns into an exit status."""
+    folder = arguments.folder
+    workers = arguments.workers or 2 * usable_cpus()
+    options = {"check": arguments.check, "on_error": arguments.on_error}
+    halves = sources.find_halves(arguments.source)
+    identities = {prefix: sources.identity(halves[prefix]) for prefix in PREFIXES}
+    todo = [prefix for prefix in PREFIXES if not output.is_finished(folder, prefix, identities[prefix], options)]
+    if not todo:
+        print("%s: complete since an earlier run" % folder)
+        return
+    check = CHECKS[arguments.check]()
+    plans = {prefix: plan_half(prefix, halves[prefix], workers, arguments.check) for prefix in PREFIXES}
+    check_plans(plans, arguments.on_error == "skip")
+    needed = sum(plans[prefix].output_bytes() - output.bytes_written(folder, prefix) for prefix in todo)
+    check_space(folder, needed)
+    if arguments.dry_run:
+        print("%s: would write %s, %.2f GB" % (folder, " and ".join(todo), needed / 1e9))
+        return
+    os.makedirs(folder, exist_ok=True)
+    for prefix in todo:
+        plan = plans[prefix]
+        source = {"path": os.path.abspath(plan.top), "kind": halves[prefix].kind, "identity": identities[prefix]}
+        with Progress(prefix, len(plan.paths), int(plan.sizes.sum())) as progress:
+            manifest = convert(
+                plan,
+                folder,
+                workers=workers,
+                check=check,
+                keep_going=arguments.on_error == "skip",
+                description={"source": source, "options": options},
+                progress=progress,
+            )
+            print("%s: done: %s, %d left out" % (prefix, progress.summary(), len(manifest["skipped"])))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files being written: the record file, the journal that lets a killed run go on, and renaming into place."""
+
+import errno
+import fcntl
+import hashlib
+import json
+import mmap
+import os
+import shutil
+
+import numpy as np
+
+BLOCK_BYTES = 4096  # what direct I/O wants offsets and sizes to be a multiple of
+STAGE_BYTES = 4 << 20
+JOURNAL = "journal"
+SUFFIXES = (".rec", ".idx", ".lst", ".sums")  # of the data files; the manifest (.json) comes last
+FORMAT, VERSION = "mxresnet-recordio", 1
+
+
+class Refused(Exception):
+    """The destination holds something that must not be overwritten or mixed; the message says what to do."""
+
+
+class RecordFile:
+    """Appends to a file from a given offset on, past the page cache where the file system allows it.
+
+    Direct I/O leaves the CPUs to reading and hashing (through the page cache a write costs several times the CPU), and
+    does not push the source out of memory. What `flushed` covers is in the file; the rest waits in memory.
+    """
+
+    def __init__(self, path, offset):
+        self.flushed = offset - offset % BLOCK_BYTES
+        self._fill = offset - self.flushed
+        self._stage = np.frombuffer(mmap.mmap(-1, STAGE_BYTES), np.uint8)  # mmap: aligned to a page
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_DIRECT", 0), 0o666)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # tmpfs and some network file systems have no direct I/O
+                raise
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        with open(path, "rb") as stream:
+            stream.seek(self.flushed)
+            head = stream.read(self._fill)
+        self._stage[: len(head)] = np.frombuffer(head, np.uint8)
+
+    @property
+    def position(self):
+        """Where the next byte goes."""
+        return self.flushed + self._fill
+
+    def write(self, view):
+        """Appends the bytes of `view`. Raises OSError, for instance when the disk is full."""
+        data = np.frombuffer(view, np.uint8)
+        while len(data):
+            count = min(len(data), STAGE_BYTES - self._fill)
+            self._stage[self._fill : self._fill + count] = data[:count]
+            self._fill += count
+            data = data[count:]
+            if self._fill == STAGE_BYTES:
+                self._put(self._stage)
+                self.flushed += STAGE_BYTES
+                self._fill = 0
+
+    def _put(self, data):
+        done = 0
+        while done < len(data):
+            try:
+                done += os.pwrite(self._file, data[done:], self.flushed + done)
+            except OSError as error:
+                if error.errno != errno.EINVAL or not self._leave_direct():
+                    raise
+
+    def _leave_direct(self):
+        """Goes on through the page cache; returns False when that was so already."""
+        flags = fcntl.fcntl(self._file, fcntl.F_GETFL)
+        direct = flags & getattr(os, "O_DIRECT", 0)
+        fcntl.fcntl(self._file, fcntl.F_SETFL, flags & ~direct)
+        return bool(direct)
+
+    def finish(self):
+        """Writes what waits, ends the file there and makes it durable."""
+        self._leave_direct()  # the last block is not a whole one
+        self._put(self._stage[: self._fill])
+        os.ftruncate(self._file, self.position)
+        os.fsync(self._file)
+
+    def close(self):
+        os.close(self._file)
+
+
+class Journal:
+    """One line per finished piece of the record file, after a first line that says what the file is made from.
+
+    A line carries the SHA-256 of the record file up to the piece's end, so a line is only believed when the file agrees:
+    nothing needs to be forced to disk on the way, and what a power cut took is written again.
+    """
+
+    def __init__(self, folder, header):
+        """Opens or begins the journal in `folder`. Raises Refused when it belongs to another conversion."""
+        os.makedirs(folder, exist_ok=True)
+        self.folder = folder
+        self._file = open(os.path.join(folder, JOURNAL), "ab+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused("%s: another conversion is writing here: wait for it" % folder) from None
+        except OSError:
+            pass  # a file system without locks
+        self._waiting = []
+        self.lines = self._read(header)
+
+    def _read(self, header):
+        self._file.seek(0)
+        lines = self._file.read().split(b"\n")[:-1]  # what follows the last line feed was cut off
+        if not lines:
+            self._file.truncate(0)
+            self._append(header)
+            return []
+        if json.loads(lines[0]) != header:
+            raise Refused(
+                "%s: is the unfinished conversion of another source, of other options, or of files changed since: "
+                "finish that one, or remove the folder to start over" % self.folder
+            )
+        pieces = []
+        for line in lines[1:]:
+            try:
+                pieces.append(json.loads(line))
+            except ValueError:
+                break
+        return pieces
+
+    def keep(self, count):
+        """Forgets all but the first `count` lines of those found."""
+        self._file.seek(0)
+        kept = self._file.read().split(b"\n")[: count + 1]
+        self._file.truncate(sum(len(line) + 1 for line in kept))
+        self.lines = self.lines[:count]
+
+    def add(self, line, end):
+        """Notes a piece; it is written down once the record file is flushed up to `end`."""
+        self._waiting.append((end, line))
+
+    def flushed(self, position):
+        """Writes down the pieces that end at or before `position`."""
+        while self._waiting and self._waiting[0][0] <= position:
+            self._append(self._waiting.pop(0)[1])
+
+    def _append(self, line):
+        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.flush()
+
+    def close(self):
+        self._file.close()
+
+
+def part_folder(folder, prefix):
+    """Where the files stand until they are whole."""
+    return os.path.join(folder, prefix + ".part")
+
+
+def manifest_path(folder, prefix):
+    return os.path.join(folder, prefix + ".json")
+
+
+def is_finished(folder, prefix, identity, options):
+    """Whether `folder` holds this half whole, made from this source with these options. Takes an instant.
+
+    Raises Refused when it holds another one, a damaged one, or files that are not from here.
+    """
+    path = manifest_path(folder, prefix)
+    if not os.path.exists(path):
+        strangers = [prefix + suffix for suffix in SUFFIXES if os.path.lexists(os.path.join(folder, prefix + suffix))]
+        if strangers and not os.path.exists(os.path.join(part_folder(folder, prefix), JOURNAL)):
+            raise Refused("%s: exists without a manifest: move it away" % os.path.join(folder, strangers[0]))
+        return False
+    manifest = load_manifest(folder, prefix)
+    for name, facts in manifest["files"].items():
+        size = os.path.getsize(os.path.join(folder, name)) if os.path.exists(os.path.join(folder, name)) else None
+        if size != facts["bytes"]:
+            found = "is missing" if size is None else "has %d bytes" % size
+            raise Refused("%s: %s, not %d: remove %s to make it again" % (os.path.join(folder, name), found, facts["bytes"], path))
+    # Without a bad image the two ways of treating one give the same bytes.
+    same = manifest["options"]["check"] == options["check"]
+    same = same and (manifest["options"]["on_error"] == options["on_error"] or not manifest["skipped"])
+    if not same or manifest["source"]["identity"] != identity:
+        raise Refused(
+            "%s: was made from %s with %s: choose another folder, or remove its files"
+            % (path, manifest["source"]["path"], " ".join("--%s=%s" % pair for pair in sorted(manifest["options"].items())))
+        )
+    shutil.rmtree(part_folder(folder, prefix), ignore_errors=True)
+    return True
+
+
+def load_manifest(folder, prefix):
+    """Returns the manifest. Raises Refused when it is not one that this version understands."""
+    path = manifest_path(folder, prefix)
+    with open(path, encoding="utf-8") as stream:
+        try:
+            manifest = json.load(stream)
+            if (manifest["format"], manifest["version"]) == (FORMAT, VERSION):
+                return manifest
+        except (ValueError, KeyError, TypeError):
+            pass
+    raise Refused("%s: is not a manifest of %s version %d" % (path, FORMAT, VERSION))
+
+
+def bytes_written(folder, prefix):
+    """How much of the record file an earlier run left."""
+    try:
+        return os.path.getsize(os.path.join(part_folder(folder, prefix), prefix + ".rec"))
+    except OSError:
+        return 0
+
+
+def take_back(folder, prefix):
+    """Undoes a publication that was cut off before the manifest: the record file goes back to be looked at again."""
+    record = os.path.join(folder, prefix + ".rec")
+    if os.path.exists(record):
+        os.replace(record, os.path.join(part_folder(folder, prefix), prefix + ".rec"))
+
+
+def publish(folder, prefix, manifest):
+    """Renames the finished files into `folder`, the manifest last, and removes the part folder."""
+    part = part_folder(folder, prefix)
+    write_file(os.path.join(part, prefix + ".json"), [json.dumps(manifest, indent=1).encode() + b"\n"])
+    for suffix in SUFFIXES:
+        os.replace(os.path.join(part, prefix + suffix), os.path.join(folder, prefix + suffix))
+    sync_folder(folder)
+    os.replace(os.path.join(part, prefix + ".json"), manifest_path(folder, prefix))
+    sync_folder(folder)
+    shutil.rmtree(part)
+
+
+def write_file(path, blocks):
+    """Writes `blocks` to `path` durably; returns {"bytes": ..., "sha256": ...}."""
+    digest, size = hashlib.sha256(), 0
+    with open(path, "wb") as stream:
+        for block in blocks:
+            stream.write(block)
+            digest.update(block)
+            size += len(block)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def sync_folder(path):
+    """Makes renames in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass  # some network file systems cannot
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where images come from: what a source holds, and the bytes of one image. Knows nothing of records or labels."""
+
+import hashlib
+import os
+import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from prepare.listing import Folder, Listing, Problem, SourceError, is_image_name, name_problem
+
+
+def run_tree(step, first, workers):
+    """Calls step(item) on `workers` threads for `first`, then for every item those calls return, until none is left.
+
+    Threads, because on network storage each call waits rather than works. What a step raises is raised here.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        level = [first]
+        while level:
+            level = [item for found in pool.map(step, level) for item in found]
+
+
+@dataclass(frozen=True)
+class Half:
+    """Where the training or the validation set is, and how it is kept."""
+
+    path: str
+    kind: str  # "folders"
+
+    def list(self, workers):
+        """Returns the Listing, made on `workers` threads."""
+        return list_folder(self.path, workers)
+
+
+def find_halves(source):
+    """Returns {"train": Half, "val": Half} for what the folder `source` holds. Raises SourceError or FileNotFoundError."""
+    source = os.path.normpath(source)
+    os.listdir(source)
+    halves = {}
+    for prefix in ("train", "val"):
+        path = os.path.join(source, prefix)
+        if not os.path.isdir(path):
+            raise SourceError("%s: there is no folder %s/ here" % (source, prefix))
+        halves[prefix] = Half(path, "folders")
+    return halves
+
+
+def identity(half):
+    """A digest that tells in an instant whether this is the source of an earlier run: top names, sizes and times."""
+    digest = hashlib.sha256(half.kind.encode())
+    with os.scandir(half.path) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            status = entry.stat()
+            size = status.st_size if entry.is_file() else 0
+            digest.update(("%s %d %d\n" % (entry.name, size, status.st_mtime_ns)).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def list_folder(top, workers=1):
+    """Lists the images under the folder `top` as im2rec does: links followed, three extensions, nested folders too."""
+    listing = Listing(top)
+    lock = threading.Lock()
+
+    def scan(item):
+        relative, ancestors = item
+        absolute = os.path.join(top, relative) if relative else top
+        folder, problems, ignored, deeper = Folder(relative), [], [], []
+        try:
+            status = os.stat(absolute)
+            identity = (status.st_dev, status.st_ino)
+            if identity in ancestors:
+                raise SourceError("%s: a symbolic link that leads back to a folder above it: remove it" % absolute)
+            with os.scandir(absolute) as entries:
+                for entry in entries:
+                    path = relative + "/" + entry.name if relative else entry.name
+                    if entry.is_dir():
+                        folder.has_folders = True
+                        deeper.append((path, ancestors + (identity,)))
+                    else:
+                        scan_file(entry, path, folder, problems, ignored)
+        except OSError as error:
+            problems.append(Problem(absolute, "cannot be listed: %s" % error.strerror))
+        with lock:
+            listing.folders.append(folder)
+            listing.problems += problems
+            for path in ignored:
+                suffix = os.path.splitext(path)[1].lower() or os.path.basename(path)
+                listing.ignored[suffix] = listing.ignored.get(suffix, 0) + 1
+        return deeper
+
+    run_tree(scan, ("", ()), workers)
+    return listing
+
+
+def scan_file(entry, path, folder, problems, ignored):
+    """Adds one directory entry that is not a folder to `folder`, `problems` or `ignored`."""
+    try:
+        status = entry.stat()
+    except OSError as error:
+        reason = "a symbolic link to something that is not there" if entry.is_symlink() else error.strerror
+        problems.append(Problem(entry.path, reason))
+        return
+    if not is_image_name(entry.name):
+        ignored.append(path)
+        return
+    if not stat.S_ISREG(status.st_mode):
+        problems.append(Problem(entry.path, "not a regular file"))
+        return
+    reason = name_problem(path)
+    if reason:
+        problems.append(Problem(entry.path, reason))
+        return
+    # A call less per image on network storage: who everybody may read needs no question.
+    if not status.st_mode & stat.S_IROTH and not os.access(entry.path, os.R_OK):
+        problems.append(Problem(entry.path, "cannot be read: permission denied"))
+    folder.add(entry.name, status.st_size, time=status.st_mtime_ns)
+
+
+def read_exactly(descriptor, view, offset):
+    """Fills `view` from the file at `offset`; raises SourceError when the file ends before."""
+    done = 0
+    while done < len(view):
+        count = os.preadv(descriptor, [view[done:]], offset + done)
+        if count == 0:
+            raise SourceError("shorter than when it was listed: %d bytes are missing" % (len(view) - done))
+        done += count
+
+
+
+class ImageReader:
+    """Reads the images of a plan; any number of threads may share it. Close it, or use it in a `with`."""
+
+    KEPT_OPEN = 64  # archives; a folder of a thousand class archives would use up the descriptors a process may have
+
+    def __init__(self, plan):
+        self._plan = plan
+        self._own = [os.path.join(plan.top, "")] if plan.top else [""]
+        self._open = []
+        if len(plan.archives) <= self.KEPT_OPEN:
+            for archive in plan.archives:
+                self._open.append(os.open(archive, os.O_RDONLY))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for descriptor in self._open:
+            os.close(descriptor)
+        self._open = []
+
+    def read(self, record, view):
+        """Fills `view` with the image of this record. Raises OSError, or SourceError when its size has changed."""
+        plan = self._plan
+        number = plan.archive_numbers[record]
+        if number < 0:
+            self._read_file(self._own[0] + plan.paths[record], view)
+        elif self._open:
+            read_exactly(self._open[number], view, int(plan.offsets[record]))
+        else:
+            descriptor = os.open(plan.archives[number], os.O_RDONLY)
+            try:
+                read_exactly(descriptor, view, int(plan.offsets[record]))
+            finally:
+                os.close(descriptor)
+
+    @staticmethod
+    def _read_file(path, view):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            read_exactly(descriptor, view, 0)
+            if os.fstat(descriptor).st_size != len(view):
+                raise SourceError("longer than when it was listed")
+        finally:
+            os.close(descriptor)
