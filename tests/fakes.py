@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stand-ins that record the order of events; for loop.py only. What they stand for is tested for real elsewhere."""
+
+from mxresnet.metrics import Score
+from mxresnet.pipeline import Batch
+
+
+class FakePipelines:
+    def __init__(self, events, val_real=(4, 2)):
+        self.events, self.val_real = events, val_real
+
+    def open(self):
+        self.events.append("open data")
+        return self, FakeValidation(self.val_real)
+
+    def batches(self, steps):
+        for step in range(steps):
+            self.events.append("fetch")
+            yield Batch(None, None, 4)
+
+
+class FakeValidation:
+    def __init__(self, reals):
+        self.reals = reals
+
+    def batches(self):
+        return (Batch(None, None, real) for real in self.reals)
+
+
+class FakeTrainer:
+    """Scores accuracies in turn; raises in the given step."""
+
+    def __init__(self, events, accuracies, fail_in_step=0):
+        self.events, self.accuracies, self.fail_in_step, self.steps = events, list(accuracies), fail_in_step, 0
+
+    def initialise(self):
+        from mxresnet.network import parameter_names
+
+        self.events.append("initialise")
+        return parameter_names(50)
+
+    def warm_up(self):
+        self.events.append("warm up")
+
+    def start_step(self, batch):
+        self.steps += 1
+        if self.steps == self.fail_in_step:
+            raise RuntimeError("step failed")
+        self.events.append("forward")
+
+    def finish_step(self):
+        self.events.append("backward, update")
+
+    def wait(self):
+        self.events.append("wait")
+
+    def evaluate(self, batches):
+        total = sum(batch.real for batch in batches)
+        self.events.append("evaluate")
+        return Score(round(self.accuracies.pop(0) * total), total)
+
+
+class FakeWorld:
+    rank, size = 0, 1
+
+    def __init__(self, events):
+        self.events = events
+
+    def barrier(self):
+        self.events.append("barrier")

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+import importlib.resources
+import re
+
+import mxnet as mx
+import numpy as np
+import pytest
+
+from mxresnet import network
+from mxresnet.config import Config
+from mxresnet.ops import PlainOps
+
+
+def symbol(classes=1000, **settings):
+    config = Config(**settings)
+    return network.build(PlainOps(config), config, classes)
+
+
+def shapes(net, data):
+    arguments, outputs, statistics = net.infer_shape(data=data)
+    return dict(zip(net.list_arguments(), arguments)), outputs, dict(zip(net.list_auxiliary_states(), statistics))
+
+
+def test_parameter_names_are_those_of_the_official_checker():
+    rules = importlib.resources.files("mlperf_logging") / "compliance_checker" / "training_2.1.0" / "closed_resnet.yaml"
+    demanded = re.findall(r'"(\w+_(?:weight|bias|gamma|beta))"', rules.read_text())
+    assert len(demanded) == 161 and sorted(network.parameter_names(50)) == sorted(demanded)
+
+
+def test_parameter_names_are_those_of_the_symbol_in_its_order():
+    assert [name for name in symbol().list_arguments() if name not in ("data", "softmax_label")] == network.parameter_names(50)
+
+
+@pytest.mark.parametrize("channels, parameters", [(3, 25557032), (4, 25560168)])
+def test_sizes(channels, parameters):
+    arguments, outputs, statistics = shapes(symbol(), (2, channels, 224, 224))
+    count = sum(int(np.prod(shape)) for name, shape in arguments.items() if name not in ("data", "softmax_label"))
+    assert count == parameters and outputs == [(2, 1000)]
+    assert len(statistics) == 106 and sum(int(np.prod(shape)) for shape in statistics.values()) == 53120
+
+
+def test_the_stride_sits_in_the_3x3_convolution():
+    net = symbol()
+    outputs = net.get_internals()
+    _, sizes, _ = outputs.infer_shape(data=(1, 3, 224, 224))
+    size = {name: shape[2] for name, shape in zip(outputs.list_outputs(), sizes) if len(shape) == 4}
+    assert [size[f"stage3_unit1_{name}_output"] for name in ("conv1", "conv2", "conv3", "conv1sc")] == [28, 14, 14, 14]
+    assert size["pool0_output"] == 56 and size["stage4_unit3_relu3_output"] == 7
+
+
+def test_channel_last_network_has_the_references_shapes_and_types():
+    layouts = dict(input_layout="NHWC", conv_layout="NHWC", batchnorm_layout="NHWC", pooling_layout="NHWC")
+    net = symbol(dtype="float16", image_shape=(4, 224, 224), **layouts)
+    assert "transpose" not in net.tojson()
+    arguments, _, _ = shapes(net, (2, 224, 224, 4))
+    assert arguments["conv0_weight"] == (64, 7, 7, 4) and arguments["stage2_unit1_conv2_weight"] == (128, 3, 3, 128)
+    types, outputs, statistics = net.infer_type(data="float16")
+    types = dict(zip(net.list_arguments(), types))
+    halves = [name for name, kind in types.items() if kind == np.float16 and name != "data"]
+    assert len(halves) == 55 and all(name.endswith(("weight", "bias")) for name in halves)
+    assert types["bn0_gamma"] == np.float32 and outputs == [np.float32] and set(statistics) == {np.float32}
+
+
+@pytest.mark.parametrize("layouts", [dict(input_layout="NHWC"), dict(batchnorm_layout="NHWC")])
+def test_any_layout_computes_the_same_network(layouts):
+    """Mixed layouts that a CPU can run, against all channel-first."""
+    data = np.random.RandomState(0).randn(2, 3, 32, 32).astype("float32")
+    weights = None
+    results = []
+    for settings in ({}, layouts):
+        net = symbol(classes=10, **settings)
+        values = data.transpose(0, 2, 3, 1) if settings.get("input_layout") else data
+        module = mx.mod.Module(net, context=mx.cpu())
+        module.bind([("data", values.shape)], [("softmax_label", (2,))], for_training=False)
+        module.init_params(network.initializer(Config()))
+        if weights:
+            module.set_params(*weights)
+        weights = module.get_params()
+        module.forward(mx.io.DataBatch([mx.nd.array(values)], [mx.nd.zeros(2)]), is_train=False)
+        results.append(module.get_outputs()[0].asnumpy())
+    np.testing.assert_allclose(results[1], results[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("zero_gamma", [False, True])
+def test_first_weights(zero_gamma):
+    mx.random.seed(1)
+    config = Config(image_shape=(4, 32, 32), bn_gamma_init0=zero_gamma)
+    module = mx.mod.Module(network.build(PlainOps(config), config, 1000), context=mx.cpu())
+    module.bind([("data", (1, 4, 32, 32))], [("softmax_label", (1,))])
+    module.init_params(network.initializer(config))
+    arguments, statistics = module.get_params()
+    for name, array in arguments.items():
+        value = array.asnumpy()
+        if name.endswith(("beta", "bias")):
+            assert not value.any(), name
+        elif name.endswith("gamma"):
+            assert (value == (0 if zero_gamma and name.endswith("bn3_gamma") else 1)).all(), name
+        else:
+            fan_in = np.prod(value.shape[1:])
+            sigma = 0.01 if name == "fc1_weight" and not zero_gamma else np.sqrt(2 / fan_in)
+            assert value.std() == pytest.approx(sigma, rel=0.03), name
+            assert abs(value.mean()) < 5 * sigma / np.sqrt(value.size), name
+    for name, array in statistics.items():
+        assert (array.asnumpy() == (1 if name.endswith("var") else 0)).all()
+
+
+def test_label_smoothing_shares_alpha_among_the_other_classes():
+    """The gradient is softmax minus target, summed over the batch, the target alpha / (K - 1) off the label."""
+    logits = np.random.RandomState(0).randn(3, 5)
+    data = mx.sym.var("data")
+    net = mx.sym.SoftmaxOutput(data, smooth_alpha=0.1, name="softmax")
+    executor = net.simple_bind(mx.cpu(), data=(3, 5))
+    executor.forward(is_train=True, data=mx.nd.array(logits), softmax_label=mx.nd.array([0, 4, 2]))
+    executor.backward()
+    softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    target = np.full((3, 5), 0.1 / 4)
+    target[[0, 1, 2], [0, 4, 2]] = 0.9
+    np.testing.assert_allclose(executor.grad_dict["data"].asnumpy(), softmax - target, atol=1e-6)
