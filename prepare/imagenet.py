@@ -34,12 +34,22 @@ LISTED = 200  # problems shown on the terminal before they are only counted
 def parse(argv):
     parser = argparse.ArgumentParser(
         prog="python -m prepare.imagenet",
-        description=__doc__.split("\n", 1)[1].strip() + " SRC holds train/ and val/.",
+        description=__doc__.split("\n", 1)[1].strip() + """
+
+SRC holds train/ and val/ with a folder for each class, or the official archives (ILSVRC2012_img_train.tar and
+ILSVRC2012_img_val.tar, read in place; also train/ with an archive for each class). Labels for the validation
+archive come from the devkit archive, a valprep.sh or a list of synsets, in SRC or named with --val-labels.""",
         epilog=STATUSES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", metavar="SRC", help="folder of the data set")
     parser.add_argument("folder", metavar="DST", help="folder for train.rec, val.rec, their .idx, .lst, .sums and .json")
+    parser.add_argument(
+        "--val-labels",
+        metavar="FILE",
+        help="labels of validation images that stand in no class folders: the devkit archive, valprep.sh, or a text file "
+        "with one synset a line in the order of the files; found by itself when it is in SRC",
+    )
     parser.add_argument("--workers", type=positive, default=None, help="reading threads (default: 2 per usable CPU)")
     parser.add_argument(
         "--check",
@@ -132,8 +142,8 @@ def run(arguments):
     folder = arguments.folder
     workers = arguments.workers or 2 * usable_cpus()
     options = {"check": arguments.check, "on_error": arguments.on_error}
-    halves = sources.find_halves(arguments.source)
-    identities = {prefix: sources.identity(halves[prefix]) for prefix in PREFIXES}
+    halves = sources.find_halves(arguments.source, arguments.val_labels)
+    identities = {prefix: halves[prefix].identity() for prefix in PREFIXES}
     todo = [prefix for prefix in PREFIXES if not output.is_finished(folder, prefix, identities[prefix], options)]
     if not todo:
         print("%s: complete since an earlier run" % folder)

@@ -52,6 +52,11 @@ def count_problems(plan):
 
 def check_same_classes(train, val):
     """Raises SourceError unless both plans have the same classes: the same name must mean the same label in both."""
+    if val.classes == ["."] and train.classes != ["."]:
+        raise SourceError(
+            "%s: its images stand in no class folders and there are no labels for them: put ILSVRC2012_devkit_t12.tar.gz "
+            "or valprep.sh beside it, or name a file with --val-labels" % val.top
+        )
     for one, other in ((train, val), (val, train)):
         missing = sorted(set(one.classes) - set(other.classes))
         if missing:

@@ -51,6 +51,7 @@ class Listing:
     """All that one half (training or validation) of a data set holds."""
 
     top: str  # folder or archive, for messages and for opening files
+    flat: bool = False  # the images stand at the top, whatever folders they are listed under
     folders: List[Folder] = field(default_factory=list)
     problems: List[Problem] = field(default_factory=list)
     ignored: Dict[str, int] = field(default_factory=dict)  # what was left out for its extension: example -> how many

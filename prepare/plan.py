@@ -20,6 +20,7 @@ class Plan:
 
     prefix: str
     top: str
+    flat: bool  # the files stand at the top: only the last part of a path is theirs
     paths: List[str]  # relative to the top, as they stand in the .lst file
     keys: np.ndarray  # position in the walk, before shuffling
     labels: np.ndarray
@@ -50,7 +51,7 @@ class Plan:
 
 
 def make_plan(prefix, listing: Listing, allow_empty=False):
-    """Orders and numbers what `listing` holds. Raises SourceError when it holds no image at all.
+    """Orders and numbers what `listing` holds. Raises SourceError when it holds no image, or a class twice.
 
     `allow_empty`: whether an image of 0 bytes is an image.
     """
@@ -62,6 +63,9 @@ def make_plan(prefix, listing: Listing, allow_empty=False):
     filled = [folder for folder in folders if folder.names]
     if not filled:
         raise SourceError("%s: holds no image (%s)" % (listing.top, " ".join(EXTENSIONS)))
+    for one, other in zip(filled, filled[1:]):
+        if one.path == other.path:
+            raise SourceError("%s: holds the class %s twice" % (listing.top, one.path))
     paths, columns = flatten(filled)
     problems += size_problems(listing.top, paths, columns["size"], allow_empty) + repeated(listing.top, paths)
     order = labels.record_order(len(paths))
@@ -75,6 +79,7 @@ def make_plan(prefix, listing: Listing, allow_empty=False):
     plan = Plan(
         prefix=prefix,
         top=listing.top,
+        flat=listing.flat,
         paths=[paths[number] for number in order.tolist()],
         keys=order,
         labels=columns["label"][order],

@@ -6,8 +6,10 @@ import os
 import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Tuple
 
+from prepare import archives, vallabels
 from prepare.listing import Folder, Listing, Problem, SourceError, is_image_name, name_problem
 
 
@@ -22,40 +24,87 @@ def run_tree(step, first, workers):
             level = [item for found in pool.map(step, level) for item in found]
 
 
+OFFICIAL = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
+
+
 @dataclass(frozen=True)
 class Half:
     """Where the training or the validation set is, and how it is kept."""
 
     path: str
-    kind: str  # "folders"
+    kind: str  # "folders", "class archives" or "archive"
+    label_files: Tuple[str, ...] = ()  # for images that do not stand in class folders
 
     def list(self, workers):
-        """Returns the Listing, made on `workers` threads."""
-        return list_folder(self.path, workers)
+        """Returns the Listing, made on `workers` threads. Raises SourceError when the source cannot be used."""
+        if self.kind == "folders":
+            listing = list_folder(self.path, workers)
+        elif self.kind == "archive":
+            listing = archives.list_archive(self.path, workers)
+        else:
+            listing = archives.list_class_archives(self.path, class_archives(self.path)[0], workers)
+        if self.label_files:
+            vallabels.apply(listing, self.label_files)
+        return listing
+
+    def identity(self):
+        """A digest that tells in an instant whether this is the source of an earlier run: top names, sizes and times."""
+        digest = hashlib.sha256(self.kind.encode())
+        paths = [self.path, *self.label_files]
+        if self.kind != "archive":
+            paths = sorted(os.path.join(self.path, name) for name in os.listdir(self.path)) + paths[1:]
+        for path in paths:
+            status = os.stat(path) if os.path.exists(path) else os.lstat(path)
+            size = status.st_size if stat.S_ISREG(status.st_mode) else 0
+            text = "%s %d %d\n" % (os.path.basename(path), size, status.st_mtime_ns)
+            digest.update(text.encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
 
 
-def find_halves(source):
-    """Returns {"train": Half, "val": Half} for what the folder `source` holds. Raises SourceError or FileNotFoundError."""
+def find_halves(source, label_file=None):
+    """Returns {"train": Half, "val": Half} for what the folder `source` holds.
+
+    `label_file`: one more source of validation labels. Raises SourceError, or FileNotFoundError and its like.
+    """
     source = os.path.normpath(source)
-    os.listdir(source)
-    halves = {}
-    for prefix in ("train", "val"):
-        path = os.path.join(source, prefix)
-        if not os.path.isdir(path):
-            raise SourceError("%s: there is no folder %s/ here" % (source, prefix))
-        halves[prefix] = Half(path, "folders")
+    names = sorted(os.listdir(source))
+    halves = {prefix: find_half(source, prefix) for prefix in OFFICIAL}
+    label_files = [os.path.join(source, name) for name in names if vallabels.looks_like_labels(name)]
+    if label_file is not None:
+        os.stat(label_file)
+        label_files.append(label_file)
+    halves["val"] = replace(halves["val"], label_files=tuple(label_files))
     return halves
 
 
-def identity(half):
-    """A digest that tells in an instant whether this is the source of an earlier run: top names, sizes and times."""
-    digest = hashlib.sha256(half.kind.encode())
-    with os.scandir(half.path) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            status = entry.stat()
-            size = status.st_size if entry.is_file() else 0
-            digest.update(("%s %d %d\n" % (entry.name, size, status.st_mtime_ns)).encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
+def find_half(source, prefix):
+    """Class folders win over archives that they may have been unpacked from. Raises SourceError when there is nothing."""
+    folder, official = os.path.join(source, prefix), OFFICIAL[prefix]
+    if os.path.isdir(folder) and os.listdir(folder):
+        names, others = class_archives(folder)
+        if os.path.exists(os.path.join(folder, official)) and not others:
+            return Half(os.path.join(folder, official), "archive")
+        if not names or others:
+            missing = [name for name in names if os.path.splitext(name)[0] not in others]
+            if missing:
+                raise SourceError(
+                    "%s: not unpacked, though there are class folders beside it: unpack it, or move it away"
+                    % os.path.join(folder, missing[0])
+                )
+            return Half(folder, "folders")
+        return Half(folder, "class archives")
+    for name in (official, prefix + ".tar"):
+        if os.path.isfile(os.path.join(source, name)):
+            return Half(os.path.join(source, name), "archive")
+    raise SourceError("%s: holds neither a folder %s/ with anything in it nor %s" % (source, prefix, official))
+
+
+def class_archives(folder):
+    """Returns the names of the .tar files in a folder, but for the official ones, and those of its sub-folders."""
+    with os.scandir(folder) as entries:
+        found = [(entry.name, entry.is_dir()) for entry in entries]
+    names = sorted(name for name, is_folder in found if name.endswith(".tar") and not is_folder)
+    return [name for name in names if name not in OFFICIAL.values()], {name for name, is_folder in found if is_folder}
 
 
 def list_folder(top, workers=1):
@@ -136,7 +185,7 @@ class ImageReader:
 
     def __init__(self, plan):
         self._plan = plan
-        self._own = [os.path.join(plan.top, "")] if plan.top else [""]
+        self._top = os.path.join(plan.top, "")
         self._open = []
         if len(plan.archives) <= self.KEPT_OPEN:
             for archive in plan.archives:
@@ -155,7 +204,8 @@ class ImageReader:
         plan = self._plan
         number = plan.archive_numbers[record]
         if number < 0:
-            self._read_file(self._own[0] + plan.paths[record], view)
+            path = plan.paths[record]
+            self._read_file(self._top + (os.path.basename(path) if plan.flat else path), view)
         elif self._open:
             read_exactly(self._open[number], view, int(plan.offsets[record]))
         else:
