@@ -8,6 +8,7 @@
 # DGXSYSTEM=<name> picks config_<name>.sh; without it the hardware decides. LOGDIR (./results) gets the log.
 # Exit status: 0 target accuracy reached, 3 missed, 2 a mistake in settings or data, anything else a failure.
 set -euo pipefail
+stopped_by=""
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 say() { printf '%s\n' "$*" >&2; }
@@ -34,30 +35,39 @@ prepare_builtin_data() {
     "$python" -m prepare.imagenet "$images" "$DATAROOT" >&2
 }
 
-# Runs a command with its output in a log and, filtered, on the terminal. A signal ends the command first; the log is
-# whole when this returns the command's status.
-run_logged() {
-    local log=$1 hide=$2 status=0 pipes command filter
-    shift 2
-    pipes=$(mktemp -d)
-    mkfifo "$pipes/out"
-    (trap '' INT TERM; tee -a "$log" <"$pipes/out" | grep --line-buffered -v -E "$hide" || true) &
-    filter=$!
-    "$@" >"$pipes/out" 2>&1 </dev/null &
+# Runs a command and ends it when this script is told to stop, so that no rank outlives it; returns its status.
+run_to_its_end() {
+    local status=0 command signal
+    "$@" </dev/null &
     command=$!
-    trap 'kill -TERM "$command" 2>/dev/null || true' INT TERM HUP
+    for signal in INT TERM HUP; do
+        # shellcheck disable=SC2064  # the names as they are now
+        trap "stopped_by=$signal; kill -TERM $command 2>/dev/null || true" "$signal"
+    done
     while kill -0 "$command" 2>/dev/null; do
         status=0
         wait "$command" || status=$?
     done
     trap - INT TERM HUP
-    wait "$filter"
-    rm -rf "$pipes"
+    [ -z "$stopped_by" ] || status=$((128 + $(kill -l "$stopped_by")))
     return "$status"
 }
 
+# Starts the ranks of this machine. Their standard output is the MLPerf log, which is in the log file as well.
+launch() {
+    local python=$1 mpirun
+    shift
+    mpirun=$(dirname "$python")/mpirun
+    [ -x "$mpirun" ] || mpirun=$(command -v mpirun) || die "mpirun is not found beside $python nor on PATH: install Open MPI 4.1"
+    set -- "$mpirun" -np "$DGXNGPU" --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 -q "$@"
+    [ "$(id -u)" != 0 ] || export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+    # One machine needs no remote shell, but Open MPI wants to see one.
+    command -v ssh >/dev/null || export OMPI_MCA_plm_rsh_agent=/bin/false
+    run_to_its_end "$@" >/dev/null
+}
+
 main() {
-    local python started status=0 rank log launch=() hide='^$'
+    local python started status=0 rank command
     rank=${OMPI_COMM_WORLD_RANK:-${PMIX_RANK:-}}
     [ -n "$rank" ] || [ -z "${SLURM_STEP_ID:-}" ] || rank=${SLURM_PROCID:-}
 
@@ -69,24 +79,27 @@ main() {
     # shellcheck source=config_CPU_digits.sh
     source "./config_$DGXSYSTEM.sh"
     python=$(./setup_env.sh)
-    "$python" -m mxresnet --print-config "$@" >/dev/null || exit
+    command=("$python" -m mxresnet "$@")
+    [ "${rank:-0}" = 0 ] || exec "${command[@]}"
+
+    "${command[@]}" --print-config >/dev/null || exit
     LOGDIR=${LOGDIR:-./results}
     mkdir -p "$LOGDIR" || die "LOGDIR=$LOGDIR cannot be made: name a folder that this user may write"
-    log=$LOGDIR/${DATESTAMP:-$(date +%y%m%d%H%M%S)}_${TRIAL:-1}.log
-
-    if [ -z "$rank" ]; then
-        [ -z "${BUILTIN_DATA:-}" ] || prepare_builtin_data "$python"
-        launch=("$(dirname "$python")/mpirun" -np "$DGXNGPU" --oversubscribe --bind-to none --mca mpi_yield_when_idle 1)
-        [ -x "${launch[0]}" ] || launch[0]=mpirun
-        [ "$(id -u)" != 0 ] || launch+=(--allow-run-as-root)
-        command -v ssh >/dev/null || launch+=(--mca plm_rsh_agent /bin/false)
-        hide='^:::MLLOG'
-    elif [ "$rank" != 0 ]; then
-        exec "$python" -m mxresnet "$@"
-    fi
+    export LOG_FILE=$LOGDIR/${DATESTAMP:-$(date +%y%m%d%H%M%S)}_${TRIAL:-1}.log
     started=$(date +%s)
-    run_logged "$log" "$hide" "${launch[@]}" "$python" -m mxresnet "$@" || status=$?
-    say "log: $log"
+    if [ -n "$rank" ]; then
+        run_to_its_end "${command[@]}" || status=$?
+    else
+        [ -z "${BUILTIN_DATA:-}" ] || prepare_builtin_data "$python"
+        launch "$python" "${command[@]}" || status=$?
+    fi
+    # mpirun is told to be quiet, for a rank says itself what is wrong, unless it is killed.
+    if [ -n "$stopped_by" ]; then
+        say "run_and_time.sh: stopped by SIG$stopped_by"
+    elif [ "$status" -gt 128 ]; then
+        say "run_and_time.sh: a rank was ended by SIG$(kill -l $((status - 128))) (SIGKILL: often out of memory)"
+    fi
+    say "log: $LOG_FILE"
     [ "$status" -eq 0 ] || exit "$status"
     echo "RESULT,IMAGE_CLASSIFICATION,,$(($(date +%s) - started)),$(id -un),$(date -d "@$started" '+%Y-%m-%d %I:%M:%S %p')"
 }

@@ -29,6 +29,17 @@ def attempt(what: Callable[[], Value]) -> Tuple[Optional[Value], Optional[UserEr
         return None, error
 
 
+def start_log(config: Config, rank: int) -> None:
+    """The lines that come before anything that takes time. Raises UserError when --log-file cannot be written."""
+    from mxresnet import mllog
+
+    if rank == 0:
+        if config.log_file:
+            mllog.open_file(config.log_file)
+        mllog.header(config)
+    mllog.init_start()
+
+
 def train(config: Config, world: World) -> bool:
     """One rank of a run, from before MXNet is loaded to the end; return whether the target was reached."""
     from mxresnet import dataset, loop, mllog, pipeline, progress, schedule
@@ -51,7 +62,9 @@ def train(config: Config, world: World) -> bool:
     device, problem = attempt(lambda: choose_device(config, world))
     world.agree(problem)
     seed_everything(my_seed)
-    shown = progress.Progress(plan, data.train_examples, config.batch_size * world.size, config.disp_batches, world.rank)
+    log_files = [open(config.log_file, "a")] if config.log_file and world.rank == 0 else []
+    shown = progress.Progress(
+        plan, data.train_examples, config.batch_size * world.size, config.disp_batches, world.rank, [sys.stderr, *log_files])
     shown.say(
         f"ResNet-{config.num_layers}, {world.size} x {device.device_type}, batch {config.batch_size} a rank, seed {seed}: "
         f"{data.train_examples:,} training and {data.val_examples:,} validation images of {data.classes:,} classes, "
@@ -72,26 +85,21 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if only_print:
         print(settings.to_json(config))
         return REACHED
-    rank = launched_rank()
-    if problem is None:
-        from mxresnet import mllog
-
-        if not rank:
-            mllog.header(config)
-        mllog.init_start()
+    if config:
+        _, problem = attempt(lambda: start_log(config, launched_rank() or 0))
     world = join()
     try:
         world.agree(problem)
         return REACHED if train(config, world) else MISSED
     except AgreedError as error:
         if world.rank == 0:
-            print(f"mxresnet: {error}", file=sys.stderr)
+            sys.stderr.write(f"mxresnet: {error}\n")
         return MISTAKE
     except UserError as error:
-        print(f"mxresnet: {error}", file=sys.stderr)
-        world.abort()
+        sys.stderr.write(f"mxresnet: {error}\n")
+        world.abort(MISTAKE)
         return MISTAKE
     except BaseException:
-        print(f"mxresnet: rank {world.rank} failed:\n{traceback.format_exc()}", file=sys.stderr)
-        world.abort()
+        sys.stderr.write(f"mxresnet: rank {world.rank} failed:\n{traceback.format_exc()}")
+        world.abort(FAILED)
         return FAILED

@@ -133,6 +133,8 @@ class Config:
 
     # The run
     seed: Optional[int] = setting(None, "SEED", "random seed; empty: drawn by rank 0", between(0, 2**31 - 1), kind=int)
+    log_file: str = setting(
+        "", "LOG_FILE", "file that rank 0 appends the MLPerf log and the progress to; empty: only standard output (own)")
     disp_batches: int = setting(20, "DISP_BATCHES", "steps between two progress lines; 0: one line an epoch", at_least(0))
 
     # What the log says of the submission and the machine (own)

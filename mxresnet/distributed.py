@@ -90,12 +90,12 @@ class World:
         for first in range(0, len(arrays), length):
             self._hvd.grouped_allreduce_(list(arrays[first:first + length]), name=f"{name}.{first}", priority=-first)
 
-    def abort(self) -> None:
-        """End every rank at once; called when this one cannot go on."""
+    def abort(self, status: int) -> None:
+        """End every rank at once with this exit status; called when this one cannot go on."""
         sys.stdout.flush()
         sys.stderr.flush()
         if self._mpi:
-            self._mpi.Abort(1)
+            self._mpi.Abort(status)
 
     def leave(self) -> None:
         """Leave the run in step with the other ranks. All device work must be done (else updates are lost)."""

@@ -2,18 +2,30 @@
 """The MLPerf log: which line is written when, with which value. The only place that knows MLPerf's keys.
 
 Key names and order follow NVIDIA's v2.1 MXNet logs; the rules are mlperf_logging's compliance checker, ruleset 2.1.0.
-Lines go to standard output, from rank 0 except init_start, which every rank writes before it knows its rank.
+Lines go to standard output, and rank 0's to --log-file too. All are rank 0's but init_start, which every rank writes.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Dict, Iterable, Optional
 
 from mlperf_logging import mllog
 from mlperf_logging.mllog import constants
 
-from mxresnet.config import Config
+from mxresnet.config import Config, UserError
 from mxresnet.schedule import END_LEARNING_RATE, POLYNOMIAL_POWER, Block, Plan
+
+
+def open_file(path: str) -> None:
+    """From now on append every line of this process to a file too. Raises UserError when it cannot be written.
+
+    The file is this process's own, so that no line is cut by another's, as may happen in what mpirun collects.
+    """
+    try:
+        mllog.get_mllogger().logger.addHandler(logging.FileHandler(path))
+    except OSError as error:
+        raise UserError(f"--log-file {path} cannot be written ({error.strerror}): name a file in a folder that you may write") from None
 
 
 def header(config: Config) -> None:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the person at the terminal sees of a run: plain lines on standard error, from rank 0 only."""
+"""What the person at the terminal sees of a run: plain lines on standard error and in the log file, from rank 0 only."""
 
 from __future__ import annotations
 
 import sys
 import time
-from typing import Callable, Optional, TextIO
+from typing import Callable, Sequence, TextIO
 
 from mxresnet.metrics import Score
 from mxresnet.schedule import Plan
@@ -24,16 +24,17 @@ class Progress:
 
     def __init__(
             self, plan: Plan, images_per_epoch: int, images_per_step: int, every_steps: int, rank: int,
-            stream: TextIO = sys.stderr, clock: Callable[[], float] = time.monotonic):
+            streams: Sequence[TextIO] = (sys.stderr,), clock: Callable[[], float] = time.monotonic):
         self._plan, self._images, self._step_images, self._every = plan, images_per_epoch, images_per_step, every_steps
-        self._stream: Optional[TextIO] = stream if rank == 0 else None
+        self._streams = streams if rank == 0 else ()
         self._clock = clock
         self._run_start = self._epoch_start = self._mark = 0.0
         self._best = 0.0
 
     def say(self, text: str) -> None:
-        if self._stream:
-            print(text, file=self._stream, flush=True)
+        for stream in self._streams:
+            stream.write(text + "\n")  # in one piece: what ranks write is collected by mpirun
+            stream.flush()
 
     def run_started(self) -> None:
         self._run_start = self._clock()

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A conversion that is killed anywhere goes on and ends with the same bytes; another one is never mixed in."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import prepare_trees as trees
+
+# Runs the command with small pieces and dies, as if by kill -9, at its n-th step that changes the disk; a write that is
+# cut off writes half of its bytes. Prints the number of steps when it gets through.
+DIE = """
+import os, sys
+from prepare import imagenet, output, plan
+deadline, steps = int(sys.argv[1]), 0
+plan.PIECE_BYTES, output.STAGE_BYTES = 20000, 65536
+
+def dying(owner, name, half):
+    inner = getattr(owner, name)
+    def step(*arguments):
+        global steps
+        steps += 1
+        if steps == deadline:
+            half(inner, *arguments)
+            os._exit(137)
+        return inner(*arguments)
+    setattr(owner, name, step)
+
+nothing = lambda inner, *arguments: None
+dying(os, "pwrite", lambda inner, file, data, at: inner(file, data[: len(data) // 2 // 4096 * 4096], at))
+dying(os, "replace", nothing)
+dying(os, "fsync", nothing)
+dying(os, "ftruncate", nothing)
+dying(output.shutil, "rmtree", nothing)
+dying(output.Journal, "_append", lambda inner, self, line: (self._file.write(b'{"sha'), self._file.flush()))
+status = imagenet.main(sys.argv[2:])
+print("steps", steps)
+sys.exit(status)
+"""
+
+
+def die(deadline, source, folder):
+    command = [sys.executable, "-c", DIE, str(deadline), str(source), str(folder), "--workers=2"]
+    return subprocess.run(command, cwd=trees.REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("source")
+    files = trees.small(train=12, val=3)
+    files["train/n01440764/cut.JPEG"] = trees.jpeg(b"pp" + trees.MAGIC * 3)
+    trees.write(folder, files)
+    return folder
+
+
+def everything(folder):
+    """All files of a finished output; two runs on the same source must agree in each."""
+    return trees.contents(folder, sorted(os.listdir(str(folder))))
+
+
+def test_dying_at_every_step(tmp_path, source):
+    whole = die(0, source, tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    steps = int(whole.stdout.split("steps")[1])
+    assert steps > 30
+    # One output dies at step 1, goes on and dies at its step 2, and so on; others die once, at each step.
+    for deadline in range(1, steps + 1):
+        folder = tmp_path / ("once %d" % deadline)
+        assert die(deadline, source, folder).returncode == 137
+        assert trees.prepare(source, folder).returncode in (0, 3)  # 3 would be a refusal; looked at below
+        assert everything(folder) == everything(tmp_path / "whole"), "died at step %d" % deadline
+    for deadline in range(1, steps + 1):
+        if die(deadline, source, tmp_path / "often").returncode == 0:
+            break
+    assert die(0, source, tmp_path / "often").returncode == 0
+    assert everything(tmp_path / "often") == everything(tmp_path / "whole")
+
+
+def test_killed_at_random_moments(tmp_path):
+    trees.write(tmp_path / "in", trees.small(train=1500, val=10))
+    assert trees.prepare(tmp_path / "in", tmp_path / "whole").returncode == 0
+    moments, kills = random.Random(5), 0
+    command = [sys.executable, "-m", "prepare.imagenet", str(tmp_path / "in"), str(tmp_path / "out"), "--workers=2"]
+    for _ in range(12):
+        process = subprocess.Popen(command, cwd=trees.REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(moments.uniform(0.1, 0.5))
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+    assert kills
+    result = trees.prepare(tmp_path / "in", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    assert everything(tmp_path / "out") == everything(tmp_path / "whole")
+
+
+def test_damage_to_what_was_written_is_made_good(tmp_path, source):
+    """A power cut may lose blocks that the journal believes in."""
+    assert die(0, source, tmp_path / "whole").returncode == 0
+    assert die(14, source, tmp_path / "out").returncode == 137
+    part = next(tmp_path / "out" / name for name in ("train.part", "val.part") if (tmp_path / "out" / name).exists())
+    record = next(part / name for name in os.listdir(str(part)) if name.endswith(".rec"))
+    content = bytearray(record.read_bytes())
+    assert len(content) > 70000
+    content[30000:34096] = bytes(4096)
+    record.write_bytes(bytes(content))
+    assert trees.prepare(source, tmp_path / "out").returncode == 0
+    assert everything(tmp_path / "out") == everything(tmp_path / "whole")
+
+
+def test_finished_output_is_left_alone(tmp_path, source):
+    assert trees.prepare(source, tmp_path / "out").returncode == 0
+    before = {name: os.stat(str(tmp_path / "out" / name)).st_mtime_ns for name in os.listdir(str(tmp_path / "out"))}
+    result = trees.prepare(source, tmp_path / "out")
+    assert result.returncode == 0 and "complete since an earlier run" in result.stdout
+    # Without a bad image, how one would be treated makes no difference.
+    assert trees.prepare(source, tmp_path / "out", "--on-error=skip").returncode == 0
+    assert before == {name: os.stat(str(tmp_path / "out" / name)).st_mtime_ns for name in os.listdir(str(tmp_path / "out"))}
+
+
+def test_other_source_or_option_is_refused(tmp_path, source):
+    trees.write(tmp_path / "other", trees.small(seed=2))
+    assert trees.prepare(source, tmp_path / "out").returncode == 0
+    for arguments in ([tmp_path / "other"], [source, "--check=none"]):
+        result = trees.prepare(arguments[0], tmp_path / "out", *arguments[1:])
+        assert result.returncode == 3 and "was made from" in result.stderr
+    assert die(14, source, tmp_path / "part").returncode == 137
+    for arguments in ([tmp_path / "other"], [source, "--check=none"]):
+        result = trees.prepare(arguments[0], tmp_path / "part", *arguments[1:])
+        assert result.returncode == 3 and "unfinished conversion of another source" in result.stderr
+    assert trees.prepare(source, tmp_path / "part").returncode == 0
+    assert everything(tmp_path / "part") == everything(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["train.rec", "val.lst"])
+def test_files_from_elsewhere_are_never_overwritten(tmp_path, source, name):
+    trees.write(tmp_path / "out", {name: b"somebody's work"})
+    result = trees.prepare(source, tmp_path / "out")
+    assert result.returncode == 3 and "exists without a manifest" in result.stderr
+    assert os.listdir(str(tmp_path / "out")) == [name]
+
+
+def test_damaged_output_is_refused(tmp_path, source):
+    assert trees.prepare(source, tmp_path / "out").returncode == 0
+    with open(str(tmp_path / "out" / "train.rec"), "r+b") as stream:
+        stream.truncate(1000)
+    result = trees.prepare(source, tmp_path / "out")
+    assert result.returncode == 3 and "has 1000 bytes" in result.stderr
+    (tmp_path / "out" / "train.json").write_text(json.dumps({"version": 7}))
+    assert "is not a manifest" in trees.prepare(source, tmp_path / "out").stderr
