@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many CPUs this process may really use: its affinity and the limits of its control groups."""
+"""How many workers: what the user says, or how many CPUs this process may really use."""
 
+import argparse
 import math
 import os
 
@@ -52,3 +53,11 @@ def read_words(path):
             return stream.read().split()
     except OSError:
         return []
+
+
+def positive(text):
+    """The type of a command line argument that is a whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1, not %s" % text)
+    return number

@@ -12,7 +12,7 @@ import sys
 
 from prepare import images, labels, output, sources
 from prepare.convert import BadImages, convert
-from prepare.cpus import usable_cpus
+from prepare.cpus import positive, usable_cpus
 from prepare.listing import SourceError
 from prepare.plan import check_no_class_lost, make_plan
 from prepare.progress import Progress
@@ -65,13 +65,6 @@ archive come from the devkit archive, a valprep.sh or a list of synsets, in SRC 
     )
     parser.add_argument("--dry-run", action="store_true", help="look at the source, say what would be done, write nothing")
     return parser.parse_args(argv)
-
-
-def positive(text):
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1, not %s" % text)
-    return number
 
 
 def main(argv=None):

@@ -2,7 +2,7 @@
 """What will be written: every record's image, label, key and size, in record order. Reads no image and writes nothing."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import List
 
 import numpy as np
@@ -43,6 +43,11 @@ class Plan:
             edges.append((first, last))
             first, begin = last, int(ends[last - 1])
         return edges
+
+    def select(self, records):
+        """Returns the plan of only these records."""
+        arrays = {name: getattr(self, name)[records] for name in ("keys", "labels", "sizes", "offsets", "archive_numbers")}
+        return replace(self, paths=[self.paths[record] for record in records], digest="", **arrays)
 
     def output_bytes(self):
         """What .rec, .idx, .lst and the sums will need together, but for cut records (4 bytes each)."""
