@@ -43,7 +43,7 @@ def read_outside(path):
 ODD_NAMES = {
     "plain.jpg": 3,
     "d/" + "n" * 90 + ".jpg": 600,
-    "d" * 100 + "/" + "e" * 40 + "/" + "n" * 80 + ".jpg": 512,  # fits ustar's prefix and name
+    "d" * 90 + "/" + "e" * 40 + "/" + "n" * 80 + ".jpg": 512,  # fits ustar's prefix and name
     "d/" + "long" * 50 + ".jpg": 511,  # does not
     "d/\u00fc\u4e2d\U0001f600.jpg": 513,
     "d/with blank and 'quote'.jpg": 0,

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One rank's steps and evaluations on CPU, against numpy and, where it is installed, an independent PyTorch network."""
+
+import mxnet as mx
+import numpy as np
+import pytest
+
+from mxresnet import network
+from mxresnet.config import Config, UserError
+from mxresnet.distributed import World
+from mxresnet.pipeline import Batch
+from mxresnet.schedule import make_plan
+from mxresnet.trainer import Trainer, choose_device, seed_everything
+
+CONFIG = Config(
+    image_shape=(3, 32, 32), resize=32, batch_size=8, optimizer="sgdwfastlars", lr=2.0, wd=5e-4, lr_step_epochs="pow2",
+    warmup_epochs=2, num_epochs=5, label_smoothing=0.1)
+CLASSES = 10
+
+
+def trainer(config=CONFIG, seed=1, examples=64):
+    seed_everything(seed)
+    made = Trainer(config, make_plan(config, examples, 1), World(), CLASSES, mx.cpu())
+    made.initialise()
+    return made
+
+
+def batch(seed=0, real=8):
+    random = np.random.RandomState(seed)
+    return Batch(mx.nd.array(random.randn(8, 3, 32, 32)), mx.nd.array(random.randint(0, CLASSES, 8)), real)
+
+
+def values(made):
+    mx.nd.waitall()
+    arguments, statistics = made._module.get_params()
+    return {name: array.asnumpy() for name, array in {**arguments, **statistics}.items()}
+
+
+def test_the_seed_decides_the_first_weights():
+    first, same, other = values(trainer()), values(trainer()), values(trainer(seed=2))
+    for name in first:
+        np.testing.assert_array_equal(first[name], same[name])
+    assert (first["conv0_weight"] != other["conv0_weight"]).any()
+
+
+def test_warm_up_leaves_no_trace_but_the_schedules_second_value():
+    made = trainer()
+    before = values(made)
+    made.warm_up()
+    after = values(made)
+    for name in before:
+        np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+    assert made._module._updater.states == {}
+    assert made._module._optimizer.num_update == 1
+
+
+@pytest.mark.parametrize("optimizer", ["sgdwfastlars", "sgd"])
+def test_two_steps_equal_numpy(optimizer):
+    """Given the gradients that MXNet computed, the weights follow from the rule, from update 2 of the schedule on."""
+    config = Config(**{**CONFIG.__dict__, "optimizer": optimizer})
+    made = trainer(config)
+    made.warm_up()
+    rate = made._plan.learning_rate
+    w = {name: value.astype(float) for name, value in values(made).items() if name in network.parameter_names(50)}
+    m = {name: 0.0 for name in w}
+    for update in (2, 3):
+        made.start_step(batch(update))
+        made.finish_step()
+        mx.nd.waitall()
+        gradients = {n: g[0].asnumpy() / 8 for n, g in zip(made._module._exec_group.param_names, made._module._exec_group.grad_arrays)}
+        for name in w:
+            kind = name.rsplit("_", 1)[1]
+            lars = optimizer == "sgdwfastlars" and kind == "weight"
+            if optimizer == "sgd":
+                decay = config.wd * (kind in ("weight", "gamma"))
+            else:
+                decay = config.wd * (kind in ("weight", "bias"))
+            trust, correction = 1.0, 1.0
+            if lars:
+                w_norm, g_norm = np.linalg.norm(w[name]), np.linalg.norm(gradients[name])
+                trust = config.lars_eta * w_norm / (g_norm + decay * w_norm)
+                correction = rate(update) / rate(update - 1)
+            m[name] = config.mom * correction * m[name] - trust * rate(update) * (gradients[name] + decay * w[name])
+            w[name] = w[name] + m[name]
+    after = values(made)
+    for name in w:
+        np.testing.assert_allclose(after[name], w[name], rtol=1e-4, atol=2e-6, err_msg=name)
+
+
+def test_an_evaluation_counts_real_images_only_and_changes_nothing():
+    made = trainer()
+    made.warm_up()
+    before = values(made)
+    batches = [batch(1), batch(2, real=3), batch(3, real=0)]
+    score = made.evaluate(batches)
+    assert score.total == 11
+    made._module.forward(mx.io.DataBatch([batches[0].image], [batches[0].label]), is_train=False)
+    full = (made._module.get_outputs()[0].asnumpy().argmax(1) == batches[0].label.asnumpy()).sum()
+    made._module.forward(mx.io.DataBatch([batches[1].image], [batches[1].label]), is_train=False)
+    part = (made._module.get_outputs()[0].asnumpy().argmax(1) == batches[1].label.asnumpy())[:3].sum()
+    assert score.correct == full + part
+    after = values(made)
+    for name in before:
+        np.testing.assert_array_equal(after[name], before[name])
+
+
+def test_training_that_diverged_is_refused_in_one_line():
+    made = trainer()
+    made.warm_up()
+    arguments, statistics = made._module.get_params()
+    arguments["fc1_bias"][:] = np.nan
+    made._module.set_params(arguments, statistics)
+    with pytest.raises(UserError, match="diverged"):
+        made.evaluate([batch()])
+
+
+def test_a_few_steps_learn_a_batch_by_heart():
+    made = trainer(Config(**{**CONFIG.__dict__, "warmup_epochs": 1, "lr": 4.0}), examples=80)
+    made.warm_up()
+    for _ in range(25):
+        made.start_step(batch())
+        made.finish_step()
+    made._module.forward(mx.io.DataBatch([batch().image], [batch().label]), is_train=True)
+    assert (made._module.get_outputs()[0].asnumpy().argmax(1) == batch().label.asnumpy()).all()
+
+
+@pytest.mark.parametrize("settings, words", [
+    (dict(dtype="float16"), "float16 needs a GPU"), (dict(conv_layout="NHWC"), "--conv-layout.*NHWC need a GPU")])
+def test_what_a_cpu_cannot_run_is_refused(settings, words):
+    with pytest.raises(UserError, match=words):
+        choose_device(Config(**settings), World())
+
+
+def torch_resnet50(torch, weights, data, labels, smoothing):
+    """Forward and gradients of ResNet-50 v1.5 in PyTorch: (softmax, {name: gradient}, {name: running statistic})."""
+    functional = torch.nn.functional
+    p = {name: torch.tensor(value, requires_grad=not name.endswith(("mean", "var"))) for name, value in weights.items()}
+
+    def conv_bn(x, conv, bn, stride=1, pad=0):
+        x = functional.conv2d(x, p[f"{conv}_weight"], stride=stride, padding=pad)
+        return functional.batch_norm(
+            x, p[f"{bn}_moving_mean"], p[f"{bn}_moving_var"], p[f"{bn}_gamma"], p[f"{bn}_beta"], training=True, momentum=0.1, eps=1e-5)
+
+    x = functional.max_pool2d(conv_bn(torch.tensor(data), "conv0", "bn0", 2, 3).relu(), 3, 2, 1)
+    for stage, units in enumerate((3, 4, 6, 3), start=1):
+        for unit in range(1, units + 1):
+            name = f"stage{stage}_unit{unit}_"
+            stride = 2 if stage > 1 and unit == 1 else 1
+            y = conv_bn(x, name + "conv1", name + "bn1").relu()
+            y = conv_bn(y, name + "conv2", name + "bn2", stride, 1).relu()
+            y = conv_bn(y, name + "conv3", name + "bn3")
+            x = (y + (conv_bn(x, name + "conv1sc", name + "bnsc", stride) if unit == 1 else x)).relu()
+    logits = functional.linear(x.mean((2, 3)), p["fc1_weight"], p["fc1_bias"])
+    target = torch.full(logits.shape, smoothing / (logits.shape[1] - 1), dtype=logits.dtype)
+    target[torch.arange(len(labels)), torch.tensor(labels)] = 1 - smoothing
+    (-(target * logits.log_softmax(1)).sum()).backward()
+    return logits.softmax(1).detach().numpy(), {name: v.grad.numpy() for name, v in p.items() if v.grad is not None}, p
+
+
+@pytest.mark.parametrize("zero_gamma", [False, True])
+def test_forward_and_gradients_equal_an_independent_pytorch_network(zero_gamma):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed (pip install torch, then this test runs)")
+    config = Config(**{**CONFIG.__dict__, "image_shape": (3, 96, 96), "bn_gamma_init0": zero_gamma, "batch_size": 8})
+    made = trainer(config)
+    random = np.random.RandomState(4)
+    data, labels = random.randn(8, 3, 96, 96).astype("float32"), random.randint(0, CLASSES, 8)
+    weights = values(made)
+    made._module.forward(mx.io.DataBatch([mx.nd.array(data)], [mx.nd.array(labels)]), is_train=True)
+    made._module.backward()
+    output = made._module.get_outputs()[0].asnumpy()
+    mx.nd.waitall()
+    gradients = {n: g[0].asnumpy() for n, g in zip(made._module._exec_group.param_names, made._module._exec_group.grad_arrays)}
+    softmax, expected, _ = torch_resnet50(torch, weights, data, labels, 0.1)
+    np.testing.assert_allclose(output, softmax, rtol=1e-3, atol=1e-6)
+    for name in network.parameter_names(50):
+        error = np.linalg.norm(gradients[name] - expected[name]) / max(np.linalg.norm(expected[name]), 1e-6)
+        assert error < 1e-3, (name, error)
