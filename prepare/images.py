@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Is this an image? By its first and last bytes, or by decoding it with the decoder that training uses."""
 
+import re
 import threading
 
 import numpy as np
@@ -9,6 +10,7 @@ JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 SCAN_MARKER = 0xDA
 DECODE_BATCH = 32
+DALI_ERROR = re.compile(r"Error in thread \d+: (?:\[[^]]*\] )*(.*)")  # after the places in DALI's own source
 
 
 def check_nothing(raw, begins, sizes):
@@ -74,7 +76,10 @@ class DecodeCheck:
     def __init__(self):
         from nvidia.dali import fn, pipeline_def
 
-        @pipeline_def(batch_size=DECODE_BATCH, num_threads=1, device_id=None)
+        # One batch at a time: a pipeline that runs ahead would ask for more images than it was given.
+        once = dict(prefetch_queue_depth=1, exec_async=False, exec_pipelined=False)
+
+        @pipeline_def(batch_size=DECODE_BATCH, num_threads=1, device_id=None, **once)
         def decode():
             return fn.shapes(fn.decoders.image(fn.external_source(name="jpegs"), device="cpu"))
 
@@ -103,6 +108,6 @@ class DecodeCheck:
             self._local.pipeline.run()
         except RuntimeError as error:
             self._local.pipeline = None
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            return next((line for line in lines if "rror" in line and "operator" not in line), lines[0] if lines else "?")
+            told = DALI_ERROR.search(str(error))
+            return told.group(1) if told else str(error).split("\n", 1)[0]
         return None

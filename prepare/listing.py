@@ -21,7 +21,8 @@ class Problem:
     reason: str
 
     def __str__(self):
-        return "%s: %s" % (self.path, self.reason)
+        path = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in self.path)
+        return "%s: %s" % (path, self.reason)
 
 
 @dataclass
