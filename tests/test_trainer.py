@@ -132,7 +132,7 @@ def test_what_a_cpu_cannot_run_is_refused(settings, words):
 
 
 def torch_resnet50(torch, weights, data, labels, smoothing):
-    """Forward and gradients of ResNet-50 v1.5 in PyTorch: (softmax, {name: gradient}, {name: running statistic})."""
+    """Forward and gradients of ResNet-50 v1.5 in PyTorch: (softmax, {name: gradient})."""
     functional = torch.nn.functional
     p = {name: torch.tensor(value, requires_grad=not name.endswith(("mean", "var"))) for name, value in weights.items()}
 
@@ -154,24 +154,27 @@ def torch_resnet50(torch, weights, data, labels, smoothing):
     target = torch.full(logits.shape, smoothing / (logits.shape[1] - 1), dtype=logits.dtype)
     target[torch.arange(len(labels)), torch.tensor(labels)] = 1 - smoothing
     (-(target * logits.log_softmax(1)).sum()).backward()
-    return logits.softmax(1).detach().numpy(), {name: v.grad.numpy() for name, v in p.items() if v.grad is not None}, p
+    return logits.softmax(1).detach().numpy(), {name: v.grad.numpy() for name, v in p.items() if v.grad is not None}
 
 
-@pytest.mark.parametrize("zero_gamma", [False, True])
-def test_forward_and_gradients_equal_an_independent_pytorch_network(zero_gamma):
+def test_forward_and_gradients_equal_an_independent_pytorch_network():
+    """With small last gammas: at gamma 1 an untrained ResNet-50 amplifies rounding so much that PyTorch's float32
+    gradients are 2 % from its own float64 ones, and there is nothing to compare with."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed (pip install torch, then this test runs)")
-    config = Config(**{**CONFIG.__dict__, "image_shape": (3, 96, 96), "bn_gamma_init0": zero_gamma, "batch_size": 8})
-    made = trainer(config)
+    made = trainer(Config(**{**CONFIG.__dict__, "image_shape": (3, 96, 96)}))
+    arguments, statistics = made._module.get_params()
+    for name, array in arguments.items():
+        if name.endswith("bn3_gamma"):
+            array[:] = 0.01
+    made._module.set_params(arguments, statistics)
+    weights = values(made)
     random = np.random.RandomState(4)
     data, labels = random.randn(8, 3, 96, 96).astype("float32"), random.randint(0, CLASSES, 8)
-    weights = values(made)
     made._module.forward(mx.io.DataBatch([mx.nd.array(data)], [mx.nd.array(labels)]), is_train=True)
     made._module.backward()
-    output = made._module.get_outputs()[0].asnumpy()
+    softmax, expected = torch_resnet50(torch, weights, data, labels, 0.1)
+    np.testing.assert_allclose(made._module.get_outputs()[0].asnumpy(), softmax, rtol=1e-3, atol=1e-6)
     mx.nd.waitall()
-    gradients = {n: g[0].asnumpy() for n, g in zip(made._module._exec_group.param_names, made._module._exec_group.grad_arrays)}
-    softmax, expected, _ = torch_resnet50(torch, weights, data, labels, 0.1)
-    np.testing.assert_allclose(output, softmax, rtol=1e-3, atol=1e-6)
-    for name in network.parameter_names(50):
-        error = np.linalg.norm(gradients[name] - expected[name]) / max(np.linalg.norm(expected[name]), 1e-6)
+    for name, (gradient,) in zip(made._module._exec_group.param_names, made._module._exec_group.grad_arrays):
+        error = np.linalg.norm(gradient.asnumpy() - expected[name]) / np.linalg.norm(expected[name])
         assert error < 1e-3, (name, error)
