@@ -8,11 +8,13 @@ import json
 import mmap
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 BLOCK_BYTES = 4096  # what direct I/O wants offsets and sizes to be a multiple of
 STAGE_BYTES = 4 << 20
+DIRECT = getattr(os, "O_DIRECT", 0)
 JOURNAL = "journal"
 SUFFIXES = (".rec", ".idx", ".lst", ".sums")  # of the data files; the manifest (.json) comes last
 FORMAT, VERSION = "mxresnet-recordio", 1
@@ -26,31 +28,34 @@ class RecordFile:
     """Appends to a file from a given offset on, past the page cache where the file system allows it.
 
     Direct I/O leaves the CPUs to reading and hashing (through the page cache a write costs several times the CPU), and
-    does not push the source out of memory. What `flushed` covers is in the file; the rest waits in memory.
+    does not push the source out of memory. One full stage is being written, by a thread, while the next is filled.
+    What `flushed` covers is in the file; the rest waits in memory.
     """
 
     def __init__(self, path, offset):
-        self.flushed = offset - offset % BLOCK_BYTES
-        self._fill = offset - self.flushed
-        self._stage = np.frombuffer(mmap.mmap(-1, STAGE_BYTES), np.uint8)  # mmap: aligned to a page
+        self.flushed = self._base = offset - offset % BLOCK_BYTES
+        self._fill = offset - self._base
+        # mmap, because direct I/O wants memory that begins at a page.
+        self._stage, self._other = (np.frombuffer(mmap.mmap(-1, STAGE_BYTES), np.uint8) for _ in range(2))
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_DIRECT", 0), 0o666)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | DIRECT, 0o666)
         except OSError as error:
-            if error.errno != errno.EINVAL:  # tmpfs and some network file systems have no direct I/O
+            if error.errno != errno.EINVAL:  # some file systems have no direct I/O
                 raise
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         with open(path, "rb") as stream:
-            stream.seek(self.flushed)
-            head = stream.read(self._fill)
-        self._stage[: len(head)] = np.frombuffer(head, np.uint8)
+            stream.seek(self._base)
+            self._stage[: self._fill] = np.frombuffer(stream.read(self._fill), np.uint8)
+        self._thread = ThreadPoolExecutor(1)
+        self._writing = None
 
     @property
     def position(self):
         """Where the next byte goes."""
-        return self.flushed + self._fill
+        return self._base + self._fill
 
     def write(self, view):
-        """Appends the bytes of `view`. Raises OSError, for instance when the disk is full."""
+        """Appends the bytes of `view`. Raises OSError, for this or an earlier call, for instance when the disk is full."""
         data = np.frombuffer(view, np.uint8)
         while len(data):
             count = min(len(data), STAGE_BYTES - self._fill)
@@ -58,34 +63,42 @@ class RecordFile:
             self._fill += count
             data = data[count:]
             if self._fill == STAGE_BYTES:
-                self._put(self._stage)
-                self.flushed += STAGE_BYTES
+                self._wait()
+                self._writing = self._thread.submit(self._put, self._stage, self._base)
+                self._stage, self._other = self._other, self._stage
+                self._base += STAGE_BYTES
                 self._fill = 0
 
-    def _put(self, data):
+    def _wait(self):
+        if self._writing is not None:
+            self._writing.result()
+
+    def _put(self, data, offset):
         done = 0
         while done < len(data):
             try:
-                done += os.pwrite(self._file, data[done:], self.flushed + done)
+                done += os.pwrite(self._file, data[done:], offset + done)
             except OSError as error:
                 if error.errno != errno.EINVAL or not self._leave_direct():
                     raise
+        self.flushed = offset + len(data)
 
     def _leave_direct(self):
         """Goes on through the page cache; returns False when that was so already."""
         flags = fcntl.fcntl(self._file, fcntl.F_GETFL)
-        direct = flags & getattr(os, "O_DIRECT", 0)
-        fcntl.fcntl(self._file, fcntl.F_SETFL, flags & ~direct)
-        return bool(direct)
+        fcntl.fcntl(self._file, fcntl.F_SETFL, flags & ~DIRECT)
+        return bool(flags & DIRECT)
 
     def finish(self):
         """Writes what waits, ends the file there and makes it durable."""
+        self._wait()
         self._leave_direct()  # the last block is not a whole one
-        self._put(self._stage[: self._fill])
+        self._put(self._stage[: self._fill], self._base)
         os.ftruncate(self._file, self.position)
         os.fsync(self._file)
 
     def close(self):
+        self._thread.shutdown()
         os.close(self._file)
 
 
