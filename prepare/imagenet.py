@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 
-from prepare import images, labels, output, sources
+from prepare import images, labels, output, sources, vallabels
 from prepare.convert import BadImages, convert
 from prepare.cpus import positive, usable_cpus
 from prepare.listing import SourceError
@@ -50,7 +50,7 @@ archive come from the devkit archive, a valprep.sh or a list of synsets, in SRC 
         help="labels of validation images that stand in no class folders: the devkit archive, valprep.sh, or a text file "
         "with one synset a line in the order of the files; found by itself when it is in SRC",
     )
-    parser.add_argument("--workers", type=positive, default=None, help="reading threads (default: 2 per usable CPU)")
+    parser.add_argument("--workers", type=positive, default=None, help="reading threads (default: 4 per usable CPU)")
     parser.add_argument(
         "--check",
         choices=CHECKS,
@@ -109,9 +109,11 @@ def plan_half(prefix, half, workers, check):
     return plan
 
 
-def check_plans(plans, keep_going):
+def check_plans(plans, label_files, keep_going):
     """Refuses what indexing can tell is wrong. Raises BadImages or SourceError."""
-    problems = [problem for prefix in PREFIXES for problem in plans[prefix].problems + labels.count_problems(plans[prefix])]
+    for plan in plans.values():
+        plan.problems += labels.count_problems(plan, vallabels.train_counts(label_files))
+    problems = [problem for prefix in PREFIXES for problem in plans[prefix].problems]
     if problems and not keep_going:
         raise BadImages(problems)
     for prefix in PREFIXES:
@@ -133,7 +135,7 @@ def check_space(folder, needed):
 def run(arguments):
     """Does what the command line says. Raises what `main` turns into an exit status."""
     folder = arguments.folder
-    workers = arguments.workers or 2 * usable_cpus()
+    workers = arguments.workers or 4 * usable_cpus()
     options = {"check": arguments.check, "on_error": arguments.on_error}
     halves = sources.find_halves(arguments.source, arguments.val_labels)
     identities = {prefix: halves[prefix].identity() for prefix in PREFIXES}
@@ -143,7 +145,7 @@ def run(arguments):
         return
     check = CHECKS[arguments.check]()
     plans = {prefix: plan_half(prefix, halves[prefix], workers, arguments.check) for prefix in PREFIXES}
-    check_plans(plans, arguments.on_error == "skip")
+    check_plans(plans, halves["val"].label_files, arguments.on_error == "skip")
     needed = sum(plans[prefix].output_bytes() - output.bytes_written(folder, prefix) for prefix in todo)
     check_space(folder, needed)
     if arguments.dry_run:

@@ -35,18 +35,22 @@ def is_imagenet(classes):
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest() == IMAGENET_DIGEST
 
 
-def count_problems(plan):
-    """What differs from the counts that ImageNet must have; nothing when the classes are not ImageNet's."""
+def count_problems(plan, train_counts):
+    """What differs from the counts that ImageNet must have; nothing when the classes are not ImageNet's.
+
+    `train_counts`: class -> images, as far as known.
+    """
     if not is_imagenet(plan.classes):
         return []
     problems = []
     found, expected = len(plan.paths) + plan.left_out, IMAGENET_IMAGES[plan.prefix]
     if found != expected:
         problems.append(Problem(plan.top, "ImageNet has %d images here, this has %d" % (expected, found)))
-    if plan.prefix == "val":
-        for name, count in zip(plan.classes, np.bincount(plan.labels, minlength=len(plan.classes)).tolist()):
-            if count != IMAGENET_VAL_PER_CLASS:
-                problems.append(Problem(plan.top + "/" + name, "ImageNet has 50 images in this class, this has %d" % count))
+    for name, count in zip(plan.classes, np.bincount(plan.labels, minlength=len(plan.classes)).tolist()):
+        expected = IMAGENET_VAL_PER_CLASS if plan.prefix == "val" else train_counts.get(name, count)
+        if count != expected:
+            reason = "ImageNet has %d images in this class, this has %d" % (expected, count)
+            problems.append(Problem(plan.top + "/" + name, reason))
     return problems
 
 

@@ -97,6 +97,26 @@ def read_moves(path, lines):
 
 def read_devkit(path):
     """The synset of every validation image, in order: ground truth IDs through meta.mat. IDs are not sorted synsets."""
+    files, synsets = open_devkit(path)
+    names = {int(identity): str(synset) for identity, synset in zip(synsets["ILSVRC2012_ID"], synsets["WNID"])}
+    try:
+        return [names[int(line)] for line in files[TRUTH].decode().split()]
+    except (ValueError, KeyError) as error:
+        raise SourceError("%s: %s: %s is no ILSVRC2012_ID of its meta.mat" % (path, TRUTH, error)) from None
+
+
+def train_counts(paths):
+    """{synset: training images} if a devkit among these label files tells, else nothing."""
+    for path in paths:
+        if os.path.isdir(path) or is_archive(path):
+            synsets = open_devkit(path)[1]
+            if "num_train_images" in synsets.dtype.names:
+                return {str(name): int(count) for name, count in zip(synsets["WNID"], synsets["num_train_images"])}
+    return {}
+
+
+def open_devkit(path):
+    """Returns the devkit's files that matter and the table of synsets in its meta.mat. Raises SourceError."""
     try:
         from scipy.io import loadmat
     except ImportError:
@@ -104,8 +124,8 @@ def read_devkit(path):
     try:
         files = devkit_files(path)
         synsets = loadmat(io.BytesIO(files[META]), squeeze_me=True)["synsets"].reshape(-1)
-        names = {int(identity): str(synset) for identity, synset in zip(synsets["ILSVRC2012_ID"], synsets["WNID"])}
-        return [names[int(line)] for line in files[TRUTH].decode().split()]
+        synsets[["ILSVRC2012_ID", "WNID"]], files[TRUTH]  # KeyError when one is not there
+        return files, synsets
     except (tarfile.TarError, EOFError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
         text = "%s: cannot be read as the devkit (%s and %s in data/): %s" % (path, TRUTH, META, error)
         raise SourceError(text) from None

@@ -91,12 +91,18 @@ class Half:
 
     def check_records(self, progress):
         """Reads every record: frame, header, sum; and the SHA-256 of the file."""
-        digest = hashlib.sha256()
+        digest, hashed = hashlib.sha256(), None
         before = len(self.faults)
-        with open(self.path(".rec"), "rb", buffering=0) as stream:
-            for first, last in self.chunks():
-                data = read_fully(stream, int(self.ends[last - 1] - self.offsets[first]))
-                digest.update(data)
+        buffers = [bytearray(), bytearray()]
+        with open(self.path(".rec"), "rb", buffering=0) as stream, ThreadPoolExecutor(1) as hasher:
+            for number, (first, last) in enumerate(self.chunks()):
+                size = int(self.ends[last - 1] - self.offsets[first])
+                if len(buffers[number % 2]) < size:
+                    buffers[number % 2] = bytearray(size)
+                data = read_fully(stream, memoryview(buffers[number % 2])[:size])
+                if hashed:
+                    hashed.result()  # in order, and before its buffer is filled again
+                hashed = hasher.submit(digest.update, data)
                 self.check_chunk(first, last, data)
                 progress(last - first, len(data))
         if digest.hexdigest() != self.manifest["files"][self.prefix + ".rec"]["sha256"] and len(self.faults) == before:
@@ -138,9 +144,9 @@ class Half:
         with open(self.path(".rec"), "rb", buffering=0) as stream:
             for piece, release in build_pieces(plan, plan.pieces(), workers, images.check_nothing):
                 begin, end = int(self.offsets[piece.first]), int(self.ends[piece.last - 1])
-                data, made = read_fully(stream, end - begin), b"".join(piece.views)
+                data, made = read_fully(stream, memoryview(bytearray(end - begin))), b"".join(piece.views)
                 if data != made:
-                    self.compare_piece(piece, memoryview(data), memoryview(made))
+                    self.compare_piece(piece, data, memoryview(made))
                 release(piece.buffer)
                 progress(piece.last - piece.first, end - begin)
 
@@ -208,16 +214,15 @@ def look_at_prefixes(words, at, lengths, keys, labels):
     )
 
 
-def read_fully(stream, size):
-    """Up to `size` bytes, fewer only at the end of the file."""
-    data = bytearray(size)
-    view, done = memoryview(data), 0
-    while done < size:
+def read_fully(stream, view):
+    """Fills `view`; returns the part that could be filled, shorter only at the end of the file."""
+    done = 0
+    while done < len(view):
         count = stream.readinto(view[done:])
         if not count:
             break
         done += count
-    return data if done == size else data[:done]
+    return view[:done]
 
 
 def file_digest(path):
@@ -264,7 +269,7 @@ def main(argv=None):
     parser.add_argument("--against", metavar="SRC", help="also compare each record with the image in the source")
     parser.add_argument("--val-labels", metavar="FILE", help="as given to prepare.imagenet, for --against")
     parser.add_argument("--fast", action="store_true", help="read no images: only the index, the list and each record's header")
-    parser.add_argument("--workers", type=positive, default=None, help="reading threads (default: 2 per usable CPU)")
+    parser.add_argument("--workers", type=positive, default=None, help="reading threads (default: 4 per usable CPU)")
     arguments = parser.parse_args(argv)
     try:
         return verify(arguments)
@@ -279,7 +284,7 @@ def main(argv=None):
 def verify(arguments):
     """Checks both halves and prints what it finds; returns the exit status."""
     os.listdir(arguments.folder)
-    workers = arguments.workers or 2 * usable_cpus()
+    workers = arguments.workers or 4 * usable_cpus()
     halves = sources.find_halves(arguments.against, arguments.val_labels) if arguments.against else {}
     status = 0
     for prefix in ("train", "val"):

@@ -127,9 +127,9 @@ def devkit(path, classes, truth):
     from scipy.io import savemat
 
     identities = {name: number + 1 for number, name in enumerate(reversed(classes))}
-    synsets = np.zeros((len(classes), 1), dtype=[("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("num_children", "O")])
+    synsets = np.zeros((len(classes), 1), dtype=[("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_train_images", "O")])
     for row, name in enumerate(reversed(classes)):
-        synsets[row, 0] = (float(identities[name]), name, "a, b", 0.0)
+        synsets[row, 0] = (float(identities[name]), name, 7.0)
     matrix = io.BytesIO()
     savemat(matrix, {"synsets": synsets})
     files = {

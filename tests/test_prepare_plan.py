@@ -77,14 +77,24 @@ def imagenet_plan(prefix, count_of):
 
 def test_counts_are_checked_when_the_classes_are_imagenets(monkeypatch):
     plan = imagenet_plan("val", lambda number: 50 if number else 49)
-    assert labels.count_problems(plan) == []
+    assert labels.count_problems(plan, {}) == []
     monkeypatch.setattr(labels, "is_imagenet", lambda classes: True)
-    reasons = [str(problem) for problem in labels.count_problems(plan)]
+    reasons = [str(problem) for problem in labels.count_problems(plan, {})]
     assert reasons == [
         "top: ImageNet has 50000 images here, this has 49999",
         "top/n00000000: ImageNet has 50 images in this class, this has 49",
     ]
-    assert labels.count_problems(imagenet_plan("val", lambda number: 50)) == []
+    assert labels.count_problems(imagenet_plan("val", lambda number: 50), {}) == []
+    reasons = [str(problem) for problem in labels.count_problems(imagenet_plan("train", lambda number: 3), {"n00000007": 4, "n00000008": 3})]
+    assert reasons == [
+        "top: ImageNet has 1281167 images here, this has 3000",
+        "top/n00000007: ImageNet has 4 images in this class, this has 3",
+    ]
+
+
+def test_training_counts_come_from_the_devkit(source):
+    assert vallabels.train_counts([str(source / "archives" / KINDS[kind]) for kind in KINDS]) == {name: 7 for name in CLASSES}
+    assert vallabels.train_counts([str(source / "archives" / "valprep.sh")]) == {}
 
 
 CLASSES = ["n01440764", "n01443537", "n02085620"]
