@@ -11,15 +11,12 @@ export THR=0.97
 export IMAGE_SHAPE=3,32,32
 export RESIZE=32
 export BATCHSIZE=64
-export OPTIMIZER=sgdwfastlars
 export LR=4
 export WD=0.0001
-export LRSCHED=pow2
 export WARMUP_EPOCHS=1
 export NUMEPOCHS=12
 export EVAL_PERIOD=1
 export EVAL_OFFSET=0
-export LABELSMOOTHING=0.1
 export DISP_BATCHES=0
 
 # Digits fill their image and mean something else in a mirror.

@@ -255,5 +255,6 @@ def finish(plan: Plan, done, part, bad, description):
         "files": files,
         "digest": plan.digest,
         **description,
+        "ignored": plan.ignored,
         "skipped": [{"path": problem.path, "reason": problem.reason} for problem in plan.problems + bad],
     }

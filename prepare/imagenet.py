@@ -104,9 +104,17 @@ def report(problems):
 
 
 def plan_half(prefix, half, workers, check):
+    say("%s: looking at %s (%s)" % (prefix, half.path, half.kind))
     plan = make_plan(prefix, half.list(workers), allow_empty=check == "none")
-    print("%s: %s images in %d classes, %s" % (prefix, format(len(plan.paths), ","), len(plan.classes), half.path))
+    say("%s: %s images in %d classes" % (prefix, format(len(plan.paths), ","), len(plan.classes)))
+    if plan.ignored:
+        kinds = ", ".join("%d %s" % (count, suffix) for suffix, count in sorted(plan.ignored.items())[:10])
+        say("%s: other files, left alone: %s" % (prefix, kinds))
     return plan
+
+
+def say(text):
+    print(text, flush=True)  # a log that is a pipe shows it now, not at the end
 
 
 def check_plans(plans, label_files, keep_going):
@@ -141,7 +149,7 @@ def run(arguments):
     identities = {prefix: halves[prefix].identity() for prefix in PREFIXES}
     todo = [prefix for prefix in PREFIXES if not output.is_finished(folder, prefix, identities[prefix], options)]
     if not todo:
-        print("%s: complete since an earlier run" % folder)
+        say("%s: complete since an earlier run" % folder)
         return
     check = CHECKS[arguments.check]()
     plans = {prefix: plan_half(prefix, halves[prefix], workers, arguments.check) for prefix in PREFIXES}
@@ -149,7 +157,7 @@ def run(arguments):
     needed = sum(plans[prefix].output_bytes() - output.bytes_written(folder, prefix) for prefix in todo)
     check_space(folder, needed)
     if arguments.dry_run:
-        print("%s: would write %s, %.2f GB" % (folder, " and ".join(todo), needed / 1e9))
+        say("%s: would write %s, %.2f GB" % (folder, " and ".join(todo), needed / 1e9))
         return
     os.makedirs(folder, exist_ok=True)
     for prefix in todo:
@@ -165,7 +173,7 @@ def run(arguments):
                 description={"source": source, "options": options},
                 progress=progress,
             )
-            print("%s: done: %s, %d left out" % (prefix, progress.summary(), len(manifest["skipped"])))
+        say("%s: done: %s, %d left out" % (prefix, progress.summary(), len(manifest["skipped"])))
 
 
 if __name__ == "__main__":

@@ -198,7 +198,7 @@ def is_finished(folder, prefix, identity, options):
     same = same and (manifest["options"]["on_error"] == options["on_error"] or not manifest["skipped"])
     if not same or manifest["source"]["identity"] != identity:
         raise Refused(
-            "%s: was made from %s with %s: choose another folder, or remove its files"
+            "%s: was made from %s, as it was then, with %s: choose another folder, or remove its files"
             % (path, manifest["source"]["path"], " ".join("--%s=%s" % pair for pair in sorted(manifest["options"].items())))
         )
     shutil.rmtree(part_folder(folder, prefix), ignore_errors=True)

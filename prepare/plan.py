@@ -3,7 +3,7 @@
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import List
+from typing import Dict, List
 
 import numpy as np
 
@@ -30,6 +30,7 @@ class Plan:
     archives: List[str]
     classes: List[str]  # the number of a class is its place
     problems: List[Problem]  # what is wrong, known without reading an image
+    ignored: Dict[str, int]  # extension -> files that im2rec does not look at either
     left_out: int  # how many listed images get no record because of a problem
     digest: str  # of everything above that decides the output: the same digest, the same bytes
 
@@ -94,6 +95,7 @@ def make_plan(prefix, listing: Listing, allow_empty=False):
         archives=archives,
         classes=classes,
         problems=problems,
+        ignored=listing.ignored,
         left_out=len(paths) - len(order),
         digest="",
     )
