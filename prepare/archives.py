@@ -20,6 +20,7 @@ MAX_EXTENSION_BYTES = 1 << 20  # of a long name or of pax records; more is damag
 FILE, HARD_LINK, SYMBOLIC_LINK, FOLDER = b"0", b"1", b"2", b"5"
 FILES = (FILE, b"\0", b"7")
 WITHOUT_DATA = (HARD_LINK, SYMBOLIC_LINK, b"3", b"4", FOLDER, b"6")
+WRAPPERS = ("train", "val")  # tar -cf train.tar train
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
 PACKED_NAME = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|zip)$", re.IGNORECASE)
 
@@ -128,6 +129,19 @@ class Finder:
         except Damage as damage:
             self.listing.problems.append(Problem(self.path, "%s%s" % (self.base + ".tar in it " if begin else "", damage)))
         self.resolve_links()
+        self.unwrap()
+
+    def unwrap(self):
+        """Takes away a folder around everything that only repeats the archive's name (n01440764.tar) or role (train/)."""
+        wrapper = posixpath.basename(self.base) or next((name for name in WRAPPERS if name in self.folders), None)
+        if self.folders[""].names or not all(name.split("/")[0] == wrapper for name in self.folders if name):
+            return
+        for name, folder in self.folders.items():
+            if name:
+                inner = name[len(wrapper) + 1 :]
+                folder.path = "/".join(part for part in (self.base, inner) if part)
+        if len(self.folders) > 1:
+            self.listing.folders.remove(self.folders[""])
 
     def look(self, member):
         name = member.name

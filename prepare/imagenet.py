@@ -73,8 +73,8 @@ def main(argv=None):
     try:
         run(arguments)
         return 0
-    except FileNotFoundError as error:
-        return fail(2, "%s: %s" % (error.filename, error.strerror or error))
+    except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+        return fail(2, "%s: %s" % (error.filename, error.strerror))
     except ImportError as error:
         return fail(2, "--check=decode needs NVIDIA DALI: %s" % error)
     except BadImages as error:
@@ -84,7 +84,8 @@ def main(argv=None):
     except output.Refused as error:
         return fail(3, str(error))
     except OSError as error:
-        return fail(4, "%s%s; run the same command again to go on" % (error.filename + ": " if error.filename else "", error.strerror))
+        where = error.filename or arguments.folder
+        return fail(4, "%s: %s; when that is mended, the same command goes on" % (where, error.strerror))
     except KeyboardInterrupt:
         return fail(130, "interrupted; run the same command again to go on")
 

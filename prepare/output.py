@@ -125,23 +125,18 @@ class Journal:
 
     def _read(self, header):
         self._file.seek(0)
-        lines = self._file.read().split(b"\n")[:-1]  # what follows the last line feed was cut off
-        if not lines:
+        # What follows the last line feed was cut off; a power cut can leave zeros. Neither is a line.
+        lines = [parsed(line) for line in self._file.read().split(b"\n")[:-1]]
+        if not lines or lines[0] is None:
             self._file.truncate(0)
             self._append(header)
             return []
-        if json.loads(lines[0]) != header:
+        if lines[0] != header:
             raise Refused(
                 "%s: is the unfinished conversion of another source, of other options, or of files changed since: "
                 "finish that one, or remove the folder to start over" % self.folder
             )
-        pieces = []
-        for line in lines[1:]:
-            try:
-                pieces.append(json.loads(line))
-            except ValueError:
-                break
-        return pieces
+        return lines[1 : lines.index(None)] if None in lines else lines[1:]
 
     def keep(self, count):
         """Forgets all but the first `count` lines of those found."""
@@ -243,6 +238,14 @@ def publish(folder, prefix, manifest):
     os.replace(os.path.join(part, prefix + ".json"), manifest_path(folder, prefix))
     sync_folder(folder)
     shutil.rmtree(part)
+
+
+def parsed(line):
+    """A line of a journal, or None when it is damaged."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def write_file(path, blocks):

@@ -22,8 +22,8 @@ class Progress:
             from tqdm import tqdm
         except ImportError:
             return None
-        form = "{desc}: {percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]"
-        return tqdm(total=self._bytes, desc=self._what, bar_format=form, file=self._stream, dynamic_ncols=True)
+        form = "{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]"
+        return tqdm(total=self._bytes, bar_format=form, file=self._stream, dynamic_ncols=True)
 
     def __enter__(self):
         return self
@@ -37,7 +37,7 @@ class Progress:
         self._done_bytes += size
         now = time.monotonic()
         if self._bar is not None:
-            self._bar.set_postfix_str(self._numbers(now), refresh=False)
+            self._bar.set_description_str("%s: %s" % (self._what, self._numbers(now)), refresh=False)
             self._bar.update(size)
         elif now - self._shown >= SECONDS_BETWEEN_LINES:
             self._shown = now

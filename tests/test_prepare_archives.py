@@ -74,7 +74,7 @@ def test_formats_and_names(tmp_path, program, form):
 def test_reads_what_tarfile_reads_whatever_the_padding(tmp_path):
     for blocking in (1, 20, 4096):
         trees.write(tmp_path / "in", trees.small())
-        subprocess.run(["tar", "-b", str(blocking), "-cf", str(tmp_path / "a.tar"), "-C", str(tmp_path / "in"), "train"], check=True)
+        subprocess.run(["tar", "-b", str(blocking), "-cf", str(tmp_path / "a.tar"), "-C", str(tmp_path / "in"), "train", "val"], check=True)
         assert read_all(tmp_path / "a.tar") == (read_outside(tmp_path / "a.tar"), [])
 
 
@@ -190,6 +190,26 @@ def test_damaged_anywhere(tmp_path):
             damaged.write_bytes(content[:at] + filling + content[at + 512 :])
             _, problems = read_all(damaged)
             assert problems, at
+
+
+@pytest.mark.parametrize("kind", ["train.tar of train/", "class archives of class folders", "train.tar of class folders"])
+def test_archives_with_a_folder_around_everything(tmp_path, kind):
+    trees.write(tmp_path / "in", trees.small())
+    assert trees.prepare(tmp_path / "in", tmp_path / "from folders").returncode == 0
+    for half in ("train", "val"):
+        place = tmp_path / "packed" / half
+        place.mkdir(parents=True)
+        classes = sorted(os.listdir(str(tmp_path / "in" / half)))
+        if kind == "train.tar of train/":
+            trees.pack("gnutar", "gnu", "%s.tar" % place, tmp_path / "in", [half])
+        elif kind == "train.tar of class folders":
+            trees.pack("gnutar", "gnu", "%s.tar" % place, tmp_path / "in" / half, ["."])
+        else:
+            for name in classes:
+                trees.pack("gnutar", "gnu", place / (name + ".tar"), tmp_path / "in" / half, [name])
+    result = trees.prepare(tmp_path / "packed", tmp_path / "from archives")
+    assert result.returncode == 0, result.stderr
+    assert trees.contents(tmp_path / "from archives") == trees.contents(tmp_path / "from folders")
 
 
 def test_two_archives_in_one_file(tmp_path):

@@ -156,7 +156,7 @@ def test_folder_that_contains_itself(tmp_path, source):
         (["empty", "out"], 1, "holds neither a folder train/"),
         (["no images", "out"], 1, "holds no image"),
         (["in", "out", "--val-labels", "nowhere"], 2, "nowhere: No such file"),
-        (["in", "a file"], 4, "a file"),
+        (["in", "a file"], 2, "a file: File exists"),
     ],
 )
 def test_wrong_paths(tmp_path, source, arguments, status, reason):

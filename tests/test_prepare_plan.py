@@ -2,6 +2,7 @@
 """Order, classes, validation labels, ImageNet's counts, and planning at ImageNet's size."""
 
 import gzip
+import io
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import prepare_trees as trees
 from prepare import cpus, labels, vallabels
 from prepare.listing import Folder, Listing, SourceError
 from prepare.plan import make_plan
+from prepare.progress import Progress
 
 
 def plan_of(folders, prefix="train"):
@@ -52,6 +54,7 @@ def test_planning_imagenet_takes_seconds_and_little_memory():
 import resource, time
 from prepare.listing import Folder, Listing
 from prepare.plan import make_plan
+from prepare.progress import Progress
 listing = Listing("top")
 for number in range(1000):
     folder = Folder("n%08d" % number, archive="archive.tar")
@@ -222,3 +225,16 @@ def test_pieces_hold_every_record_once():
     edges = plan.pieces()
     assert edges[0][0] == 0 and edges[-1][1] == 1000
     assert all(first < last == following for (first, last), (following, _) in zip(edges, edges[1:]))
+
+
+def test_progress_in_a_log_is_plain_lines(monkeypatch):
+    stream, clock = io.StringIO(), [0.0]
+    monkeypatch.setattr("prepare.progress.time.monotonic", lambda: clock[0])
+    with Progress("train", 400, 4000000, stream) as progress:
+        for _ in range(4):
+            clock[0] += 6
+            progress(100, 1000000)
+    assert stream.getvalue() == (
+        "train: 200 of 400 images, 0.00 of 0.00 GB, 0 MB/s, 17 images/s, 12 s left\n"
+        "train: 400 of 400 images, 0.00 of 0.00 GB, 0 MB/s, 17 images/s, 0 s left\n"
+    )
