@@ -28,7 +28,6 @@ exit status:
   4    writing failed, or there is not enough space; run it again to go on
   130  interrupted; run it again to go on
 """
-LISTED = 200  # problems shown on the terminal before they are only counted
 
 
 def parse(argv):
@@ -97,11 +96,13 @@ def fail(status, text):
 
 def report(problems):
     """Names every problem; returns the exit status."""
-    for problem in problems[:LISTED]:
+    for problem in problems:
         print("prepare.imagenet: %s" % problem, file=sys.stderr)
-    more = len(problems) - LISTED
-    text = "%d problems%s; nothing was written: " % (len(problems), " (%d more than shown)" % more if more > 0 else "")
-    return fail(1, text + "mend them, or leave these images out with --on-error=skip")
+    return fail(
+        1,
+        "%d problem%s, so nothing of this was kept: mend them, or leave these images out with --on-error=skip"
+        % (len(problems), "" if len(problems) == 1 else "s"),
+    )
 
 
 def plan_half(prefix, half, workers, check):
@@ -157,8 +158,8 @@ def run(arguments):
     check_plans(plans, halves["val"].label_files, arguments.on_error == "skip")
     needed = sum(plans[prefix].output_bytes() - output.bytes_written(folder, prefix) for prefix in todo)
     check_space(folder, needed)
+    say("%s: %s %s, %.2f GB" % (folder, "would write" if arguments.dry_run else "writing", " and ".join(todo), needed / 1e9))
     if arguments.dry_run:
-        say("%s: would write %s, %.2f GB" % (folder, " and ".join(todo), needed / 1e9))
         return
     os.makedirs(folder, exist_ok=True)
     for prefix in todo:

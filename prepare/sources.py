@@ -177,7 +177,6 @@ def read_exactly(descriptor, view, offset):
         done += count
 
 
-
 class ImageReader:
     """Reads the images of a plan; any number of threads may share it. Close it, or use it in a `with`."""
 

@@ -5,6 +5,7 @@ import argparse
 import hashlib
 import os
 import sys
+from array import array
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -54,16 +55,19 @@ class Half:
                 self.faults.append("%s: its SHA-256 is not the manifest's" % path)
         try:
             with open(self.path(".idx")) as stream:
-                index = np.array([line.split("\t") for line in stream], dtype=np.int64).reshape(-1, 2)
+                index = np.fromstring(stream.read(), dtype=np.int64, sep=" ").reshape(-1, 2)
             self.keys, self.offsets = index[:, 0], index[:, 1]
+            listed, labels, self.paths = array("q"), array("f"), []
             with open(self.path(".lst"), encoding="utf-8") as stream:
-                rows = [line.rstrip("\n").split("\t") for line in stream]
-            self.labels = np.array([float(row[1]) for row in rows], dtype="<f4")
-            self.paths = [row[2] for row in rows]
-            listed = np.array([int(row[0]) for row in rows], dtype=np.int64)
-        except (ValueError, IndexError) as error:
+                for line in stream:
+                    key, label, path = line.rstrip("\n").split("\t")
+                    listed.append(int(key))
+                    labels.append(float(label))
+                    self.paths.append(path)
+            self.labels = np.array(labels, dtype="<f4")
+        except ValueError as error:
             raise Damaged("%s: the index or the list cannot be read: %s" % (self.path(".idx"), error)) from None
-        counts = {"manifest": self.manifest["examples"], ".idx": len(self.keys), ".lst": len(rows)}
+        counts = {"manifest": self.manifest["examples"], ".idx": len(self.keys), ".lst": len(self.paths)}
         if len(set(counts.values())) > 1:
             raise Damaged("%s: the numbers of records differ: %s" % (self.path(".rec"), counts))
         if not np.array_equal(listed, self.keys):
