@@ -1,6 +1,11 @@
 # shellcheck shell=bash
 # What all configurations share. Sourced by config_<system>.sh. Every exported name is a setting of mxresnet
-# (python -m mxresnet --help), of run_and_time.sh (DGXNGPU: ranks on a machine, BUILTIN_DATA) or of a library.
+# (python -m mxresnet --help), of a launcher, or of a library. The launchers' are
+#   DGXNGPU        ranks on a machine
+#   DGXNNODES      machines (1 where it is not set)
+#   WALLTIME       minutes that one trial may take under Slurm (run.sub)
+#   BIND           arguments of bind.sh; not set: ranks are not bound
+#   BUILTIN_DATA   data set that run_and_time.sh makes itself
 export KVSTORE=horovod
 export OPTIMIZER=sgdwfastlars
 export LRSCHED=pow2

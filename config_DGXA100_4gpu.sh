@@ -1,0 +1,17 @@
+# shellcheck shell=bash
+# 4 x A100-SXM4-80GB of a DGX A100, global batch 3264.
+# NVIDIA's v2.1 repository has this file but not the common one that it sources, and no result of it was published:
+# what it leaves open is as in config_DGXA100.sh. config_A100-80GB_4gpu.sh has a setting that was submitted.
+source "$(dirname "${BASH_SOURCE[0]}")/config_DGXA100_common.sh"
+
+export DGXNGPU=4
+export WALLTIME=120
+export NCCL_MAX_RINGS=4
+
+export BATCHSIZE=816
+export LR=10.5
+export WD=5e-5
+export WARMUP_EPOCHS=2
+export NUMEPOCHS=37
+
+unset DALI_TMP_BUFFER_HINT DALI_PREALLOCATE_WIDTH DALI_PREALLOCATE_HEIGHT

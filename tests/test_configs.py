@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hardware configurations: what they export against what NVIDIA and others published, and which GPUs get which."""
+
+import dataclasses
+import json
+import os
+import subprocess
+
+import pytest
+from conftest import ROOT
+
+from mxresnet.config import FIELDS, parse
+from mxresnet.schedule import make_plan
+
+GOLDEN = json.loads((ROOT / "tests" / "golden" / "published_configs.json").read_text())
+PUBLISHED = sorted(GOLDEN["systems"])
+OURS = {"V100-32GB_8gpu": 1024, "V100-16GB_8gpu": 816, "T4_4gpu": 408, "CPU": 408, "CPU_digits": 128}
+FIELD_OF = {field.metadata["env"]: name for name, field in FIELDS.items()}
+LAUNCHERS = {"DGXNGPU", "DGXNNODES", "WALLTIME", "BIND", "BUILTIN_DATA"}
+# Global batch: peak rate, weight decay, epochs of warm-up, horizon; all that ran in the v2.1 round and reached the target.
+RAN = {408: (3.0, 5e-5, 2, 37), 816: (5.3, 5e-5, 2, 37), 1024: (6.0, 2.5e-5, 2, 37)}
+
+
+def exported(system, **environ):
+    """What a configuration exports, sourced in an empty environment as a shell does that stops at any mistake."""
+    command = f"set -euo pipefail; source ./config_{system}.sh; env -0"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, text=True, capture_output=True, env={"PATH": os.environ["PATH"], **environ})
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    values = dict(item.split("=", 1) for item in done.stdout.split("\0") if item)
+    return {key: value for key, value in values.items() if key not in ("PATH", "PWD", "SHLVL", "_", "OLDPWD")}
+
+
+def plan_of(values, nodes=1):
+    config, _ = parse([], values)
+    return config, make_plan(config, 1281167, nodes * int(values["DGXNGPU"]))
+
+
+def test_every_configuration_is_known_here():
+    systems = {path.name[len("config_"):-len(".sh")] for path in ROOT.glob("config_*.sh")}
+    assert {name for name in systems if not name.endswith("common")} == {*PUBLISHED, *OURS}
+
+
+@pytest.mark.parametrize("system", PUBLISHED)
+def test_every_value_is_the_published_one(system):
+    values = exported(system)
+    expected = {**GOLDEN["every"], **GOLDEN["systems"][system]["set"]}
+    effective = dataclasses.asdict(parse([], values)[0])
+    for key, value in expected.items():
+        if key in FIELD_OF:
+            found = effective[FIELD_OF[key]]
+            found = ",".join(map(str, found)) if isinstance(found, tuple) else found
+        else:
+            found = values.get(key)
+        assert found == value, key
+    assert set(values) - set(expected) - LAUNCHERS == {"MXNET_SUBGRAPH_VERBOSE"}
+
+
+@pytest.mark.parametrize("system", PUBLISHED)
+def test_steps_and_learning_rates_are_the_published_ones(system):
+    values, facts = exported(system), GOLDEN["systems"][system]
+    assert (int(values.get("DGXNNODES", 1)), int(values["DGXNGPU"])) == (facts["nodes"], facts["gpus"])
+    config, plan = plan_of(values, facts["nodes"])
+    assert config.batch_size * facts["nodes"] * facts["gpus"] == facts["global_batch"]
+    assert [plan.steps_per_epoch, plan.warmup_steps, plan.total_steps] == facts["steps"]
+    _, warm, total = facts["steps"]
+    for update, rate in facts.get("rates", {}).items():
+        assert plan.learning_rate(int(update)) == pytest.approx(rate, abs=5e-7)
+    assert plan.learning_rate(warm // 2) == pytest.approx(config.lr * (warm // 2) / warm, rel=1e-9)
+    assert plan.learning_rate(warm) == pytest.approx(config.lr, rel=1e-9)
+    middle = (warm + total) // 2
+    left = (total - middle) / (total - warm)
+    assert plan.learning_rate(middle) == pytest.approx(1e-4 + (config.lr - 1e-4) * left * left, rel=1e-9)
+    assert plan.learning_rate(total) == pytest.approx(1e-4, rel=1e-9)
+    evaluated = [block.epochs[-1] for block in plan.blocks if block.evaluated]
+    first = config.eval_offset + 1
+    assert evaluated == list(range(first, config.num_epochs + 1, 4))
+
+
+@pytest.mark.parametrize("system", sorted(OURS))
+def test_a_configuration_that_nobody_published_says_so_and_keeps_to_what_ran(system):
+    values = exported(system)
+    config, plan = plan_of(values)
+    assert config.batch_size * int(values["DGXNGPU"]) == OURS[system]
+    if system != "CPU_digits":
+        assert (config.lr, config.wd, plan.warmup_steps // plan.steps_per_epoch, config.num_epochs) == RAN[OURS[system]]
+        assert config.accuracy_threshold == 0.759 and config.optimizer == "sgdwfastlars" and config.label_smoothing == 0.1
+        assert "not from a published run" in (ROOT / f"config_{system}.sh").read_text().lower()
+
+
+@pytest.mark.parametrize("system", ["CPU", "CPU_digits"])
+def test_a_cpu_configuration_shares_out_the_cores(system):
+    cores = len(os.sched_getaffinity(0))
+    values = exported(system, DGXNGPU="2")
+    assert values["DGXNGPU"] == "2" and int(values["OMP_NUM_THREADS"]) == max(1, cores // 2)
+    config, _ = parse([], values)
+    assert config.dtype == "float32" and config.conv_layout == "NCHW"
+    assert exported(system, DGXNGPU="1000")["OMP_NUM_THREADS"] == "1"
