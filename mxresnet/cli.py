@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The door: settings in, one rank of a run out, and what is said when something is wrong. Wires, does no work itself.
 
-Exit status: 0 target reached, 3 target missed, 2 a mistake in settings or data, 1 anything else.
+Exit status: 0 target reached (or none set), 3 target missed, 2 a mistake in settings or data, 1 anything else.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import secrets
 import sys
 import traceback
-from typing import Callable, Optional, Sequence, Tuple, TypeVar
+from typing import Callable, List, Optional, Sequence, Tuple, TypeVar
 
 from mxresnet import config as settings
 from mxresnet.config import Config, UserError
@@ -40,9 +40,21 @@ def start_log(config: Config, rank: int) -> None:
     mllog.init_start()
 
 
-def train(config: Config, world: World) -> bool:
-    """One rank of a run, from before MXNet is loaded to the end; return whether the target was reached."""
-    from mxresnet import dataset, loop, mllog, pipeline, progress, schedule
+def notes(config: Config, has_manifests: bool, backend: str) -> List[str]:
+    """What a reader of the result must know of where the images came from."""
+    said = []
+    if not has_manifests:
+        said.append("the data set has no manifest (train.json, val.json): its counts are taken from the settings")
+    if backend.endswith(".synthetic"):
+        said.append("random images (--synth-data): nothing is learned or evaluated")
+    if backend.endswith(".recordio"):
+        said.append("images come from MXNet's ImageRecordIter, not DALI: it resizes without antialiasing, which may change accuracy a little")
+    return said
+
+
+def train(config: Config, world: World) -> Optional[bool]:
+    """One rank of a run, from before MXNet is loaded to the end; return whether the target was reached, or None."""
+    from mxresnet import dataset, loop, mllog, pipeline, progress, schedule, timing
 
     def look() -> Tuple[dataset.DataSet, schedule.Plan]:
         data = dataset.describe(config)
@@ -51,12 +63,13 @@ def train(config: Config, world: World) -> bool:
     found, problem = attempt(look)
     world.agree(problem)
     data, plan = found
-    pipeline.load()
+    backend = pipeline.load(config)
     world = start_horovod(world)
     seed = world.broadcast(secrets.randbelow(2**16) if config.seed is None else config.seed)
     config = dataclasses.replace(config, seed=seed)
     my_seed = rank_seeds(seed, world.size)[world.rank]
 
+    from mxresnet.ops import without_effect
     from mxresnet.trainer import Trainer, choose_device, seed_everything
 
     device, problem = attempt(lambda: choose_device(config, world))
@@ -69,11 +82,13 @@ def train(config: Config, world: World) -> bool:
         f"ResNet-{config.num_layers}, {world.size} x {device.device_type}, batch {config.batch_size} a rank, seed {seed}: "
         f"{data.train_examples:,} training and {data.val_examples:,} validation images of {data.classes:,} classes, "
         f"{plan.steps_per_epoch:,} steps an epoch")
-    if not data.has_manifests:
-        shown.say("note: the data set has no manifest (train.json, val.json): its counts are taken from the settings")
-    trainer = Trainer(config, plan, world, data.classes, device)
-    pipelines = pipeline.build(config, data, world, device, my_seed)
-    reached = loop.run(config, data, plan, world, mllog.RunLog(world.rank), shown, trainer, pipelines)
+    for text in notes(config, data.has_manifests, backend.__name__) + without_effect(config, device.device_type == "gpu"):
+        shown.say(f"note: {text}")
+    trainer, problem = attempt(lambda: Trainer(config, plan, world, data.classes, device))
+    world.agree(problem)
+    pipelines = pipeline.Pipelines(backend, config, data, world, device, my_seed)
+    timer = timing.Timing(config, trainer.wait)
+    reached = loop.run(config, data, plan, world, mllog.RunLog(world.rank), shown, trainer, pipelines, timer)
     trainer.wait()
     world.leave()
     return reached
@@ -90,7 +105,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     world = join()
     try:
         world.agree(problem)
-        return REACHED if train(config, world) else MISSED
+        return MISSED if train(config, world) is False else REACHED
     except AgreedError as error:
         if world.rank == 0:
             sys.stderr.write(f"mxresnet: {error}\n")

@@ -57,8 +57,16 @@ def _check_file(path: str, what: str) -> None:
         raise UserError(f"{what} {path} are empty: {_HOW}")
 
 
+def _as_set(config: Config, has_manifests: bool) -> DataSet:
+    return DataSet(
+        config.num_examples or IMAGENET["train"], config.num_val_examples or IMAGENET["val"],
+        config.num_classes or IMAGENET["classes"], has_manifests)
+
+
 def describe(config: Config) -> DataSet:
     """Find the data set of `config` and its counts. Raises UserError when it is missing, damaged or another one."""
+    if config.synth_data:
+        return _as_set(config, has_manifests=True)
     manifests = {}
     for prefix, name in (("train", "training"), ("val", "validation")):
         _check_file(config.path(f"data_{prefix}"), f"{name} records")
@@ -66,9 +74,7 @@ def describe(config: Config) -> DataSet:
         manifests[prefix] = _read_manifest(config.path(f"data_{prefix}"))
     train, val = manifests["train"], manifests["val"]
     if train is None or val is None:
-        return DataSet(
-            config.num_examples or IMAGENET["train"], config.num_val_examples or IMAGENET["val"],
-            config.num_classes or IMAGENET["classes"], False)
+        return _as_set(config, has_manifests=False)
     names = [[entry["name"] for entry in manifest["classes"]] for manifest in (train, val)]
     if names[0] != names[1]:
         odd = sorted(set(names[0]) ^ set(names[1]))[:3]

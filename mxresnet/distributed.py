@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import numpy as np
 
@@ -40,6 +41,7 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    local_size: int = 1
     _mpi: Any = field(default=None, repr=False)  # an mpi4py communicator; None for one rank
     _hvd: Any = field(default=None, repr=False)
 
@@ -90,6 +92,27 @@ class World:
         for first in range(0, len(arrays), length):
             self._hvd.grouped_allreduce_(list(arrays[first:first + length]), name=f"{name}.{first}", priority=-first)
 
+    def group_sums(self, ranks: int, names: Sequence[str]) -> Dict[str, Callable[[np.ndarray], np.ndarray]]:
+        """For each name a function that adds a float64 array up over this rank's group of neighbouring ranks.
+
+        Each has a communicator of its own: the functions may be called in any order and at the same time. Raises
+        UserError when the ranks of a machine cannot be divided into such groups.
+        """
+        if ranks > 1 and self.local_size % ranks:
+            raise UserError(f"--bn-group {ranks} does not divide the {self.local_size} ranks of this machine: start a multiple of {ranks}")
+        if ranks == 1:
+            return {name: lambda array: array for name in names}
+        group = self._mpi.Split(self.rank // ranks, self.rank)
+
+        def over(communicator: Any) -> Callable[[np.ndarray], np.ndarray]:
+            def add(array: np.ndarray) -> np.ndarray:
+                total = np.empty_like(array)
+                communicator.Allreduce(array, total)
+                return total
+            return add
+
+        return {name: over(group.Dup()) for name in names}
+
     def abort(self, status: int) -> None:
         """End every rank at once with this exit status; called when this one cannot go on."""
         sys.stdout.flush()
@@ -116,7 +139,7 @@ def join() -> World:
 
     comm = MPI.COMM_WORLD
     local = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    return World(rank=comm.Get_rank(), size=comm.Get_size(), local_rank=local.Get_rank(), _mpi=comm)
+    return World(rank=comm.Get_rank(), size=comm.Get_size(), local_rank=local.Get_rank(), local_size=local.Get_size(), _mpi=comm)
 
 
 def start_horovod(world: World) -> World:
@@ -126,4 +149,4 @@ def start_horovod(world: World) -> World:
     import horovod.mxnet as hvd
 
     hvd.init(world._mpi)
-    return World(world.rank, world.size, world.local_rank, world._mpi, hvd)
+    return dataclasses.replace(world, _hvd=hvd)

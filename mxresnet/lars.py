@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SGD with momentum and layer-wise adaptive rates (LARS), as the reference's "sgdwfastlars", on public MXNet kernels.
+"""SGD with momentum and layer-wise adaptive rates (LARS), on public MXNet kernels.
 
 You, Gitman, Ginsburg, "Large Batch Training of Convolutional Networks" (arXiv:1708.03888). For a tensor with weight w,
 gradient g (already averaged over the global batch), momentum m, scheduled rate L of this update and L' of the last one:
@@ -9,7 +9,8 @@ gradient g (already averaged over the global batch), momentum m, scheduled rate 
 
 Names ending in gamma, beta or bias have no trust ratio and no momentum correction (L / L'): in the reference the
 correction reaches only the first group of tensors that is updated together, which is exactly the adapted ones. gamma
-and beta are not decayed; fc1_bias is, unlike in mx.optimizer.LARS, which also corrects another set of tensors.
+and beta are not decayed. The reference's three names for LARS differ in the kernels they use and in one thing that can be
+seen: "sgdwfastlarsv2" does not decay fc1_bias, the others do. mx.optimizer.LARS does not either, and corrects another set.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from typing import Any, Dict, List, Sequence, Tuple
 
 import mxnet as mx
 from mxnet import nd
+
+# Whether fc1_bias is decayed, by the reference's name for the optimizer.
+DECAYS_BIAS = {"sgdwlars": True, "sgdwfastlars": True, "sgdwfastlarsv2": False}
 
 # The multi-tensor kernels hold 60 tensors, do not check it, and crash beyond.
 MAX_TENSORS_PER_CALL = 60
@@ -31,7 +35,8 @@ def is_adapted(name: str) -> bool:
 class Lars(mx.optimizer.Optimizer):
     """Use with an lr_scheduler that answers any update number; float16 weights get float32 master weights."""
 
-    def __init__(self, momentum: float, eta: float, eps: float, **kwargs: Any):
+    def __init__(self, momentum: float, eta: float, eps: float, decay_bias: bool = True, **kwargs: Any):
+        self._undecayed = ("gamma", "beta") if decay_bias else ("gamma", "beta", "bias")
         super().__init__(multi_precision=True, **kwargs)
         self.momentum, self.eta, self.eps = momentum, eta, eps
         # Every tensor of a type in one update() call: the trust ratios are then one kernel, not one for each chunk.
@@ -39,7 +44,7 @@ class Lars(mx.optimizer.Optimizer):
         self._splits: Dict[Tuple[int, ...], List[tuple]] = {}
 
     def set_wd_mult(self, args_wd_mult: dict) -> None:
-        self.wd_mult = {name: 0.0 for name in self.idx2name.values() if name.endswith(("gamma", "beta"))}
+        self.wd_mult = {name: 0.0 for name in self.idx2name.values() if name.endswith(self._undecayed)}
         self.wd_mult.update(args_wd_mult)
 
     def create_state(self, index: int, weight: Any) -> Any:

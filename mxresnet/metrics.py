@@ -12,7 +12,12 @@ class Score:
 
     correct: int
     total: int
+    correct_in_top_k: int = 0
 
     @property
     def accuracy(self) -> float:
         return self.correct / self.total
+
+    @property
+    def top_k_accuracy(self) -> float:
+        return self.correct_in_top_k / self.total

@@ -8,7 +8,7 @@ Lines go to standard output, and rank 0's to --log-file too. All are rank 0's bu
 from __future__ import annotations
 
 import logging
-from typing import Any, Dict, Iterable, Optional
+from typing import Any, Dict, Iterable, Optional, Tuple
 
 from mlperf_logging import mllog
 from mlperf_logging.mllog import constants
@@ -100,9 +100,12 @@ class RunLog:
 
     def hyperparameters(self, config: Config, plan: Plan, ranks: int) -> None:
         """What was set, under the optimizer's own keys. Decay steps are logged in epochs, as the reference does."""
-        for family in ("sgd", "lars"):
-            self._event(f"{family}_opt_learning_rate_decay_poly_power", POLYNOMIAL_POWER)
-            self._event(f"{family}_opt_end_learning_rate", END_LEARNING_RATE)
+        if plan.polynomial:
+            for family in ("sgd", "lars"):
+                self._event(f"{family}_opt_learning_rate_decay_poly_power", POLYNOMIAL_POWER)
+                self._event(f"{family}_opt_end_learning_rate", END_LEARNING_RATE)
+        else:
+            self._event("opt_learning_rate_decay_boundary_epochs", [step // plan.steps_per_epoch for step in plan.drop_steps])
         self._event("d_batch_size", config.batch_size)
         self._event("s_optimizer", config.optimizer)
         self._event("s_network", config.network)
@@ -144,3 +147,8 @@ class RunLog:
 
     def accuracy(self, fraction: float, epoch: int) -> None:
         self._event(constants.EVAL_ACCURACY, fraction, {constants.EPOCH_NUM: epoch})
+
+    def times(self, rank: int, rows: Iterable[Tuple[str, float]]) -> None:
+        """How long parts of the run took, from every rank, in the reference's form."""
+        for key, value in rows:
+            mllog.get_mllogger().event(key, {"r": rank, "t": value})

@@ -7,30 +7,37 @@ parameter names are those that MLPerf's compliance checker demands.
 
 from __future__ import annotations
 
-from typing import Any, List
+from typing import Any, List, Tuple
 
 import mxnet as mx
 
 from mxresnet.config import Config
 from mxresnet.ops import Feature, PlainOps
 
-UNITS = {50: (3, 4, 6, 3)}  # bottleneck units in each of the four stages
+UNITS = {  # residual units in each of the four stages
+    18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3), 269: (3, 30, 48, 8)}
 STEM_FILTERS = 64
-STAGE_FILTERS = (256, 512, 1024, 2048)
-BOTTLENECK = 4  # a unit's inner convolutions have a quarter of its filters
+STAGE_FILTERS = (64, 128, 256, 512)  # of a unit's 3 x 3 convolutions
+BOTTLENECK = 4  # a bottleneck unit ends with four times as many
 FC_SIGMA = 0.01
 
 
-def _unit(ops: PlainOps, x: Feature, name: str, filters: int, stride: int, project: bool) -> Feature:
-    """One bottleneck: 1 x 1, 3 x 3 with the stride, 1 x 1, added to the (projected) input."""
-    inner = filters // BOTTLENECK
-    y = ops.relu(ops.conv_bn(x, f"{name}_conv1", f"{name}_bn1", inner, kernel=1, stride=1), f"{name}_relu1")
-    y = ops.relu(ops.conv_bn(y, f"{name}_conv2", f"{name}_bn2", inner, kernel=3, stride=stride), f"{name}_relu2")
-    y = ops.conv_bn(y, f"{name}_conv3", f"{name}_bn3", filters, kernel=1, stride=1)
-    shortcut = x
-    if project:
-        shortcut = ops.conv_bn(x, f"{name}_conv1sc", f"{name}_bnsc", filters, kernel=1, stride=stride)
-    return ops.add_relu(y, shortcut, f"{name}_relu3")
+def _layers(num_layers: int, filters: int, stride: int) -> List[Tuple[int, int, int]]:
+    """(filters, kernel, stride) of a unit's convolutions: two of 3 x 3 below 50 layers, else 1 x 1, 3 x 3, 1 x 1."""
+    if num_layers < 50:
+        return [(filters, 3, stride), (filters, 3, 1)]
+    return [(filters, 1, 1), (filters, 3, stride), (filters * BOTTLENECK, 1, 1)]
+
+
+def _unit(ops: PlainOps, x: Feature, name: str, layers: List[Tuple[int, int, int]], stride: int, project: bool) -> Feature:
+    """One residual unit: its convolutions, added to the input, which the first unit of a stage projects."""
+    y = x
+    for number, (filters, kernel, step) in enumerate(layers, start=1):
+        y = ops.conv_bn(y, f"{name}_conv{number}", f"{name}_bn{number}", filters, kernel, step)
+        if number < len(layers):
+            y = ops.relu(y, f"{name}_relu{number}")
+    shortcut = ops.conv_bn(x, f"{name}_conv1sc", f"{name}_bnsc", layers[-1][0], kernel=1, stride=stride) if project else x
+    return ops.add_relu(y, shortcut, f"{name}_relu{len(layers)}")
 
 
 def build(ops: PlainOps, config: Config, classes: int) -> Any:
@@ -39,19 +46,27 @@ def build(ops: PlainOps, config: Config, classes: int) -> Any:
     x = ops.max_pool(x, "pool0")
     for stage, (units, filters) in enumerate(zip(UNITS[config.num_layers], STAGE_FILTERS), start=1):
         for unit in range(1, units + 1):
-            first = unit == 1
-            x = _unit(ops, x, f"stage{stage}_unit{unit}", filters, stride=2 if first and stage > 1 else 1, project=first)
+            stride = 2 if unit == 1 and stage > 1 else 1
+            layers = _layers(config.num_layers, filters, stride)
+            x = _unit(ops, x, f"stage{stage}_unit{unit}", layers, stride, project=unit == 1)
     return ops.head(x, classes)
+
+
+def layer_names(num_layers: int) -> List[Tuple[str, str]]:
+    """(convolution, batch norm) for each pair of the network, in its order."""
+    pairs = [("conv0", "bn0")]
+    inside = [str(number) for number in range(1, len(_layers(num_layers, 1, 1)) + 1)]
+    for stage, units in enumerate(UNITS[num_layers], start=1):
+        for unit in range(1, units + 1):
+            name = f"stage{stage}_unit{unit}_"
+            pairs += [(f"{name}conv{number}", f"{name}bn{number}") for number in inside]
+            pairs += [(f"{name}conv1sc", f"{name}bnsc")] * (unit == 1)
+    return pairs
 
 
 def parameter_names(num_layers: int) -> List[str]:
     """The trainable parameters in the order of the network: 161 names for 50 layers."""
-    pairs = [("conv0", "bn0")]
-    for stage, units in enumerate(UNITS[num_layers], start=1):
-        for unit in range(1, units + 1):
-            inside = [("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")] + [("conv1sc", "bnsc")] * (unit == 1)
-            pairs += [(f"stage{stage}_unit{unit}_{conv}", f"stage{stage}_unit{unit}_{bn}") for conv, bn in inside]
-    names = [name for conv, bn in pairs for name in (f"{conv}_weight", f"{bn}_gamma", f"{bn}_beta")]
+    names = [name for conv, bn in layer_names(num_layers) for name in (f"{conv}_weight", f"{bn}_gamma", f"{bn}_beta")]
     return names + ["fc1_weight", "fc1_bias"]
 
 
@@ -70,7 +85,8 @@ def initializer(config: Config) -> mx.init.Initializer:
     """
     rules = {".*": mx.init.Xavier(rnd_type="gaussian", factor_type="in", magnitude=2)}
     if config.bn_gamma_init0:
-        rules = {".*bn3_gamma$": _LastGammaZero(), **rules}
+        last = 2 if config.num_layers < 50 else 3
+        rules = {f".*bn{last}_gamma$": _LastGammaZero(), **rules}
     else:
         rules = {"^fc1_weight$": mx.init.Normal(FC_SIGMA), **rules}
     return mx.init.Mixed(list(rules), list(rules.values()))

@@ -8,11 +8,12 @@ still be unapplied: relu or add_relu, which always follow, may fuse it with what
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, List
 
 import mxnet as mx
 
-from mxresnet.config import Config
+from mxresnet.config import FIELDS, FORK, GPU, Config, flag_of
+from mxresnet.group_bn import GROUP_BATCH_NORM
 
 _AXES = {("NCHW", "NHWC"): (0, 2, 3, 1), ("NHWC", "NCHW"): (0, 3, 1, 2)}
 _CONV_WORKSPACE_MIB = 2048
@@ -45,10 +46,13 @@ class PlainOps:
             self._to(x, config.conv_layout), name=conv, num_filter=filters, kernel=(kernel, kernel),
             stride=(stride, stride), pad=(kernel // 2, kernel // 2), no_bias=True, layout=config.conv_layout,
             workspace=_CONV_WORKSPACE_MIB)
-        y = mx.sym.BatchNorm(
-            self._to(Feature(y, config.conv_layout), config.batchnorm_layout), name=bn, fix_gamma=False,
-            eps=config.batchnorm_eps, momentum=config.batchnorm_mom, axis=config.batchnorm_layout.index("C"))
-        return Feature(y, config.batchnorm_layout)
+        return Feature(self._batch_norm(self._to(Feature(y, config.conv_layout), config.batchnorm_layout), bn), config.batchnorm_layout)
+
+    def _batch_norm(self, x: Any, name: str) -> Any:
+        config = self._config
+        return mx.sym.BatchNorm(
+            x, name=name, fix_gamma=False, eps=config.batchnorm_eps, momentum=config.batchnorm_mom,
+            axis=config.batchnorm_layout.index("C"))
 
     def relu(self, x: Feature, name: str) -> Feature:
         return Feature(mx.sym.Activation(x.symbol, act_type="relu", name=name), x.layout)
@@ -72,3 +76,29 @@ class PlainOps:
         if self._config.dtype != "float32":
             y = mx.sym.Cast(y, dtype="float32")
         return mx.sym.SoftmaxOutput(y, smooth_alpha=self._config.label_smoothing, name="softmax")
+
+
+class GroupOps(PlainOps):
+    """PlainOps whose batch norms share their statistics among a group of ranks (--bn-group)."""
+
+    def _batch_norm(self, x: Any, name: str) -> Any:
+        config = self._config
+        return mx.sym.Custom(
+            x, name=name, op_type=GROUP_BATCH_NORM, layer=name, eps=config.batchnorm_eps, momentum=config.batchnorm_mom,
+            axis=config.batchnorm_layout.index("C"))
+
+
+def op_set(config: Config) -> PlainOps:
+    return GroupOps(config) if config.bn_group > 1 else PlainOps(config)
+
+
+def without_effect(config: Config, on_gpu: bool) -> List[str]:
+    """What was asked for and cannot be had on this build of MXNet or this device, each as half a sentence."""
+    said = []
+    for note, missing in ((FORK, True), (GPU, not on_gpu)):
+        flags = [flag_of(name) for name, item in FIELDS.items() if item.metadata["note"] == note and getattr(config, name) != item.default]
+        if flags and missing:
+            said.append(f"{', '.join(flags)}: {note} only, no effect here")
+    if config.network not in ("resnet-v1b", "resnet-v1b-fl"):
+        said.append(f"--network {config.network}: its operators are not in this MXNet; Convolution, BatchNorm and Activation compute the same")
+    return said

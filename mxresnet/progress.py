@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Callable, Sequence, TextIO
+from typing import Callable, Optional, Sequence, TextIO
 
+from mxresnet.config import Config
 from mxresnet.metrics import Score
 from mxresnet.schedule import Plan
 
@@ -60,14 +61,18 @@ class Progress:
             f"{duration(seconds)}, learning rate {learning_rate:.4g}, at most {duration(left)} left")
         return speed
 
-    def evaluated(self, epoch: int, score: Score, target: float) -> None:
+    def evaluated(self, epoch: int, score: Score, config: Config) -> None:
         self._best = max(self._best, score.accuracy)
+        target = config.accuracy_threshold
         verdict = "target reached" if score.accuracy > target else f"target above {target:g}"
-        self.say(f"after epoch {epoch}: accuracy {score.accuracy:.4f} ({score.correct} of {score.total}), {verdict}")
+        top_k = f", top-{config.top_k} {score.top_k_accuracy:.4f}" if config.top_k else ""
+        self.say(f"after epoch {epoch}: accuracy {score.accuracy:.4f} ({score.correct} of {score.total}){top_k}, {verdict}")
 
-    def run_done(self, reached: bool, target: float) -> None:
+    def run_done(self, reached: Optional[bool], target: float) -> None:
         took = duration(self._clock() - self._run_start)
-        if reached:
+        if reached is None:
+            self.say(f"done in {took}; nothing was evaluated")
+        elif reached:
             self.say(f"trained to accuracy {self._best:.4f} (target above {target:g}) in {took}")
         else:
             self.say(f"target accuracy {target:g} missed: best {self._best:.4f} in {self._plan.num_epochs} epochs, {took}")

@@ -34,18 +34,23 @@ class Plan:
     warmup_steps: int
     total_steps: int
     peak_lr: float
-    drop_steps: Tuple[int, ...]  # empty: polynomial decay
+    polynomial: bool  # else the rate drops by drop_factor at each of drop_steps
+    drop_steps: Tuple[int, ...]
     drop_factor: float
+    warmup_is_constant: bool
     blocks: Tuple[Block, ...]
 
     def learning_rate(self, update: int) -> float:
-        """Linear warm-up, then polynomial decay of power 2 to 1e-4 (or a drop by a factor at each of drop_steps).
+        """Linear warm-up, then polynomial decay of power 2 to 1e-4, or a drop by a factor after each of drop_steps.
 
-        Source: MLPerf Training v2.1 rules, "polynomial decay"; MXNet's PolyScheduler and MultiFactorScheduler.
+        A factor of 1 or more switches the schedule off. Source: the MLPerf Training v2.1 rules; MXNet's PolyScheduler
+        and MultiFactorScheduler, whose "constant" warm-up starts at zero and stays there.
         """
+        if not self.polynomial and self.drop_factor >= 1:
+            return self.peak_lr
         if update <= self.warmup_steps:
-            return self.peak_lr * update / self.warmup_steps
-        if self.drop_steps:
+            return 0.0 if self.warmup_is_constant and update < self.warmup_steps else self.peak_lr * update / self.warmup_steps
+        if not self.polynomial:
             return self.peak_lr * self.drop_factor ** sum(update > step for step in self.drop_steps)
         left = max(0.0, 1 - (update - self.warmup_steps) / (self.total_steps - self.warmup_steps))
         return END_LEARNING_RATE + (self.peak_lr - END_LEARNING_RATE) * left ** POLYNOMIAL_POWER
@@ -68,14 +73,19 @@ def make_plan(config: Config, examples: int, ranks: int) -> Plan:
         raise UserError(f"{examples} training images are too few for {ranks} ranks: start fewer ranks")
     # The reference's rounding: every rank takes as many steps as the smallest shard fills, the last one topped up.
     steps_per_epoch = -(-shard // config.batch_size)
-    drops = () if "pow" in config.lr_step_epochs else tuple(int(e) for e in config.lr_step_epochs.split(",") if e)
+    polynomial = "pow" in config.lr_step_epochs
+    drops = () if polynomial else tuple(int(epoch) for epoch in config.lr_step_epochs.split(",") if epoch)
     return Plan(
         steps_per_epoch=steps_per_epoch,
         num_epochs=config.num_epochs,
         warmup_steps=steps_per_epoch * config.warmup_epochs,
         total_steps=steps_per_epoch * config.num_epochs,
         peak_lr=config.lr,
+        polynomial=polynomial,
         drop_steps=tuple(steps_per_epoch * epoch for epoch in drops),
         drop_factor=config.lr_factor,
-        blocks=make_blocks(config.num_epochs, config.eval_period, config.eval_offset),
+        warmup_is_constant=not polynomial and config.warmup_strategy == "constant",
+        # Without validation data, or when profiling, nothing is evaluated.
+        blocks=(Block(1, config.num_epochs, False),) if config.synth_data or config.profile
+        else make_blocks(config.num_epochs, config.eval_period, config.eval_offset),
     )

@@ -12,9 +12,10 @@ import numpy as np
 from mxresnet import network
 from mxresnet.config import Config, UserError
 from mxresnet.distributed import World
-from mxresnet.lars import Lars
+from mxresnet.group_bn import set_group_sums
+from mxresnet.lars import DECAYS_BIAS, Lars
 from mxresnet.metrics import Score
-from mxresnet.ops import PlainOps
+from mxresnet.ops import op_set
 from mxresnet.pipeline import Batch
 from mxresnet.schedule import Plan
 
@@ -45,11 +46,15 @@ def seed_everything(seed: int) -> None:
 
 
 class Trainer:
-    """One rank's network and optimizer. Calls return as soon as MXNet has queued them; wait() waits for them."""
+    """One rank's network and optimizer. Calls return as soon as MXNet has queued them; wait() waits for them.
+
+    Raises UserError when --bn-group does not fit the ranks.
+    """
 
     def __init__(self, config: Config, plan: Plan, world: World, classes: int, device: Any):
         self._config, self._plan, self._world, self._device = config, plan, world, device
-        symbol = network.build(PlainOps(config), config, classes)
+        set_group_sums(world.group_sums(config.bn_group, [bn for _, bn in network.layer_names(config.num_layers)]))
+        symbol = network.build(op_set(config), config, classes)
         self._module = mx.mod.Module(symbol, context=device)
 
     def initialise(self) -> List[str]:
@@ -74,7 +79,7 @@ class Trainer:
         if config.optimizer == "sgd":
             optimizer = mx.optimizer.SGD(multi_precision=True, **common)
         else:
-            optimizer = Lars(eta=config.lars_eta, eps=config.lars_eps, **common)
+            optimizer = Lars(eta=config.lars_eta, eps=config.lars_eps, decay_bias=DECAYS_BIAS[config.optimizer], **common)
         # After the constructor, which would otherwise assign learning_rate to the schedule.
         optimizer.lr_scheduler = self._plan.learning_rate
         self._module.init_optimizer(kvstore=None, optimizer=optimizer, force_init=True)
@@ -88,20 +93,23 @@ class Trainer:
             mx.nd.zeros(config.batch_shape, self._device, dtype=config.dtype), mx.nd.zeros((config.batch_size,), self._device),
             real=config.batch_size)
         for _ in range(WARM_UP_UPDATES):
-            self.start_step(batch)
-            self.finish_step()
+            self.forward(batch)
+            self.backward()
+            self.update()
         self._module.forward(mx.io.DataBatch([batch.image], [batch.label]), is_train=False)
         mx.nd.waitall()
         self._module.set_params(arguments, statistics)
         self._start_optimizer(updates_done=WARM_UP_UPDATES)
         mx.nd.waitall()
 
-    def start_step(self, batch: Batch) -> None:
+    def forward(self, batch: Batch) -> None:
         self._module.forward(mx.io.DataBatch([batch.image], [batch.label]), is_train=True)
 
-    def finish_step(self) -> None:
-        """Gradients, their mean over the ranks, update."""
+    def backward(self) -> None:
         self._module.backward()
+
+    def update(self) -> None:
+        """Average the gradients over the ranks and step the optimizer."""
         gradients = [arrays[0] for arrays in self._module._exec_group.grad_arrays]
         self._world.average(gradients, "gradient", self._config.num_groups)
         self._module.update()
@@ -113,17 +121,34 @@ class Trainer:
         """
         mx.nd.waitall()  # on CPU, running statistics are written by the backward pass, unseen by readers' dependencies
         self._world.average([arrays[0] for arrays in self._module._exec_group.aux_arrays], "statistics", groups=1)
-        correct, total, finite = [], 0, []
+        correct, in_top_k, finite, total = [], [], [], 0
         for batch in batches:
             self._module.forward(mx.io.DataBatch([batch.image], [batch.label]), is_train=False)
             if batch.real:
                 output = self._module.get_outputs()[0][:batch.real]
-                correct.append((output.argmax(axis=1) == batch.label[:batch.real].as_in_context(output.context)).sum())
+                label = batch.label[:batch.real].as_in_context(output.context)
+                correct.append((output.argmax(axis=1) == label).sum())
+                if self._config.top_k:
+                    likeliest = output.topk(axis=1, k=self._config.top_k)
+                    in_top_k.append((likeliest == label.reshape((-1, 1))).sum())
                 finite.append(mx.nd.contrib.isfinite(output).min())
                 total += batch.real
         if not all(value.asscalar() for value in finite):
             raise UserError("the network's output is not finite any more: training diverged; lower --lr or warm up longer")
-        return Score(*self._world.sum([sum(int(value.asscalar()) for value in correct), total]))
+        counts = [sum(int(value.asscalar()) for value in correct), total, sum(int(value.asscalar()) for value in in_top_k)]
+        # With --separ-val every rank has seen every image; rank 0 speaks, so that all decide alike.
+        return Score(*(self._world.broadcast(counts) if self._config.separ_val else self._world.sum(counts)))
+
+    def start_profile(self) -> None:
+        """Let MXNet's own profiler write what happens from now on to --profile-worker-suffix's file."""
+        if self._config.profile_worker_suffix:
+            mx.profiler.set_config(profile_all=True, filename=f"rank{self._world.rank}_{self._config.profile_worker_suffix}")
+            mx.profiler.set_state("run")
+
+    def stop_profile(self) -> None:
+        if self._config.profile_worker_suffix:
+            mx.profiler.set_state("stop")
+            mx.profiler.dump()
 
     def wait(self) -> None:
         """Wait until the device has done all that was queued."""

@@ -42,14 +42,23 @@ class FakeTrainer:
     def warm_up(self):
         self.events.append("warm up")
 
-    def start_step(self, batch):
+    def start_profile(self):
+        pass
+
+    def stop_profile(self):
+        pass
+
+    def forward(self, batch):
         self.steps += 1
         if self.steps == self.fail_in_step:
             raise RuntimeError("step failed")
         self.events.append("forward")
 
-    def finish_step(self):
-        self.events.append("backward, update")
+    def backward(self):
+        self.events.append("backward")
+
+    def update(self):
+        self.events.append("update")
 
     def wait(self):
         self.events.append("wait")

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 import ast
 import json
+import os
 
 import pytest
 from conftest import ROOT, python
 
-from mxresnet.config import FIELDS, Config, UserError, parse
+from mxresnet.config import DEAD, FIELDS, FORK, Config, UserError, flag_of, parse, to_markdown
 
 
 def test_a_flag_beats_the_environment_beats_the_default():
@@ -55,9 +56,9 @@ def test_print_config_shows_the_effective_values_and_nothing_else():
 
 
 def test_help_lists_every_flag_and_variable():
-    text = python("-m", "mxresnet", "--help").stdout
+    text = python("-m", "mxresnet", "--help", env={**os.environ, "COLUMNS": "1000"}).stdout
     for name, field in FIELDS.items():
-        assert "--" + name.replace("_", "-") in text and field.metadata["env"] in text
+        assert flag_of(name) in text and field.metadata["env"] in text
 
 
 def test_no_two_settings_share_a_variable():
@@ -72,7 +73,45 @@ def test_every_setting_is_read_somewhere():
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 read.add(node.attr)
     by_path = {"data_train", "data_train_idx", "data_val", "data_val_idx"}  # through Config.path
-    assert set(FIELDS) - read - by_path == set()
+    said = {name for name, field in FIELDS.items() if field.metadata["note"] == FORK}  # by ops.without_effect
+    assert set(FIELDS) - read - by_path - said == set()
+
+
+@pytest.mark.parametrize("flag", sorted(DEAD))
+def test_a_flag_that_is_dead_in_the_reference_is_refused_with_the_reason(flag):
+    for argv in ([flag, "1"], [f"{flag}=1"]):
+        with pytest.raises(UserError, match=f"{flag}.* does nothing in the reference"):
+            parse(argv, {})
+
+
+def test_every_flag_of_the_reference_is_known():
+    """Its 77 options, as its help lists them."""
+    reference = (
+        "verbose seed custom-bn-off fuse-bn-relu fuse-bn-add-relu input-layout conv-layout batchnorm-layout pooling-layout "
+        "conv-algo force-tensor-core batchnorm-eps batchnorm-mom kv-store bn-group network num-layers gpus num-epochs lr "
+        "lr-factor lr-step-epochs initializer label-smoothing optimizer lars-eps lars-eta mom wd batch-size disp-batches "
+        "model-prefix save-period logging-dir log epoch-size eval-period eval-offset top-k dtype warmup-epochs "
+        "warmup-strategy bn-gamma-init0 profile-worker-suffix profile-server-suffix accuracy-threshold profile "
+        "e2e-cuda-graphs data-train data-train-idx data-val data-val-idx use-dali min-random-area max-random-area "
+        "min-random-aspect-ratio max-random-aspect-ratio input-batch-multiplier separ-val dali-threads image-shape "
+        "num-examples num-val-examples dali-dont-use-mmap dali-bytes-per-sample-hint dali-tmp-buffer-hint "
+        "dali-decoder-buffer-hint dali-crop-buffer-hint dali-normalize-buffer-hint dali-hw-decoder-load dali-prefetch-queue "
+        "dali-nvjpeg-memory-padding dali-preallocate-width dali-preallocate-height dali-roi-decode dali-cache-size "
+        "lazy_init_sanity").split()
+    known = {flag_of(name) for name in FIELDS} | set(DEAD)
+    assert {f"--{name}" for name in reference} <= known
+
+
+@pytest.mark.parametrize("variable", ["TIME_TAGS", "NVTX_FLAG"])
+def test_a_run_that_times_its_parts_is_short(variable):
+    config, _ = parse(["--num-epochs", "90", "--warmup-epochs", "5"], {variable: "1"})
+    assert (config.num_epochs, config.warmup_epochs) == (4, 2)
+
+
+def test_the_table_of_settings_is_up_to_date():
+    """python -c 'from mxresnet.config import to_markdown; print(to_markdown(), end="")' makes it."""
+    table = (ROOT / "docs" / "settings.md").read_text()
+    assert table[table.index("| Flag"):] == to_markdown()
 
 
 def test_batch_shape_follows_the_input_layout():

@@ -12,6 +12,7 @@ from mxresnet.dataset import DataSet
 from mxresnet.loop import run
 from mxresnet.progress import Progress
 from mxresnet.schedule import make_plan
+from mxresnet.timing import Timing
 
 CONFIG = Config(
     optimizer="sgdwfastlars", batch_size=4, lr=6.0, wd=5e-5, lr_step_epochs="pow2", num_epochs=6, warmup_epochs=2,
@@ -45,7 +46,8 @@ def play(monkeypatch, accuracies=(0.5, 0.8), config=CONFIG, **changes):
     pipelines = FakePipelines(events, changes.get("val_real", (4, 2)))
     progress = Progress(plan, 12, 4, every_steps=0, rank=0, streams=[seen])
     try:
-        outcome = run(config, DATA, plan, FakeWorld(events), mllog.RunLog(0), progress, trainer, pipelines)
+        timing = Timing(config, trainer.wait)
+        outcome = run(config, DATA, plan, FakeWorld(events), mllog.RunLog(0), progress, trainer, pipelines, timing)
     except Exception as error:
         outcome = error
     return outcome, events, seen.getvalue()
@@ -62,9 +64,10 @@ def test_order_of_a_run(monkeypatch):
     before, after = order[:order.index("run_start")], order[order.index("run_start"):]
     assert before[0] == "initialise" and before[-1] == "barrier" and before.index("init_stop") < before.index("warm up")
     assert not {"open data", "fetch", "forward"} & set(before)
-    step = ["forward", "fetch", "backward, update"]
-    epoch = ["epoch_start", "fetch", *step, *step, "forward", "backward, update", "epoch_stop", "tracked_stats", "throughput"]
-    evaluation = ["wait", "eval_start", "evaluate", "eval_stop", "eval_accuracy", "block_stop"]
+    step = ["forward", "fetch", "backward", "update"]
+    last = ["forward", "backward", "update", "wait"]
+    epoch = ["epoch_start", "fetch", *step, *step, *last, "epoch_stop", "tracked_stats", "throughput"]
+    evaluation = ["eval_start", "evaluate", "eval_stop", "eval_accuracy", "block_stop"]
     assert after == [
         "run_start", "barrier", "open data", "train_samples", "eval_samples",
         "block_start", *epoch, *evaluation, "block_start", *epoch, *epoch, *evaluation, "run_stop"]
@@ -123,3 +126,34 @@ def test_an_evaluation_that_did_not_count_every_image_once_fails(monkeypatch, va
     outcome, events, _ = play(monkeypatch, val_real=val_real)
     assert isinstance(outcome, UserError) and f"counted {sum(val_real)} images of 6" in str(outcome)
     assert "eval_accuracy" not in keys(events)
+
+
+def test_a_profiled_run_evaluates_nothing_and_is_a_success(monkeypatch):
+    reached, events, seen = play(monkeypatch, config=Config(**{**CONFIG.__dict__, "profile": 1}))
+    assert reached is None and "eval_start" not in keys(events) and "nothing was evaluated" in seen
+    assert events[-1][0] == "run_stop" and events[-1][2]["status"] == "success"
+
+
+def test_a_run_on_synthetic_data_is_never_a_success(monkeypatch):
+    reached, events, _ = play(monkeypatch, config=Config(**{**CONFIG.__dict__, "synth_data": 1}))
+    assert reached is None and "eval_start" not in keys(events) and events[-1][2]["status"] == "aborted"
+
+
+def test_time_tags_log_every_part_and_wait_at_its_ends(monkeypatch):
+    _, events, _ = play(monkeypatch, config=Config(**{**CONFIG.__dict__, "time_tags": 1}))
+    values = {event[0]: event[1] for event in events if isinstance(event, tuple)}
+    steps = 3 * keys(events).count("epoch_start")
+    for tag in ("fwd", "bwd", "opt", "load", "iter"):
+        assert values[f"{tag}_time_count"] == {"r": 0, "t": steps}
+        least, most, total = (values[f"{tag}_time_{kind}"]["t"] for kind in ("min", "max", "total"))
+        assert 0 <= least <= most <= total
+    assert values["epoch_time_count"]["t"] == 3 and values["eval_time_count"]["t"] == 2
+    assert values["iter_time_total"]["t"] >= values["fwd_time_total"]["t"] + values["bwd_time_total"]["t"] + values["opt_time_total"]["t"]
+    assert keys(events).index("fwd_time_total") > keys(events).index("run_stop")
+    first = keys(events).index("forward")
+    assert keys(events)[first - 1] == keys(events)[first + 1] == "wait"
+
+
+def test_epoch_prof_times_epochs_only(monkeypatch):
+    _, events, _ = play(monkeypatch, config=Config(**{**CONFIG.__dict__, "epoch_prof": 1}))
+    assert {key for key in keys(events) if "_time_" in key} == {f"epoch_time_{kind}" for kind in ("total", "count", "min", "max")}

@@ -33,7 +33,11 @@ def noise(count, height=32, width=32):
 
 def opened(folder, train, val, world=World(), **settings):
     config = Config(data_root=str(folder), **{**SETTINGS, **settings})
-    return pipeline.build(config, DataSet(train, val, 10, False), world, mx.cpu(), seed=5).open()
+    return build(config, train, val, world).open()
+
+
+def build(config, train, val, world=World(), seed=5):
+    return pipeline.Pipelines(pipeline.load(config), config, DataSet(train, val, 10, False), world, mx.cpu(), seed)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
@@ -127,7 +131,7 @@ def test_the_seed_decides_the_batches(tmp_path):
 
     def first(seed):
         config = Config(data_root=str(tmp_path), **SETTINGS)
-        train, _ = pipeline.build(config, DataSet(40, 8, 10, False), World(), mx.cpu(), seed).open()
+        train, _ = build(config, 40, 8, seed=seed).open()
         return next(train.batches(1)).image.asnumpy()
 
     np.testing.assert_array_equal(first(1), first(1))

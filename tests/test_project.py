@@ -17,16 +17,16 @@ from mxresnet.config import FIELDS
 MODULES = sorted(path for folder in ("mxresnet", "prepare") for path in (ROOT / folder).rglob("*.py"))
 OWNERS = {
     "horovod": {"distributed.py"}, "mpi4py": {"distributed.py"}, "mlperf_logging": {"mllog.py"}, "nvidia": {"dali.py"},
-    "mxnet": {"ops.py", "network.py", "lars.py", "trainer.py", "dali.py"}}
+    "mxnet": {"ops.py", "network.py", "lars.py", "group_bn.py", "trainer.py", "dali.py", "recordio.py", "synthetic.py"}}
 # What each module of mxresnet may import of mxresnet; a module that is not listed may import nothing of it.
 EDGES = {
-    "cli": {"config", "dataset", "distributed", "loop", "mllog", "pipeline", "progress", "schedule", "trainer"},
+    "cli": {"config", "dataset", "distributed", "loop", "mllog", "ops", "pipeline", "progress", "schedule", "timing", "trainer"},
     "__main__": {"cli"},
-    "loop": {"config", "dataset", "metrics", "mllog", "progress", "schedule"},
-    "trainer": {"config", "distributed", "lars", "metrics", "network", "ops", "pipeline", "schedule"},
+    "loop": {"config", "dataset", "metrics", "mllog", "progress", "schedule", "timing"},
+    "trainer": {"config", "distributed", "group_bn", "lars", "metrics", "network", "ops", "pipeline", "schedule"},
     "pipeline": {"config", "dataset", "distributed", "pipeline"},
-    "network": {"config", "ops"}, "ops": {"config"}, "schedule": {"config"}, "dataset": {"config"}, "distributed": {"config"},
-    "mllog": {"config", "schedule"}, "progress": {"metrics", "schedule"}}
+    "network": {"config", "ops"}, "ops": {"config", "group_bn"}, "schedule": {"config"}, "dataset": {"config"},
+    "distributed": {"config"}, "mllog": {"config", "schedule"}, "progress": {"config", "metrics", "schedule"}, "timing": {"config"}}
 
 
 def imports(path):

@@ -119,8 +119,8 @@ RANK_CHECKS = """
 import sys
 import numpy as np
 from mxresnet import pipeline
-from mxresnet.config import UserError
-pipeline.load()
+from mxresnet.config import Config, UserError
+pipeline.load(Config())
 from mxresnet.distributed import AgreedError, join, rank_seeds, start_horovod
 world = start_horovod(join())
 import mxnet as mx
@@ -226,16 +226,16 @@ def test_a_rank_that_raises_in_a_step_names_itself_and_ends_the_job(ranks, few, 
     script = tmp_path / "crash.py"
     script.write_text(
         "import sys\n"
-        "from mxresnet import cli, pipeline\n"
-        "pipeline.load()\n"
+        "from mxresnet import cli, config, pipeline\n"
+        "pipeline.load(config.Config())\n"
         "from mxresnet.trainer import Trainer\n"
-        "original, count = Trainer.finish_step, [0]\n"
-        "def finish_step(self):\n"
+        "original, count = Trainer.update, [0]\n"
+        "def update(self):\n"
         "    count[0] += 1\n"
         "    if count[0] == 4 and self._world.rank == self._world.size - 1:\n"
         "        raise RuntimeError('bad luck')\n"
         "    original(self)\n"
-        "Trainer.finish_step = finish_step\n"
+        "Trainer.update = update\n"
         "sys.exit(cli.main())\n")
     done = mpirun(ranks, script, *SMALL, "--data-root", few, env={"PYTHONPATH": str(ROOT)}, timeout=90)
     assert done.returncode == 1

@@ -64,8 +64,9 @@ def test_two_steps_equal_numpy(optimizer):
     w = {name: value.astype(float) for name, value in values(made).items() if name in network.parameter_names(50)}
     m = {name: 0.0 for name in w}
     for update in (2, 3):
-        made.start_step(batch(update))
-        made.finish_step()
+        made.forward(batch(update))
+        made.backward()
+        made.update()
         mx.nd.waitall()
         gradients = {n: g[0].asnumpy() / 8 for n, g in zip(made._module._exec_group.param_names, made._module._exec_group.grad_arrays)}
         for name in w:
@@ -118,8 +119,9 @@ def test_a_few_steps_learn_a_batch_by_heart():
     made = trainer(Config(**{**CONFIG.__dict__, "warmup_epochs": 1, "lr": 4.0}), examples=80)
     made.warm_up()
     for _ in range(25):
-        made.start_step(batch())
-        made.finish_step()
+        made.forward(batch())
+        made.backward()
+        made.update()
     made._module.forward(mx.io.DataBatch([batch().image], [batch().label]), is_train=True)
     assert (made._module.get_outputs()[0].asnumpy().argmax(1) == batch().label.asnumpy()).all()
 

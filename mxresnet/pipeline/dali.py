@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import re
-from typing import Any, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Tuple
 
 import mxnet as mx
 from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 
 from mxresnet.config import Config, UserError
-from mxresnet.dataset import DataSet
-from mxresnet.distributed import World
-from mxresnet.pipeline import Batch
 
 MEAN = [255 * value for value in (0.485, 0.456, 0.406)]
 STD = [255 * value for value in (0.229, 0.224, 0.225)]
@@ -26,20 +23,29 @@ RANDOM_CROP_ATTEMPTS = 10
 READER = "reader"
 
 
-def _decoder_options(config: Config, on_gpu: bool) -> dict:
+def _decoder_options(config: Config, on_gpu: bool, cached: bool = False) -> dict:
     if not on_gpu:
         return {"device": "cpu"}
     padding_bytes = config.dali_nvjpeg_memory_padding * 2**20
-    return {
+    options = {
         "device": "mixed", "device_memory_padding": padding_bytes, "host_memory_padding": padding_bytes,
-        "hw_decoder_load": config.dali_hw_decoder_load}
+        "hw_decoder_load": config.dali_hw_decoder_load, "preallocate_width_hint": config.dali_preallocate_width,
+        "preallocate_height_hint": config.dali_preallocate_height, "bytes_per_sample_hint": config.dali_decoder_buffer_hint}
+    if cached:
+        # Threshold 0: every image is kept, until the cache is full.
+        options.update(cache_size=config.dali_cache_size, cache_type="threshold", cache_threshold=0)
+    return options
 
 
-def _normalized(images: Any, config: Config, **mirror: Any) -> Any:
+def _hint(name: str, size_bytes: int, on_gpu: bool) -> dict:
+    return {name: size_bytes} if on_gpu else {}
+
+
+def _normalized(images: Any, config: Config, on_gpu: bool, **mirror: Any) -> Any:
     channels, height, width = config.image_shape
     return fn.crop_mirror_normalize(
         images, dtype=types.FLOAT16 if config.dtype == "float16" else types.FLOAT, output_layout=config.input_layout.strip("N"),
-        crop=(height, width), mean=MEAN, std=STD, pad_output=channels == 4, **mirror)
+        crop=(height, width), mean=MEAN, std=STD, pad_output=channels == 4, **mirror, **_hint("bytes_per_sample_hint", config.dali_normalize_buffer_hint, on_gpu))
 
 
 def _train_images(jpegs: Any, config: Config, on_gpu: bool) -> Any:
@@ -49,56 +55,71 @@ def _train_images(jpegs: Any, config: Config, on_gpu: bool) -> Any:
         "random_area": [config.min_random_area, config.max_random_area],
         "random_aspect_ratio": [config.min_random_aspect_ratio, config.max_random_aspect_ratio],
         "num_attempts": RANDOM_CROP_ATTEMPTS}
-    decoder = _decoder_options(config, on_gpu)
-    if config.dali_roi_decode:
+    cached = on_gpu and config.dali_cache_size > 0
+    decoder = _decoder_options(config, on_gpu, cached)
+    scratch = _hint("temp_buffer_hint", config.dali_tmp_buffer_hint, on_gpu)
+    if config.dali_roi_decode and not cached:
         images = fn.decoders.image_random_crop(jpegs, output_type=types.RGB, **crop, **decoder)
-        images = fn.resize(images, resize_x=width, resize_y=height)
+        resized = _hint("bytes_per_sample_hint", config.dali_decoder_buffer_hint, on_gpu)
+        images = fn.resize(images, resize_x=width, resize_y=height, **resized, **scratch)
     else:
         images = fn.decoders.image(jpegs, output_type=types.RGB, **decoder)
-        images = fn.random_resized_crop(images, size=(height, width), **crop)
+        cropped = _hint("bytes_per_sample_hint", config.dali_crop_buffer_hint, on_gpu)
+        images = fn.random_resized_crop(images, size=(height, width), **crop, **cropped, **scratch)
     mirror = fn.random.coin_flip(probability=0.5) if config.rand_mirror else 0
-    return _normalized(images, config, mirror=mirror)
+    return _normalized(images, config, on_gpu, mirror=mirror)
 
 
 def _val_images(jpegs: Any, config: Config, on_gpu: bool) -> Any:
     """The shorter side resized, then the centre."""
     images = fn.decoders.image(jpegs, output_type=types.RGB, **_decoder_options(config, on_gpu))
-    return _normalized(fn.resize(images, resize_shorter=config.resize), config)
+    return _normalized(fn.resize(images, resize_shorter=config.resize), config, on_gpu)
 
 
-class _Stream:
-    """One DALI pipeline whose batches are copied into two MXNet batches in turn."""
+def shard_sizes(examples: int, ranks: int) -> List[int]:
+    """Images in each of DALI's shards, which are cut at floor(examples * rank / ranks)."""
+    bounds = [examples * rank // ranks for rank in range(ranks + 1)]
+    return [end - start for start, end in zip(bounds, bounds[1:])]
 
-    def __init__(self, config: Config, world: World, device: Any, seed: int, training: bool):
-        self._records = config.path("data_train" if training else "data_val")
-        index = config.path("data_train_idx" if training else "data_val_idx")
-        self._where = f"rank {world.rank}, {'training' if training else 'validation'} data"
+
+class Stream:
+    """One DALI pipeline whose batches are copied into two pairs of MXNet arrays in turn."""
+
+    def __init__(self, config: Config, paths: Dict[str, str], rank: int, ranks: int, device: Any, seed: int, training: bool):
+        part = "data_train" if training else "data_val"
+        self._records = config.path(part)
+        self._where = f"rank {rank}, {'training' if training else 'validation'} data"
+        self._rank, self._ranks = rank, ranks
+        self._batch_size = config.batch_size * (config.input_batch_multiplier if training else 1)
         on_gpu = device.device_type == "gpu"
+        sticky = not training or config.dali_cache_size > 0
         self._pipe = Pipeline(
-            batch_size=config.batch_size, num_threads=config.dali_threads, device_id=device.device_id if on_gpu else None,
+            batch_size=self._batch_size, num_threads=config.dali_threads, device_id=device.device_id if on_gpu else None,
             seed=seed, prefetch_queue_depth=config.dali_prefetch_queue)
         with self._pipe:
             # Validation shards stay with their rank and are padded, so that every image comes exactly once in each
-            # evaluation. Training shards move on from rank to rank: the stream has no end and no padding.
+            # evaluation. Training shards move on from rank to rank, unless decoded images are cached: the stream has no
+            # end and no padding.
             jpegs, labels = fn.readers.mxnet(
-                path=[self._records], index_path=[index], random_shuffle=training, lazy_init=True, name=READER,
-                dont_use_mmap=config.dali_dont_use_mmap, shard_id=world.rank, num_shards=world.size,
-                pad_last_batch=not training, stick_to_shard=not training)
+                path=[paths[part]], index_path=[paths[f"{part}_idx"]], random_shuffle=training, lazy_init=True, name=READER,
+                dont_use_mmap=config.dali_dont_use_mmap, shard_id=rank, num_shards=ranks, pad_last_batch=not training,
+                stick_to_shard=sticky, skip_cached_images=training and on_gpu and config.dali_cache_size > 0)
             images = (_train_images if training else _val_images)(jpegs, config, on_gpu)
             self._pipe.set_outputs(images, labels)
         self._pipe.build()
+        shape = (self._batch_size, *config.batch_shape[1:])
         self._buffers = [
-            (mx.nd.empty(config.batch_shape, device, dtype=config.dtype), mx.nd.empty((config.batch_size, 1)))
-            for _ in range(2)]
+            (mx.nd.empty(shape, device, dtype=config.dtype), mx.nd.empty((self._batch_size, 1))) for _ in range(2)]
 
     def examples(self) -> int:
-        """Images in the whole file; opens it."""
+        """Images in the whole file; opens it. Raises UserError when it cannot be read."""
         try:
             return self._pipe.reader_meta(READER)["epoch_size"]
         except RuntimeError as error:
             raise self._explained(error) from None
 
-    def next(self, real: int) -> Batch:
+    def next(self) -> Tuple[Any, Any]:
+        """Raises UserError when a record cannot be decoded."""
         try:
             images, labels = self._pipe.run()
         except RuntimeError as error:
@@ -107,7 +128,16 @@ class _Stream:
         self._buffers.reverse()
         _copy(images.as_tensor(), image)
         _copy(labels.as_tensor(), label)
-        return Batch(image, label.reshape((-1,)), real)
+        return image, label.reshape((-1,))
+
+    def evaluation(self) -> Iterator[Tuple[Any, Any, int]]:
+        shards = shard_sizes(self.examples(), self._ranks)
+        left = shards[self._rank]
+        # Each rank reads as many batches as the largest shard has: DALI pads the others to that.
+        for _ in range(-(-max(shards) // self._batch_size)):
+            real = min(self._batch_size, left)
+            left -= real
+            yield (*self.next(), real)
 
     def _explained(self, error: RuntimeError) -> UserError:
         """DALI's many lines as one: its reason, and the record where it says which."""
@@ -124,57 +154,3 @@ def _copy(source: Any, target: Any) -> None:
     pointer = ctypes.c_void_p()
     mx.base.check_call(mx.base._LIB.MXNDArrayGetData(target.handle, ctypes.byref(pointer)))
     source.copy_to_external(pointer)
-
-
-class Train:
-    """Endless training batches of this rank's shards."""
-
-    def __init__(self, stream: _Stream, batch_size: int):
-        self._stream, self._batch_size = stream, batch_size
-
-    def batches(self, steps: int) -> Iterator[Batch]:
-        for _ in range(steps):
-            yield self._stream.next(self._batch_size)
-
-
-class Validation:
-    """This rank's share of the validation set, once a call."""
-
-    def __init__(self, stream: _Stream, batch_size: int, shards: List[int], rank: int):
-        self._stream, self._batch_size = stream, batch_size
-        self._mine = shards[rank]
-        # Each rank reads as many batches as the largest shard has: DALI pads the others to that.
-        self._batches = -(-max(shards) // batch_size)
-
-    def batches(self) -> Iterator[Batch]:
-        left = self._mine
-        for _ in range(self._batches):
-            real = min(self._batch_size, left)
-            left -= real
-            yield self._stream.next(real)
-
-
-def shard_sizes(examples: int, ranks: int) -> List[int]:
-    """Images in each of DALI's shards, which are cut at floor(examples * rank / ranks)."""
-    bounds = [examples * rank // ranks for rank in range(ranks + 1)]
-    return [end - start for start, end in zip(bounds, bounds[1:])]
-
-
-class Pipelines:
-    """Both pipelines of a rank, built but not opened: nothing of the data is read before open()."""
-
-    def __init__(self, config: Config, dataset: DataSet, world: World, device: Any, seed: int):
-        self._config, self._dataset, self._world = config, dataset, world
-        self._train = _Stream(config, world, device, seed, training=True)
-        self._val = _Stream(config, world, device, seed, training=False)
-
-    def open(self) -> Tuple[Train, Validation]:
-        """Read the indices and compare the counts. Raises UserError when they are not what was promised."""
-        batch_size, data = self._config.batch_size, self._dataset
-        train_examples, val_examples = self._train.examples(), self._val.examples()
-        if train_examples < data.train_examples or val_examples != data.val_examples:
-            raise UserError(
-                f"the data set has {train_examples} training and {val_examples} validation images, "
-                f"not {data.train_examples} and {data.val_examples}: set --num-examples and --num-val-examples, or make it again")
-        shards = shard_sizes(val_examples, self._world.size)
-        return Train(self._train, batch_size), Validation(self._val, batch_size, shards, self._world.rank)
