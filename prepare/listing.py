@@ -59,12 +59,13 @@ class Listing:
 
 
 def is_image_name(name):
-    return os.path.splitext(name)[1].lower() in EXTENSIONS
+    """As im2rec has it: by the extension, which a name that only begins with a dot does not have."""
+    return name.lower().endswith(EXTENSIONS) and os.path.splitext(name)[1] != ""
 
 
 def name_problem(path):
     """Why this path cannot stand in a list file, or None."""
-    if any(character in path for character in "\t\n\r"):
+    if "\t" in path or "\n" in path or "\r" in path:
         return "its name holds a tab or a line break, which a .lst file cannot hold: rename it"
     try:
         path.encode()

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 BLOCK_BYTES = 4096  # what direct I/O wants offsets and sizes to be a multiple of
-STAGE_BYTES = 4 << 20
+STAGE_BYTES = 32 << 20  # two of them; smaller ones leave the disk waiting for the writing thread to be woken
 DIRECT = getattr(os, "O_DIRECT", 0)
 JOURNAL = "journal"
 SUFFIXES = (".rec", ".idx", ".lst", ".sums")  # of the data files; the manifest (.json) comes last

@@ -5,6 +5,7 @@ import hashlib
 import os
 import stat
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Tuple
@@ -13,15 +14,23 @@ from prepare import archives, vallabels
 from prepare.listing import Folder, Listing, Problem, SourceError, is_image_name, name_problem
 
 
-def run_tree(step, first, workers):
-    """Calls step(item) on `workers` threads for `first`, then for every item those calls return, until none is left.
+TRIED = 8  # calls by which to tell whether threads help
 
-    Threads, because on network storage each call waits rather than works. What a step raises is raised here.
+
+def run_tree(step, first, workers):
+    """Calls step(item) for `first`, then for every item those calls return, until none is left.
+
+    On up to `workers` threads where the calls mostly wait, as on network storage; where they mostly compute, threads would
+    only stand in each other's way. What a step raises is raised here.
     """
     with ThreadPoolExecutor(workers) as pool:
         level = [first]
         while level:
-            level = [item for found in pool.map(step, level) for item in found]
+            wall, cpu = time.monotonic(), time.thread_time()
+            found = list(map(step, level[:TRIED]))
+            waits = time.thread_time() - cpu < (time.monotonic() - wall) / 2
+            found += (pool.map if waits else map)(step, level[TRIED:])
+            level = [item for items in found for item in items]
 
 
 OFFICIAL = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
@@ -201,11 +210,12 @@ class ImageReader:
     def read(self, record, view):
         """Fills `view` with the image of this record. Raises OSError, or SourceError when its size has changed."""
         plan = self._plan
-        number = plan.archive_numbers[record]
-        if number < 0:
+        if not plan.archives:
             path = plan.paths[record]
             self._read_file(self._top + (os.path.basename(path) if plan.flat else path), view)
-        elif self._open:
+            return
+        number = plan.archive_numbers[record]
+        if self._open:
             read_exactly(self._open[number], view, int(plan.offsets[record]))
         else:
             descriptor = os.open(plan.archives[number], os.O_RDONLY)
