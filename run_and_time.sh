@@ -14,16 +14,47 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 say() { printf '%s\n' "$*" >&2; }
 die() { say "run_and_time.sh: $*"; exit 2; }
 
-systems() { local file; for file in config_*.sh; do file=${file#config_}; printf '%s ' "${file%.sh}"; done | sed 's/common //; s/ $//'; }
+systems() { local file; for file in config_*.sh; do [[ $file == *common.sh ]] || printf '%s ' "${file:7:-3}"; done | sed 's/ $//'; }
 
+# Prints the configuration for so many GPUs of a name and of so many GiB, or nothing.
+system_for() {
+    [[ $2 != *$'\n'* ]] || return 0 # several names
+    case "$1 x $2, $3" in
+        "8 x "*A100*", 80") echo DGXA100 ;;
+        "8 x "*A100*", 40") echo A100-40GB_8gpu ;;
+        "4 x "*A100*PCI[eE]*", 80") echo A100-PCIe-80GB_4gpu ;;
+        "4 x "*A100*", 80") echo A100-80GB_4gpu ;;
+        "4 x "*A100*", 40") echo A100-40GB_4gpu ;;
+        # Two RTX A5000 were submitted to v2.1 with the settings of two A30.
+        "2 x "*" A30, 24" | "2 x A30, 24" | "2 x "*"RTX A5000, 24") echo A30_1x2x204 ;;
+        "8 x "*V100*", 32") echo V100-32GB_8gpu ;;
+        "8 x "*V100*", 16") echo V100-16GB_8gpu ;;
+        "4 x "*" T4, 1"[56]) echo T4_4gpu ;;
+    esac
+}
+
+# Sets DGXSYSTEM from the GPUs of this machine, and hardware to what they are in words.
 choose_system() {
-    local gpus
-    gpus=$(nvidia-smi --query-gpu=name,memory.total --format=csv,noheader 2>/dev/null || true)
-    if [ -z "$gpus" ]; then
-        echo CPU_digits
-        return
-    fi
-    die "no configuration is known for these GPUs ($(sort <<<"$gpus" | uniq -c | tr -s ' ' | paste -sd ';')): set DGXSYSTEM to one of: $(systems)"
+    local listed="" names gib only=()
+    hardware="no GPU" DGXSYSTEM=CPU_digits
+    case ${CUDA_VISIBLE_DEVICES-all} in
+        "" | -1 | NoDevFiles) return ;;
+        all) ;;
+        *) only=(-i "$CUDA_VISIBLE_DEVICES") ;;
+    esac
+    command -v nvidia-smi >/dev/null || return 0
+    listed=$(nvidia-smi "${only[@]}" --query-gpu=name,memory.total --format=csv,noheader,nounits 2>/dev/null) || {
+        [[ $listed != *"No devices were found"* ]] || return 0
+        die "nvidia-smi fails (${listed//$'\n'/ }), so the hardware is not known: set DGXSYSTEM to one of: $(systems)"
+    }
+    hardware=$(sort <<<"$listed" | uniq -c | sed 's/^ *\([0-9]*\) /\1 x /; s/$/ MiB/' | paste -sd ';' | sed 's/;/; /g')
+    names=$(awk -F', ' '{print $1}' <<<"$listed" | sort -u)
+    # The least memory, rounded up: drivers keep some of it for themselves.
+    gib=$(awk -F', ' '{print $2}' <<<"$listed" | sort -n | awk 'NR == 1 && /^[0-9]+$/ {print int(($1 + 1023) / 1024)}')
+    DGXSYSTEM=$(system_for "$(wc -l <<<"$listed")" "$names" "$gib")
+    [ -n "$DGXSYSTEM" ] || die "no configuration is known for the GPUs of this machine ($hardware): set DGXSYSTEM to one of: $(systems)"
+    [ "${OMPI_COMM_WORLD_SIZE:-1}" = "${OMPI_COMM_WORLD_LOCAL_SIZE:-1}" ] && [ "${SLURM_JOB_NUM_NODES:-1}" = 1 ] ||
+        die "several machines were given, and only one can be looked at: set DGXSYSTEM to one of: $(systems)"
 }
 
 prepare_builtin_data() {
@@ -66,32 +97,46 @@ launch() {
     run_to_its_end "$@" >/dev/null
 }
 
+# A configuration is for a number of ranks: any other number is another global batch, so it is said.
+check_ranks() {
+    local rank=$1 wanted=$((DGXNGPU * ${DGXNNODES:-1})) ranks=${OMPI_COMM_WORLD_SIZE:-${SLURM_NTASKS:-}}
+    if [ -z "$rank" ]; then
+        [ "${DGXNNODES:-1}" = 1 ] || die "DGXSYSTEM=$DGXSYSTEM is for $DGXNNODES machines: start it with run.sub or mpirun (this would be one machine's ranks)"
+    elif [ -n "$ranks" ] && [ "$ranks" != "$wanted" ]; then
+        say "note: $ranks ranks, where DGXSYSTEM=$DGXSYSTEM is for $wanted: the global batch is not that configuration's"
+    fi
+}
+
 main() {
-    local python started status=0 rank command
+    local python started status=0 rank command hardware bind
     rank=${OMPI_COMM_WORLD_RANK:-${PMIX_RANK:-}}
     [ -n "$rank" ] || [ -z "${SLURM_STEP_ID:-}" ] || rank=${SLURM_PROCID:-}
 
     if [ -z "${DGXSYSTEM:-}" ]; then
-        DGXSYSTEM=$(choose_system)
-        [ "${rank:-0}" != 0 ] || say "Configuration $DGXSYSTEM, chosen from the hardware found (DGXSYSTEM=<name> picks another: $(systems))"
+        choose_system
+        [ "${rank:-0}" != 0 ] || say "Configuration $DGXSYSTEM, chosen from the hardware found: $hardware (DGXSYSTEM=<name> picks another: $(systems))"
     fi
     [ -f "config_$DGXSYSTEM.sh" ] || die "DGXSYSTEM=$DGXSYSTEM has no config_$DGXSYSTEM.sh: use one of: $(systems)"
+    # A launcher that exported a configuration from outside a container says so: the container's need not be the same.
     # shellcheck source=config_CPU_digits.sh
-    source "./config_$DGXSYSTEM.sh"
+    [ "${CONFIG_LOADED:-}" = "$DGXSYSTEM" ] || source "./config_$DGXSYSTEM.sh"
     python=$(./setup_env.sh)
     command=("$python" -m mxresnet "$@")
-    [ "${rank:-0}" = 0 ] || exec "${command[@]}"
+    read -ra bind <<<"${BIND:-}"
+    [ -z "${BIND:-}" ] || bind=(./bind.sh "${bind[@]}" --)
+    [ "${rank:-0}" = 0 ] || exec "${bind[@]}" "${command[@]}"
 
+    check_ranks "$rank"
     "${command[@]}" --print-config >/dev/null || exit
     LOGDIR=${LOGDIR:-./results}
     mkdir -p "$LOGDIR" || die "LOGDIR=$LOGDIR cannot be made: name a folder that this user may write"
     export LOG_FILE=$LOGDIR/${DATESTAMP:-$(date +%y%m%d%H%M%S)}_${TRIAL:-1}.log
     started=$(date +%s)
     if [ -n "$rank" ]; then
-        run_to_its_end "${command[@]}" || status=$?
+        run_to_its_end "${bind[@]}" "${command[@]}" || status=$?
     else
         [ -z "${BUILTIN_DATA:-}" ] || prepare_builtin_data "$python"
-        launch "$python" "${command[@]}" || status=$?
+        launch "$python" "${bind[@]}" "${command[@]}" || status=$?
     fi
     # mpirun is told to be quiet, for a rank says itself what is wrong, unless it is killed.
     if [ -n "$stopped_by" ]; then

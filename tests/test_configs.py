@@ -96,3 +96,82 @@ def test_a_cpu_configuration_shares_out_the_cores(system):
     config, _ = parse([], values)
     assert config.dtype == "float32" and config.conv_layout == "NCHW"
     assert exported(system, DGXNGPU="1000")["OMP_NUM_THREADS"] == "1"
+
+
+def choice(tmp_path, answer="", status=0, **environ):
+    """What ./run_and_time.sh says and returns when nvidia-smi prints this; a mistaken flag ends it before any work."""
+    stand_in = tmp_path / "nvidia-smi"
+    stand_in.write_text(f"#!/bin/sh\n[ \"$1\" != -i ] || echo \"$2\" > '{tmp_path}/asked'\nprintf '%s' '{answer}'\nexit {status}\n")
+    stand_in.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path), **environ}
+    done = subprocess.run(["./run_and_time.sh", "--lr", "zero"], cwd=ROOT, text=True, capture_output=True, env=env)
+    assert done.returncode == 2 and done.stdout == ""
+    return done.stderr
+
+
+def gpus(count, name, mib):
+    return f"{name}, {mib}\n" * count
+
+
+@pytest.mark.parametrize("answer, system", [
+    (gpus(4, "NVIDIA A100-SXM4-40GB", 40960), "A100-40GB_4gpu"),
+    (gpus(4, "A100-SXM4-40GB", 40537), "A100-40GB_4gpu"),
+    (gpus(4, "NVIDIA A100-PCIE-40GB", 40960), "A100-40GB_4gpu"),
+    (gpus(8, "NVIDIA A100-SXM4-40GB", 40536), "A100-40GB_8gpu"),
+    (gpus(4, "NVIDIA A100-SXM4-80GB", 81920), "A100-80GB_4gpu"),
+    (gpus(8, "NVIDIA A100-SXM4-80GB", 81251), "DGXA100"),
+    (gpus(8, "NVIDIA A100 80GB PCIe", 80994), "DGXA100"),
+    (gpus(4, "NVIDIA A100 80GB PCIe", 81920), "A100-PCIe-80GB_4gpu"),
+    (gpus(2, "NVIDIA A30", 24258), "A30_1x2x204"),
+    (gpus(2, "NVIDIA RTX A5000", 24564), "A30_1x2x204"),
+    (gpus(8, "Tesla V100-SXM2-16GB", 16160), "V100-16GB_8gpu"),
+    (gpus(8, "Tesla V100-SXM3-32GB", 32480), "V100-32GB_8gpu"),
+    (gpus(4, "Tesla T4", 15079), "T4_4gpu"),
+])
+def test_the_system_is_chosen_from_the_gpus_and_said(tmp_path, answer, system):
+    said = choice(tmp_path, answer)
+    assert said.startswith(f"Configuration {system}, chosen from the hardware found: ")
+    assert answer.splitlines()[0] + " MiB" in said and f"{answer.count(chr(10))} x " in said
+
+
+@pytest.mark.parametrize("answer", [
+    gpus(1, "NVIDIA A100-SXM4-40GB", 40960), gpus(6, "NVIDIA A100-SXM4-80GB", 81920), gpus(8, "NVIDIA H100 80GB HBM3", 81559),
+    gpus(4, "NVIDIA A30", 24576), gpus(2, "NVIDIA A300", 24576), gpus(4, "NVIDIA A100-SXM4-40GB", "[N/A]"),
+    gpus(2, "NVIDIA A100-SXM4-80GB", 81920) + gpus(2, "NVIDIA H100 PCIe", 81559),
+])
+def test_gpus_without_a_configuration_are_refused_with_the_list(tmp_path, answer):
+    said = choice(tmp_path, answer)
+    assert said.count("\n") == 1 and said.startswith("run_and_time.sh: no configuration is known for the GPUs")
+    assert answer.splitlines()[-1] in said and "DGXA100_4gpu" in said and "common" not in said
+
+
+def test_gpus_of_unequal_memory_get_what_fits_the_smallest(tmp_path):
+    assert "Configuration A100-40GB_4gpu" in choice(tmp_path, gpus(3, "A100", 81920) + gpus(1, "A100", 40960))
+
+
+@pytest.mark.parametrize("answer, status, environ", [
+    ("No devices were found\n", 6, {}), (gpus(4, "Tesla T4", 15079), 0, {"CUDA_VISIBLE_DEVICES": ""}),
+    (gpus(4, "Tesla T4", 15079), 0, {"CUDA_VISIBLE_DEVICES": "-1"})])
+def test_without_gpus_it_is_the_cpu(tmp_path, answer, status, environ):
+    assert choice(tmp_path, answer, status, **environ).startswith("Configuration CPU_digits, chosen from the hardware found: no GPU (")
+
+
+def test_a_broken_driver_is_not_taken_for_a_cpu(tmp_path):
+    said = choice(tmp_path, "Failed to initialize NVML: Driver/library version mismatch\n", 18)
+    assert said.startswith("run_and_time.sh: nvidia-smi fails (Failed to initialize NVML") and said.count("\n") == 1
+
+
+def test_only_visible_gpus_count(tmp_path):
+    choice(tmp_path, gpus(4, "NVIDIA A100-SXM4-40GB", 40960), CUDA_VISIBLE_DEVICES="0,1,2,3")
+    assert (tmp_path / "asked").read_text() == "0,1,2,3\n"
+
+
+@pytest.mark.parametrize("environ", [{"OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, {"SLURM_JOB_NUM_NODES": "2"}])
+def test_several_machines_are_not_guessed(tmp_path, environ):
+    assert "several machines" in choice(tmp_path, gpus(4, "NVIDIA A100-SXM4-40GB", 40960), **environ)
+
+
+def test_a_configuration_of_several_machines_is_not_started_on_one():
+    env = {"PATH": os.environ["PATH"], "DGXSYSTEM": "DGXA100_multi_8x8x51"}
+    done = subprocess.run(["./run_and_time.sh"], cwd=ROOT, text=True, capture_output=True, env=env)
+    assert done.returncode == 2 and "is for 8 machines" in done.stderr and done.stderr.count("\n") == 1
