@@ -9,9 +9,9 @@ import os
 import posixpath
 import re
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from prepare.cpus import run_all
 from prepare.listing import Folder, Listing, Problem, SourceError, is_image_name, name_problem
 
 BLOCK = 512
@@ -55,8 +55,7 @@ def list_archive(path, workers):
             inner = Finder(path, part, member.name[: -len(".tar")], status.st_mtime_ns, None)
             inner.walk(stream.fileno(), member.offset, member.offset + member.size)
 
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(step, zip(nested, parts)))
+        run_all(step, list(zip(nested, parts)), workers)
     merge(listing, parts)
     return listing
 
@@ -75,8 +74,7 @@ def list_class_archives(folder, names, workers):
             finder = Finder(path, part, os.path.splitext(name)[0], status.st_mtime_ns, None)
             finder.walk(stream.fileno(), 0, status.st_size)
 
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(step, zip(names, parts)))
+    run_all(step, list(zip(names, parts)), workers)
     merge(listing, parts)
     return listing
 

@@ -5,32 +5,12 @@ import hashlib
 import os
 import stat
 import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Tuple
 
 from prepare import archives, vallabels
+from prepare.cpus import run_all
 from prepare.listing import Folder, Listing, Problem, SourceError, is_image_name, name_problem
-
-
-TRIED = 8  # calls by which to tell whether threads help
-
-
-def run_tree(step, first, workers):
-    """Calls step(item) for `first`, then for every item those calls return, until none is left.
-
-    On up to `workers` threads where the calls mostly wait, as on network storage; where they mostly compute, threads would
-    only stand in each other's way. What a step raises is raised here.
-    """
-    with ThreadPoolExecutor(workers) as pool:
-        level = [first]
-        while level:
-            wall, cpu = time.monotonic(), time.thread_time()
-            found = list(map(step, level[:TRIED]))
-            waits = time.thread_time() - cpu < (time.monotonic() - wall) / 2
-            found += (pool.map if waits else map)(step, level[TRIED:])
-            level = [item for items in found for item in items]
 
 
 OFFICIAL = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
@@ -148,7 +128,9 @@ def list_folder(top, workers=1):
                 listing.ignored[suffix] = listing.ignored.get(suffix, 0) + 1
         return deeper
 
-    run_tree(scan, ("", ()), workers)
+    level = [("", ())]
+    while level:
+        level = [item for found in run_all(scan, level, workers) for item in found]
     return listing
 
 
