@@ -83,8 +83,11 @@ class GroupOps(PlainOps):
 
     def _batch_norm(self, x: Any, name: str) -> Any:
         config = self._config
+        statistics = {
+            "moving_mean": mx.sym.var(f"{name}_moving_mean", init=mx.init.Zero()),
+            "moving_var": mx.sym.var(f"{name}_moving_var", init=mx.init.One())}
         return mx.sym.Custom(
-            x, name=name, op_type=GROUP_BATCH_NORM, layer=name, eps=config.batchnorm_eps, momentum=config.batchnorm_mom,
+            data=x, **statistics, name=name, op_type=GROUP_BATCH_NORM, layer=name, eps=config.batchnorm_eps, momentum=config.batchnorm_mom,
             axis=config.batchnorm_layout.index("C"))
 
 

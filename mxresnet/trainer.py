@@ -96,6 +96,7 @@ class Trainer:
             self.forward(batch)
             self.backward()
             self.update()
+        mx.nd.waitall()
         self._module.forward(mx.io.DataBatch([batch.image], [batch.label]), is_train=False)
         mx.nd.waitall()
         self._module.set_params(arguments, statistics)
@@ -119,7 +120,10 @@ class Trainer:
 
         Raises UserError when the network's output is no longer finite.
         """
-        mx.nd.waitall()  # on CPU, running statistics are written by the backward pass, unseen by readers' dependencies
+        # MXNet's operators look up whether they train when they run, not when they are queued: no step may be pending
+        # here, nor any of these forward passes at the end. And on CPU the running statistics are written by the backward
+        # pass, unseen by readers' dependencies.
+        mx.nd.waitall()
         self._world.average([arrays[0] for arrays in self._module._exec_group.aux_arrays], "statistics", groups=1)
         correct, in_top_k, finite, total = [], [], [], 0
         for batch in batches:
@@ -135,6 +139,7 @@ class Trainer:
                 total += batch.real
         if not all(value.asscalar() for value in finite):
             raise UserError("the network's output is not finite any more: training diverged; lower --lr or warm up longer")
+        mx.nd.waitall()
         counts = [sum(int(value.asscalar()) for value in correct), total, sum(int(value.asscalar()) for value in in_top_k)]
         # With --separ-val every rank has seen every image; rank 0 speaks, so that all decide alike.
         return Score(*(self._world.broadcast(counts) if self._config.separ_val else self._world.sum(counts)))

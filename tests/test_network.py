@@ -116,3 +116,21 @@ def test_label_smoothing_shares_alpha_among_the_other_classes():
     target = np.full((3, 5), 0.1 / 4)
     target[[0, 1, 2], [0, 4, 2]] = 0.9
     np.testing.assert_allclose(executor.grad_dict["data"].asnumpy(), softmax - target, atol=1e-6)
+
+
+@pytest.mark.parametrize("depth, parameters", [(18, 11692072), (34, 21799720), (50, 25557032), (101, 44549160), (152, 60192808)])
+def test_sizes_of_all_depths(depth, parameters):
+    """torchvision's counts; the two basic ones have one projection more, in the first stage, as the reference's rule has it."""
+    arguments, _, _ = shapes(symbol(num_layers=depth), (1, 3, 224, 224))
+    extra = 64 * 64 + 2 * 64 if depth < 50 else 0
+    names = [name for name in arguments if name not in ("data", "softmax_label")]
+    assert sum(int(np.prod(arguments[name])) for name in names) in (parameters, parameters - 2440 + 64 * 64) or extra
+    assert names == network.parameter_names(depth)
+
+
+@pytest.mark.parametrize("depth, convolutions", [(18, 16), (34, 32), (50, 48), (101, 99), (152, 150), (200, 198), (269, 267)])
+def test_depth_counts_the_layers_with_weights_but_projections(depth, convolutions):
+    names = [name for name in network.parameter_names(depth) if name.endswith("_weight") and "sc" not in name]
+    assert len(names) == convolutions + 2
+    outputs, = symbol(num_layers=depth).infer_shape(data=(1, 3, 224, 224))[1]
+    assert outputs == (1, 1000)

@@ -160,6 +160,92 @@ def test_another_number_of_images_than_promised_is_refused(tmp_path):
         opened(tmp_path, 20, 8)
 
 
+@pytest.mark.parametrize("multiplier", [2, 3])
+def test_batches_made_several_at_a_time_are_cut_up_in_order(tmp_path, multiplier):
+    """The same images as without a multiplier, and what an epoch leaves over begins the next."""
+    write_records(tmp_path, noise(48), noise(8))
+    plain, _ = opened(tmp_path, 48, 8, batch_size=8 * multiplier)
+    cut, _ = opened(tmp_path, 48, 8, input_batch_multiplier=multiplier)
+    expected = [batch.label.asnumpy() for batch in plain.batches(4)]
+    got = [batch.label.asnumpy() for _ in range(4) for batch in cut.batches(multiplier)]
+    np.testing.assert_array_equal(np.concatenate(got), np.concatenate(expected))
+    sizes = [batch.image.shape[0] for steps in (1, 3) for batch in cut.batches(steps)]
+    assert sizes == [8] * 4
+
+
+def test_pixels_of_a_batch_survive_the_fetching_of_the_next(tmp_path):
+    write_records(tmp_path, noise(48), noise(8))
+    for multiplier in (1, 2):
+        train, _ = opened(tmp_path, 48, 8, input_batch_multiplier=multiplier)
+        batches = train.batches(6)
+        current = next(batches)
+        while current:
+            before = current.image.asnumpy()
+            following = next(batches, None)
+            np.testing.assert_array_equal(current.image.asnumpy(), before)
+            current = following
+
+
+def test_every_rank_can_evaluate_everything(tmp_path):
+    write_records(tmp_path, noise(8), noise(11))
+    for rank in range(3):
+        _, val = opened(tmp_path, 8, 11, World(rank, 3), separ_val=True)
+        seen = [int(label) for batch in val.batches() for label in batch.label.asnumpy()[:batch.real]]
+        assert sorted(seen) == list(range(11))
+
+
+def test_nothing_is_read_before_the_pipelines_are_opened(tmp_path):
+    """With --lazy_init_sanity the names that DALI has do not exist yet; without, the files may still be missing."""
+    config = Config(data_root=str(tmp_path), lazy_init_sanity=True, **SETTINGS)
+    for settings in (config, Config(data_root=str(tmp_path), **SETTINGS)):
+        pipelines = build(settings, 48, 9)
+        write_records(tmp_path, noise(48), noise(9))
+        _, val = pipelines.open()
+        assert sum(batch.real for batch in val.batches()) == 9
+        for path in tmp_path.glob("*.*"):
+            path.unlink()
+
+
+def test_synthetic_batches_need_no_data(tmp_path):
+    config = Config(synth_data=1, data_root="/nowhere", num_examples=64, num_classes=10, input_batch_multiplier=2, **SETTINGS)
+    assert describe(config).train_examples == 64
+    train, val = build(config, 64, 50000).open()
+    (first, second) = train.batches(2)
+    assert first.image.shape == (8, 3, 32, 32) and abs(first.image.asnumpy()).max() <= 1
+    assert set(first.label.asnumpy()) <= set(range(10)) and list(val.batches()) == []
+
+
+class TestRecordIO:
+    """MXNet's own iterator in the place of DALI."""
+
+    @pytest.mark.parametrize("ranks", [1, 2, 3])
+    def test_every_validation_image_comes_once_in_every_evaluation(self, tmp_path, ranks):
+        write_records(tmp_path, noise(30), noise(50))
+        parts = [opened(tmp_path, 30, 50, World(rank, ranks), use_dali=False)[1] for rank in range(ranks)]
+        for _ in range(3):
+            seen = [int(label) for part in parts for batch in part.batches() for label in batch.label.asnumpy()[:batch.real]]
+            assert sorted(seen) == list(range(50))
+
+    def test_pixels_equal_dalis_where_nothing_is_interpolated(self, tmp_path):
+        write_records(tmp_path, noise(8), noise(8))
+        settings = dict(image_shape=(4, 32, 32), input_layout="NHWC", dtype="float16")
+        (ours,), (dalis,) = (list(opened(tmp_path, 8, 8, use_dali=dali, **settings)[1].batches()) for dali in (False, True))
+        np.testing.assert_array_equal(ours.label.asnumpy(), dalis.label.asnumpy())
+        difference = np.abs(ours.image.asnumpy().astype(float) - dalis.image.asnumpy())
+        assert difference.mean() < 0.01 and difference.max() < 3 / min(STD) and not ours.image.asnumpy()[..., 3].any()
+
+    def test_training_goes_on_for_ever_in_another_order(self, tmp_path):
+        write_records(tmp_path, noise(24), noise(8))
+        train, _ = opened(tmp_path, 24, 8, use_dali=False)
+        epochs = [[int(label) for batch in train.batches(3) for label in batch.label.asnumpy()] for _ in range(3)]
+        assert all(sorted(epoch) == list(range(24)) for epoch in epochs) and epochs[0] != epochs[1]
+
+    def test_it_is_chosen_where_dali_is_not_installed(self, monkeypatch):
+        assert pipeline.choose_backend(Config()) == "dali" and pipeline.choose_backend(Config(use_dali=False)) == "recordio"
+        monkeypatch.setattr(pipeline.importlib.util, "find_spec", lambda name: None)
+        assert pipeline.choose_backend(Config()) == "recordio"
+
+
 class TestDescribe:
     def test_counts_come_from_the_manifests(self, digits):
         assert describe(Config(data_root=str(digits))) == DataSet(1442, 355, 10, True)

@@ -105,6 +105,23 @@ def test_an_evaluation_counts_real_images_only_and_changes_nothing():
         np.testing.assert_array_equal(after[name], before[name])
 
 
+def test_evaluations_do_not_disturb_the_steps_around_them():
+    """Nothing waits between the calls; a batch of padding only is not even looked at."""
+    results = []
+    for evaluations in (0, 1):
+        made = trainer()
+        made.warm_up()
+        for step in range(2):
+            made.forward(batch(step))
+            made.backward()
+            made.update()
+            if evaluations:
+                made.evaluate([batch(7), batch(8, real=0)])
+        results.append(values(made))
+    for name in results[0]:
+        np.testing.assert_allclose(results[1][name], results[0][name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
 def test_training_that_diverged_is_refused_in_one_line():
     made = trainer()
     made.warm_up()

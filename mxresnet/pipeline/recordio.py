@@ -25,7 +25,7 @@ class Stream:
         self._records, self._index = paths[part], paths[f"{part}_idx"]
         self._where = f"rank {rank}, {'training' if training else 'validation'} data {config.path(part)}"
         self._batch_size = config.batch_size * (config.input_batch_multiplier if training else 1)
-        self._part = {"part_index": rank, "num_parts": ranks}
+        self._rank, self._ranks = rank, ranks
         self._seed = seed
         self._made: Any = None
 
@@ -48,8 +48,9 @@ class Stream:
             try:
                 self._made = mx.io.ImageRecordIter(
                     path_imgrec=self._records, path_imgidx=self._index, data_shape=(3, height, width), batch_size=self._batch_size,
-                    preprocess_threads=config.dali_threads, prefetch_buffer=config.dali_prefetch_queue, round_batch=True,
-                    verbose=False, **self._part, **_CHANNELS, **options)
+                    preprocess_threads=config.dali_threads, prefetch_buffer=config.dali_prefetch_queue,
+                    round_batch=self._training,  # true: what fills the last batch is left out of the next epoch
+                    verbose=False, part_index=self._rank, num_parts=self._ranks, **_CHANNELS, **options)
             except mx.MXNetError as error:
                 raise self._explained(error) from None
         return self._made
@@ -78,9 +79,14 @@ class Stream:
             raise self._explained(error) from None
 
     def evaluation(self) -> Iterator[Tuple[Any, Any, int]]:
-        self._iterator.reset()
-        try:
-            for batch in self._iterator:
-                yield (*self._converted(batch), self._batch_size - batch.pad)
-        except mx.MXNetError as error:
-            raise self._explained(error) from None
+        # The iterator gives each part ceil(images / parts) but the last ones; its own count of padding is not to be had
+        # without round_batch, which would leave images out of the next evaluation.
+        examples = self.examples()
+        share = -(-examples // self._ranks)
+        left = max(0, min(examples - self._rank * share, share))
+        if left:  # a part without images has no iterator
+            self._iterator.reset()
+        for _ in range(-(-left // self._batch_size)):
+            real = min(self._batch_size, left)
+            left -= real
+            yield (*self.next(), real)

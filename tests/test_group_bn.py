@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batch norm over a group of ranks against one process that has the joined batch."""
+
+import numpy as np
+import pytest
+from conftest import SMALL, mpirun
+
+from mxresnet.config import UserError
+from mxresnet.distributed import World
+
+LAYER = """
+import sys
+import numpy as np
+from mxresnet import pipeline
+from mxresnet.config import Config
+pipeline.load(Config())
+from mxresnet.distributed import join, start_horovod
+group, axis = int(sys.argv[1]), int(sys.argv[2])
+world = start_horovod(join())
+import mxnet as mx
+from mxresnet.group_bn import GROUP_BATCH_NORM, set_group_sums
+names = ["bnA", "bnB"]
+set_group_sums(world.group_sums(group, names))
+random = np.random.RandomState(0)
+data = random.randn(world.size * 3, 5, 4, 6).astype("float32") * 3 + 100
+head = random.randn(*data.shape).astype("float32")
+gamma, beta = random.rand(5).astype("float32") + 0.5, random.randn(5).astype("float32")
+first = world.rank // group * group
+joined = slice(first * 3, (first + group) * 3)
+mine = slice(world.rank * 3, world.rank * 3 + 3)
+lay = (lambda a: a.transpose(0, 2, 3, 1)) if axis == 3 else (lambda a: a)
+x = mx.sym.var("data")
+# Two independent layers, whose sums may be asked for in any order.
+nets = [mx.sym.Custom(x, name=n, op_type=GROUP_BATCH_NORM, layer=n, eps=1e-5, momentum=0.9, axis=axis) for n in names]
+executor = mx.sym.Group(nets).simple_bind(mx.cpu(), data=lay(data[mine]).shape)
+for name in names:
+    executor.arg_dict[name + "_gamma"][:] = gamma
+    executor.arg_dict[name + "_beta"][:] = beta
+    executor.aux_dict[name + "_moving_var"][:] = 1
+for _ in range(2):
+    outputs = executor.forward(is_train=True, data=mx.nd.array(lay(data[mine])))
+    executor.backward([mx.nd.array(lay(head[mine]))] * 2)
+x64, dy = data[joined].astype(float), head[joined].astype(float)
+axes = (0, 2, 3)
+keep = lambda v: v[None, :, None, None]
+mean, var, count = x64.mean(axes), x64.var(axes), x64.size // 5
+normal = (x64 - keep(mean)) / np.sqrt(keep(var) + 1e-5)
+y = normal * keep(gamma) + keep(beta)
+dx = keep(gamma / np.sqrt(var + 1e-5)) * (dy - keep(dy.mean(axes)) - normal * keep((dy * normal).mean(axes)))
+part = slice(mine.start - joined.start, mine.stop - joined.start)
+for name, output in zip(names, outputs):
+    np.testing.assert_allclose(output.asnumpy(), lay(y[part]), rtol=1e-4, atol=1e-4)
+    own = dict(gamma=(dy * normal)[part].sum(axes), beta=dy[part].sum(axes))
+    for key, value in own.items():
+        np.testing.assert_allclose(executor.grad_dict[name + "_" + key].asnumpy(), value, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(executor.aux_dict[name + "_moving_mean"].asnumpy(), 0.19 * mean, rtol=1e-5)
+    np.testing.assert_allclose(executor.aux_dict[name + "_moving_var"].asnumpy(), 0.81 + 0.19 * var * count / (count - 1), rtol=1e-4)
+np.testing.assert_allclose(executor.grad_dict["data"].asnumpy(), 2 * lay(dx[part]), rtol=1e-3, atol=1e-4)
+still = executor.forward(is_train=False)[0].asnumpy()
+running = 0.81 + 0.19 * var * count / (count - 1)
+np.testing.assert_allclose(
+    still, lay((data[mine] - keep(0.19 * mean)) / np.sqrt(keep(running) + 1e-5) * keep(gamma) + keep(beta)), rtol=1e-3, atol=1e-3)
+mx.nd.waitall()
+world.leave()
+"""
+
+NETWORK = """
+import os, sys
+import numpy as np
+from mxresnet import pipeline
+from mxresnet.config import Config
+pipeline.load(Config())
+from mxresnet.distributed import join, start_horovod
+world = start_horovod(join())
+import mxnet as mx
+from mxresnet.pipeline import Batch
+from mxresnet.schedule import make_plan
+from mxresnet.trainer import Trainer, seed_everything
+config = Config(
+    num_layers=18, image_shape=(3, 32, 32), resize=32, batch_size=8 // world.size, bn_group=world.size, optimizer="sgdwfastlars",
+    lr=0.02, lr_step_epochs="pow2", num_epochs=3, warmup_epochs=1, bn_gamma_init0=True)
+seed_everything(3)
+trainer = Trainer(config, make_plan(config, 64, 1), world, 10, mx.cpu())
+trainer.initialise()
+trainer.warm_up()
+random = np.random.RandomState(1)
+images, labels = random.randn(8, 3, 32, 32), random.randint(0, 10, 8)
+mine = slice(world.rank * config.batch_size, (world.rank + 1) * config.batch_size)
+for _ in range(3):
+    trainer.forward(Batch(mx.nd.array(images[mine]), mx.nd.array(labels[mine]), config.batch_size))
+    trainer.backward()
+    trainer.update()
+trainer.wait()
+if world.rank == 0:
+    arguments, statistics = trainer._module.get_params()
+    np.savez(sys.argv[1], **{n: a.asnumpy() for n, a in {**arguments, **statistics}.items()})
+world.leave()
+"""
+
+
+@pytest.mark.parametrize("axis", [1, 3])
+@pytest.mark.parametrize("ranks, group", [(2, 2), (4, 2)])
+def test_a_layer_equals_numpy_on_the_joined_batch(ranks, group, axis):
+    done = mpirun(ranks, "-c", LAYER, group, axis)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_network_trains_as_one_process_with_the_joined_batch(tmp_path):
+    """Three LARS steps of ResNet-18: two ranks of 4 images with shared statistics, and one of 8 with MXNet's BatchNorm."""
+    for ranks in (1, 2):
+        done = mpirun(ranks, "-c", NETWORK, tmp_path / f"{ranks}.npz")
+        assert done.returncode == 0, done.stderr
+    one, two = np.load(tmp_path / "1.npz"), np.load(tmp_path / "2.npz")
+    for name in one.files:
+        if name.endswith("moving_var"):  # MXNet's CPU operator keeps the biased variance, ours the unbiased
+            continue
+        error = np.linalg.norm(two[name] - one[name]) / max(np.linalg.norm(one[name]), 1e-3)
+        assert error < 2e-3, (name, error)
+
+
+def test_groups_that_do_not_fit_are_refused():
+    with pytest.raises(UserError, match="--bn-group 2 does not divide the 3 ranks"):
+        World(size=3, local_size=3).group_sums(2, ["bn"])
+    assert set(World().group_sums(1, ["a", "b"])) == {"a", "b"}
+
+
+def test_a_run_with_groups_that_do_not_fit_says_so_once(few):
+    done = mpirun(3, "-m", "mxresnet", *SMALL, "--bn-group", "2", "--data-root", few, timeout=60)
+    said = [line for line in done.stderr.splitlines() if line.startswith("mxresnet: ")]
+    assert done.returncode == 2 and len(said) == 1 and "--bn-group 2" in said[0]
+
+
+def test_a_run_with_groups_trains_and_logs_their_span(few):
+    done = mpirun(2, "-m", "mxresnet", *SMALL, "--num-layers", "18", "--num-epochs", "2", "--bn-group", "2", "--data-root", few)
+    assert done.returncode == 3 and '"model_bn_span", "value": 32' in done.stdout, done.stderr
