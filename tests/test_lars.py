@@ -4,8 +4,9 @@
 import mxnet as mx
 import numpy as np
 import pytest
+from conftest import mpirun
 
-from mxresnet.lars import Lars
+from mxresnet.lars import DECAYS_BIAS, Lars
 
 ETA, WD, MOMENTUM, RESCALE = 0.001, 5e-4, 0.9, 1 / 32
 SHAPES = {
@@ -16,14 +17,14 @@ def rates(update):
     return 0.5 * update if update < 4 else 2.0 / update
 
 
-def numpy_lars(weights, gradients_of_steps, eps, first_update):
+def numpy_lars(weights, gradients_of_steps, eps, first_update, decay_bias=True):
     """The update written from the paper and the description of the benchmark, in float64."""
     w = {name: value.astype(np.float64) for name, value in weights.items()}
     m = {name: np.zeros_like(value) for name, value in w.items()}
     for update, gradients in enumerate(gradients_of_steps, start=first_update):
         for name in w:
             plain = name.split("_")[-1] in ("gamma", "beta", "bias")
-            decay = 0 if name.split("_")[-1] in ("gamma", "beta") else WD
+            decay = 0 if name.split("_")[-1] in ("gamma", "beta") + ("bias",) * (not decay_bias) else WD
             g = gradients[name].astype(np.float64) * RESCALE
             rate, momentum = rates(update), MOMENTUM
             if not plain:
@@ -53,9 +54,9 @@ def train(optimizer, weights, steps, half=()):
     return dict(zip(weights, arrays)), updater
 
 
-def ours(names, eps=0.0, first_update=1, schedule=rates):
+def ours(names, eps=0.0, first_update=1, schedule=rates, decay_bias=True):
     optimizer = Lars(
-        momentum=MOMENTUM, eta=ETA, eps=eps, wd=WD, rescale_grad=RESCALE, param_idx2name=dict(enumerate(names)),
+        momentum=MOMENTUM, eta=ETA, eps=eps, decay_bias=decay_bias, wd=WD, rescale_grad=RESCALE, param_idx2name=dict(enumerate(names)),
         begin_num_update=first_update - 1)
     optimizer.lr_scheduler = schedule
     return optimizer
@@ -69,6 +70,15 @@ def test_float32_equals_numpy(eps, first_update):
     got, _ = train(ours(weights, eps, first_update), weights, steps)
     for name in weights:
         np.testing.assert_allclose(got[name].asnumpy(), expected[name], rtol=2e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["sgdwlars", "sgdwfastlars", "sgdwfastlarsv2"])
+def test_the_references_names_differ_in_the_decay_of_the_bias_only(name):
+    weights, steps = start()
+    got, _ = train(ours(weights, decay_bias=DECAYS_BIAS[name]), weights, steps)
+    expected = numpy_lars(weights, steps, 0.0, 1, decay_bias=name != "sgdwfastlarsv2")
+    for key in weights:
+        np.testing.assert_allclose(got[key].asnumpy(), expected[key], rtol=2e-5, atol=1e-6, err_msg=key)
 
 
 def test_float16_weights_have_float32_masters():
@@ -117,3 +127,100 @@ def test_differs_from_mxnets_lars_in_the_decay_of_the_bias():
     np.testing.assert_allclose(got["fc1_bias"].asnumpy(), weights["fc1_bias"] * (1 - 0.3 * WD), rtol=1e-6)
     for name in ("bn0_gamma", "bn0_beta"):
         np.testing.assert_array_equal(got[name].asnumpy(), weights[name])
+
+
+WHOLE_RUN = """
+import sys
+import numpy as np
+from mxresnet import pipeline
+from mxresnet.config import Config
+pipeline.load(Config())
+from mxresnet.distributed import join, start_horovod
+world = start_horovod(join())
+import mxnet as mx
+from mxresnet import network, trainer
+from mxresnet.pipeline import Batch
+from mxresnet.schedule import make_plan
+
+def two_layers(ops, config, classes):
+    x = mx.sym.FullyConnected(mx.sym.Flatten(mx.sym.var("data")), num_hidden=16, no_bias=True, name="conv0")
+    x = mx.sym.broadcast_add(mx.sym.broadcast_mul(x, mx.sym.var("bn0_gamma", shape=(1, 16))), mx.sym.var("bn0_beta", shape=(1, 16)))
+    x = mx.sym.FullyConnected(mx.sym.Activation(x, act_type="relu"), num_hidden=classes, name="fc1")
+    return mx.sym.SoftmaxOutput(x, smooth_alpha=config.label_smoothing, name="softmax")
+
+network.build = two_layers
+config = Config(
+    image_shape=(3, 4, 4), batch_size=4, optimizer=sys.argv[2], lr=0.8 if "lars" in sys.argv[2] else 0.05, wd=5e-4, label_smoothing=0.1,
+    lr_step_epochs=sys.argv[3], num_epochs=9, warmup_epochs=2, lars_eta=0.02, num_groups=int(sys.argv[4]))
+plan = make_plan(config, 24, 3)
+random = np.random.RandomState(0)
+made = trainer.Trainer(config, plan, world, 5, mx.cpu())
+trainer.seed_everything(7 + world.rank)  # rank 0's weights win
+made.initialise()
+made.warm_up()
+first = {n: a.asnumpy() for n, a in made._module.get_params()[0].items()}
+steps = plan.total_steps
+images, labels = random.randn(steps, 3, 4, 3, 4, 4), random.randint(0, 5, (steps, 3, 4))
+if world.size == 1:
+    images, labels = images.reshape(steps, 1, 12, 3, 4, 4), labels.reshape(steps, 1, 12)
+for step in range(steps):
+    made.forward(Batch(mx.nd.array(images[step, world.rank]), mx.nd.array(labels[step, world.rank]), 4))
+    made.backward()
+    made.update()
+made.wait()
+if world.rank == 0:
+    np.savez(sys.argv[1], images=images.reshape(steps, 12, -1), labels=labels.reshape(steps, 12), rates=[plan.learning_rate(i) for i in range(steps + 3)],
+             **{"first_" + n: a for n, a in first.items()}, **{"last_" + n: a.asnumpy() for n, a in made._module.get_params()[0].items()})
+world.leave()
+"""
+
+
+def float64_run(data, optimizer, wd=5e-4, eta=0.02, momentum=0.9, alpha=0.1):
+    """The whole run again in numpy: forward, backward, mean over the global batch, update."""
+    w = {n[6:]: data[n].astype(float) for n in data.files if n.startswith("first_")}
+    m = {n: np.zeros_like(v) for n, v in w.items()}
+    for step, (x, label) in enumerate(zip(data["images"], data["labels"])):
+        rate, last_rate = data["rates"][step + 2], data["rates"][step + 1]
+        h = x @ w["conv0_weight"].T
+        s = h * w["bn0_gamma"] + w["bn0_beta"]
+        r = np.maximum(s, 0)
+        logits = r @ w["fc1_weight"].T + w["fc1_bias"]
+        p = np.exp(logits - logits.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        target = np.full_like(p, alpha / (p.shape[1] - 1))
+        target[np.arange(len(label)), label] = 1 - alpha
+        d = (p - target) / len(label)
+        ds = d @ w["fc1_weight"] * (s > 0)
+        g = {"fc1_weight": d.T @ r, "fc1_bias": d.sum(0), "bn0_gamma": (ds * h).sum(0, keepdims=True),
+             "bn0_beta": ds.sum(0, keepdims=True), "conv0_weight": (ds * w["bn0_gamma"]).T @ x}
+        for n in w:
+            kind = n.split("_")[1]
+            trust = correction = 1.0
+            if optimizer == "sgd":
+                decay = wd * (kind in ("weight", "gamma"))
+            else:
+                decay = wd * (kind == "weight" or kind == "bias" and optimizer != "sgdwfastlarsv2")
+                if kind == "weight":
+                    w_norm, g_norm = np.linalg.norm(w[n]), np.linalg.norm(g[n])
+                    trust = eta * w_norm / (g_norm + decay * w_norm)
+                    correction = rate / last_rate
+            m[n] = momentum * correction * m[n] - trust * rate * (g[n] + decay * w[n])
+            w[n] = w[n] + m[n]
+    return w
+
+
+@pytest.mark.parametrize("ranks, optimizer, schedule, groups", [
+    (1, "sgdwfastlars", "pow2", 1), (3, "sgdwfastlars", "pow2", 1), (3, "sgdwfastlarsv2", "pow2", 0), (3, "sgdwlars", "4,7", 2), (3, "sgd", "4,7", 1)])
+def test_a_whole_run_equals_float64(tmp_path, ranks, optimizer, schedule, groups):
+    """18 steps of a small network through Trainer and Horovod, warm-up and decay included."""
+    script = WHOLE_RUN if ranks == 3 else WHOLE_RUN.replace("batch_size=4", "batch_size=12")
+    script = script if ranks == 3 else script.replace("make_plan(config, 24, 3)", "make_plan(config, 24, 1)")
+    done = mpirun(ranks, "-c", script, tmp_path / "run.npz", optimizer, schedule, groups)
+    assert done.returncode == 0, done.stderr
+    data = np.load(tmp_path / "run.npz")
+    expected = float64_run(data, optimizer)
+    assert len(data["images"]) == 18
+    for name, value in expected.items():
+        moved = np.linalg.norm(value - data["first_" + name])
+        assert moved > 0.001
+        np.testing.assert_allclose(data["last_" + name], value, rtol=1e-4, atol=1e-4 * moved + 1e-6, err_msg=name)

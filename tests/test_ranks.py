@@ -115,6 +115,56 @@ def test_all_ranks_hold_the_same_weights_after_training(few, tmp_path):
     assert shown[0] != shown[1]
 
 
+class TestKindsOfRun:
+    """Settings of the reference that change what a run does, from the command line, on two ranks."""
+
+    def finished(self, few, *flags, status=3):
+        done = mpirun(2, "-m", "mxresnet", *SMALL, "--num-layers", "18", "--num-epochs", "2", "--data-root", few, *flags)
+        assert done.returncode == status, done.stderr
+        return done, log_lines(done.stdout)
+
+    def test_what_has_no_effect_is_said_once_by_name(self, few):
+        done, _ = self.finished(few, "--conv-algo", "1", "--force-tensor-core", "1", "--dali-cache-size", "100", "--network", "resnet-v1b-stats-fl")
+        notes = [line for line in done.stderr.splitlines() if line.startswith("note: ")]
+        assert [flag for flag in ("--conv-algo, --force-tensor-core", "--dali-cache-size", "resnet-v1b-stats-fl") if sum(flag in n for n in notes) == 1] == [
+            "--conv-algo, --force-tensor-core", "--dali-cache-size", "resnet-v1b-stats-fl"]
+
+    def test_imagerecorditer(self, few):
+        done, lines = self.finished(few, "--use-dali", "0", "--input-batch-multiplier", "2", "--top-k", "3")
+        assert done.stderr.count("ImageRecordIter, not DALI") == 1 and "of 47), top-3 0." in done.stderr
+
+    def test_synthetic_data(self, few):
+        done, lines = self.finished(few, "--synth-data", "1", "--num-examples", "64", "--num-classes", "10", "--data-root", "/nowhere", status=0)
+        assert "nothing was evaluated" in done.stderr and not [line for line in lines if line["key"] == "eval_start"]
+        assert lines[-1]["metadata"]["status"] == "aborted"
+
+    def test_separate_validation_and_hidden_data(self, few):
+        done, lines = self.finished(few, "--separ-val", "--lazy_init_sanity", "--input-batch-multiplier", "3")
+        assert "of 47)" in done.stderr
+
+    def test_plain_sgd_with_a_step_schedule(self, few):
+        done, lines = self.finished(few, "--optimizer", "sgd", "--lr", "0.1", "--lr-step-epochs", "1")
+        values = {line["key"]: line["value"] for line in lines}
+        assert values["opt_name"] == "sgd" and values["opt_learning_rate_decay_boundary_epochs"] == [1]
+
+    def test_time_tags_on_every_rank(self, few):
+        done, lines = self.finished(few, "--time-tags", "1", "--num-examples", "32")
+        times = [line["value"] for line in lines if line["key"] == "iter_time_count"]
+        assert sorted(value["r"] for value in times) == [0, 1] and {value["t"] for value in times} == {4}
+        assert "epoch 4 of at most 4" in done.stderr
+
+    def test_profiles(self, few, tmp_path):
+        name = f"{tmp_path.name}.json"
+        done, lines = self.finished(few, "--profile", "1", "--profile-worker-suffix", name, status=0)
+        files = sorted(ROOT.glob(f"rank*_{name}"))
+        try:
+            assert lines[-1]["metadata"]["status"] == "success" and len(files) == 2
+            assert '"traceEvents"' in files[0].read_text() and "Convolution" in files[0].read_text()
+        finally:
+            for file in files:
+                file.unlink()
+
+
 RANK_CHECKS = """
 import sys
 import numpy as np
