@@ -115,6 +115,16 @@ def test_all_ranks_hold_the_same_weights_after_training(few, tmp_path):
     assert shown[0] != shown[1]
 
 
+def test_a_log_of_sgd_is_compliant_but_for_the_accuracy(few, tmp_path):
+    log = tmp_path / "sgd.log"
+    done = mpirun(1, "-m", "mxresnet", *SHORT, "--optimizer", "sgd", "--lr", "0.1", "--data-root", few, "--log-file", log)
+    assert done.returncode == 3, done.stderr
+    assert check_compliance(log).returncode == 1
+    log.write_text(re.sub(r'("eval_accuracy", "value": )[\d.]+', r"\g<1>0.76", log.read_text()))
+    checked = check_compliance(log)
+    assert checked.returncode == 0 and "closed_resnet_sgd.yaml" in checked.stdout + checked.stderr
+
+
 class TestKindsOfRun:
     """Settings of the reference that change what a run does, from the command line, on two ranks."""
 
