@@ -95,7 +95,7 @@ class Config:
     num_classes: int = setting(0, "NUM_CLASSES", "classes; 0: as the data set says, or ImageNet's 1000 (own)", at_least(0))
     image_shape: Tuple[int, int, int] = setting(
         (3, 224, 224), "IMAGE_SHAPE", "channels,height,width of the network's input; channel 4 is zero padding", kind=shape)
-    dtype: str = setting("float32", "DTYPE", "precision of the network and its input", one_of("float32", "float16"))
+    dtype: str = setting("float32", "DTYPE", "precision of convolutions and what passes between them; bfloat16 on a CPU, float16 on a GPU", one_of("float32", "float16", "bfloat16"))
     input_layout: str = setting("NCHW", "INPUT_LAYOUT", "layout the input pipeline delivers", one_of("NCHW", "NHWC"))
     conv_layout: str = setting("NCHW", "CONV_LAYOUT", "layout of convolutions", one_of("NCHW", "NHWC"))
     batchnorm_layout: str = setting("NCHW", "BATCHNORM_LAYOUT", "layout of batch norms", one_of("NCHW", "NHWC"))
@@ -105,7 +105,7 @@ class Config:
     bn_group: int = setting(1, "BN_GROUP", "ranks of a machine that share batch-norm statistics", one_of(1, 2, 4, 8))
     bn_gamma_init0: bool = setting(
         False, "BN_GAMMA_INIT0", "start the last gamma of each residual unit at zero, and fc1 like a convolution")
-    fuse_bn_relu: int = setting(0, "FUSE_BN_RELU", "let a batch norm compute its ReLU", at_least(0), note=FORK)
+    fuse_bn_relu: int = setting(0, "FUSE_BN_RELU", "let a batch norm compute its ReLU; on public packages CPU only", at_least(0))
     fuse_bn_add_relu: int = setting(0, "FUSE_BN_ADD_RELU", "let a batch norm add the shortcut and compute the ReLU", at_least(0), note=FORK)
     conv_algo: int = setting(-1, "CONV_ALGO", "cuDNN algorithm forced on convolutions; -1: cuDNN chooses", at_least(-1), note=FORK)
     force_tensor_core: int = setting(0, "FORCE_TENSOR_CORE", "only tensor-core algorithms", at_least(0), note=FORK)
@@ -195,6 +195,11 @@ class Config:
     cache_cleared: bool = setting(False, "CACHE_CLEARED", "whether the page cache was dropped before this run")
 
     @property
+    def input_dtype(self) -> str:
+        """Type of input batches, and of the network's arguments as MXNet holds them."""
+        return "float16" if self.dtype == "float16" else "float32"
+
+    @property
     def batch_shape(self) -> Tuple[int, int, int, int]:
         """Shape of one rank's input batch, in the layout the pipeline delivers."""
         channels, height, width = self.image_shape
@@ -273,6 +278,8 @@ def _check_together(config: Config) -> None:
     for low, high in (("min_random_area", "max_random_area"), ("min_random_aspect_ratio", "max_random_aspect_ratio")):
         if getattr(config, low) > getattr(config, high):
             raise UserError(f"{flag_of(low)} {getattr(config, low):g} is above {flag_of(high)} {getattr(config, high):g}")
+    if config.bn_group > 1 and config.dtype == "bfloat16":
+        raise UserError("--bn-group above 1 cannot compute in bfloat16: use --dtype float32")
     channels, height, width = config.image_shape
     if channels not in (3, 4) or min(height, width) < 1:
         raise UserError(f"--image-shape {channels},{height},{width}: wants 3 or 4 channels and positive sizes")

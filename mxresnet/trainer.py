@@ -29,11 +29,13 @@ def choose_device(config: Config, world: World) -> Any:
     found = mx.context.num_gpus()
     gpus = [int(gpu) for gpu in config.gpus.split(",")] if config.gpus else list(range(found))
     if not gpus:
-        if config.dtype != "float32":
-            raise UserError(f"--dtype {config.dtype} needs a GPU and none is found: use --dtype float32")
+        if config.dtype == "float16":
+            raise UserError(f"--dtype {config.dtype} needs a GPU and none is found: use --dtype float32 or bfloat16")
         if "NHWC" in (config.conv_layout, config.pooling_layout):
             raise UserError("--conv-layout and --pooling-layout NHWC need a GPU and none is found: use NCHW")
         return mx.cpu()
+    if config.dtype == "bfloat16":
+        raise UserError("--dtype bfloat16 is for CPUs: use --dtype float16 on a GPU")
     if world.local_rank >= len(gpus):
         raise UserError(f"{len(gpus)} GPUs for rank {world.local_rank} of this machine: start fewer ranks or see --gpus")
     return mx.gpu(gpus[world.local_rank])
@@ -54,14 +56,14 @@ class Trainer:
     def __init__(self, config: Config, plan: Plan, world: World, classes: int, device: Any):
         self._config, self._plan, self._world, self._device = config, plan, world, device
         set_group_sums(world.group_sums(config.bn_group, [bn for _, bn in network.layer_names(config.num_layers)]))
-        symbol = network.build(op_set(config), config, classes)
+        symbol = network.build(op_set(config, device.device_type == "gpu"), config, classes)
         self._module = mx.mod.Module(symbol, context=device)
 
     def initialise(self) -> List[str]:
         """Allocate, draw the first weights, take rank 0's; return the parameters' names."""
         config = self._config
         self._module.bind(
-            data_shapes=[mx.io.DataDesc("data", config.batch_shape, config.dtype, config.input_layout)],
+            data_shapes=[mx.io.DataDesc("data", config.batch_shape, config.input_dtype, config.input_layout)],
             label_shapes=[mx.io.DataDesc("softmax_label", (config.batch_size,), "float32")])
         self._module.init_params(network.initializer(config))
         arguments, statistics = self._module.get_params()
@@ -90,7 +92,7 @@ class Trainer:
         self._start_optimizer(updates_done=0)
         config = self._config
         batch = Batch(
-            mx.nd.zeros(config.batch_shape, self._device, dtype=config.dtype), mx.nd.zeros((config.batch_size,), self._device),
+            mx.nd.zeros(config.batch_shape, self._device, dtype=config.input_dtype), mx.nd.zeros((config.batch_size,), self._device),
             real=config.batch_size)
         for _ in range(WARM_UP_UPDATES):
             self.forward(batch)

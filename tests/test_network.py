@@ -8,7 +8,7 @@ import pytest
 
 from mxresnet import network
 from mxresnet.config import Config
-from mxresnet.ops import PlainOps
+from mxresnet.ops import FusedCpuOps, PlainOps, op_set
 
 
 def symbol(classes=1000, **settings):
@@ -79,6 +79,56 @@ def test_any_layout_computes_the_same_network(layouts):
         module.forward(mx.io.DataBatch([mx.nd.array(values)], [mx.nd.zeros(2)]), is_train=False)
         results.append(module.get_outputs()[0].asnumpy())
     np.testing.assert_allclose(results[1], results[0], rtol=1e-4, atol=1e-6)
+
+
+def one_step(config, images, labels, weights=None):
+    """(output, gradients, running statistics, first weights) of one training step on CPU."""
+    module = mx.mod.Module(network.build(op_set(config, on_gpu=False), config, 10), context=mx.cpu())
+    module.bind([mx.io.DataDesc("data", config.batch_shape)], [("softmax_label", labels.shape)])
+    mx.random.seed(2)
+    module.init_params(network.initializer(config))
+    if weights:
+        module.set_params(*weights)
+    weights = tuple({n: a.copy() for n, a in part.items()} for part in module.get_params())
+    module.forward(mx.io.DataBatch([mx.nd.array(images)], [mx.nd.array(labels)]), is_train=True)
+    module.backward()
+    mx.nd.waitall()
+    gradients = {n: g[0] for n, g in zip(module._exec_group.param_names, module._exec_group.grad_arrays)}
+    assert all(g.dtype == np.float32 for g in gradients.values()) and all(a.dtype == np.float32 for a in weights[0].values())
+    statistics = {n: a[0].asnumpy() for n, a in zip(module._exec_group.aux_names, module._exec_group.aux_arrays)}
+    return module.get_outputs()[0].asnumpy(), {n: g.asnumpy() for n, g in gradients.items()}, statistics, weights
+
+
+BATCH = np.random.RandomState(5).randn(8, 3, 64, 64), np.random.RandomState(6).randint(0, 10, 8)
+CPU = dict(image_shape=(3, 64, 64), batch_size=8, bn_gamma_init0=True)
+
+
+def test_the_fused_op_set_computes_the_plain_graph():
+    plain, fused = Config(**CPU), Config(fuse_bn_relu=1, **CPU)
+    assert isinstance(op_set(fused, on_gpu=False), FusedCpuOps) and type(op_set(fused, on_gpu=True)) is PlainOps
+    output, gradients, statistics, weights = one_step(plain, *BATCH)
+    fused_output, fused_gradients, fused_statistics, _ = one_step(fused, *BATCH, weights)
+    np.testing.assert_allclose(fused_output, output, rtol=1e-5, atol=1e-6)
+    assert set(fused_gradients) == set(gradients)
+    for theirs, ours in ((gradients, fused_gradients), (statistics, fused_statistics)):
+        for name in theirs:
+            assert np.linalg.norm(ours[name] - theirs[name]) <= 1e-4 * np.linalg.norm(theirs[name]) + 1e-7, name
+
+
+@pytest.mark.parametrize("fused", [0, 1])
+def test_bfloat16_rounds_and_nothing_else(fused):
+    """Gradients point where float32's do, with the last gammas at zero: a deeper untrained network amplifies rounding."""
+    output, gradients, statistics, weights = one_step(Config(**CPU), *BATCH)
+    low_output, low_gradients, low_statistics, _ = one_step(Config(dtype="bfloat16", fuse_bn_relu=fused, **CPU), *BATCH, weights)
+    np.testing.assert_allclose(low_output, output, atol=0.02)
+    assert (low_output != output).any()
+    cosines = {}
+    for name, gradient in gradients.items():
+        if np.linalg.norm(gradient) > 1e-6:
+            cosines[name] = (gradient * low_gradients[name]).sum() / np.linalg.norm(gradient) / np.linalg.norm(low_gradients[name])
+    assert np.median(list(cosines.values())) > 0.98 and min(cosines.values()) > 0.9, cosines
+    for name, value in statistics.items():
+        np.testing.assert_allclose(low_statistics[name], value, rtol=0.02, atol=0.02 * abs(value).max(), err_msg=name)
 
 
 @pytest.mark.parametrize("zero_gamma", [False, True])

@@ -44,7 +44,7 @@ def _hint(name: str, size_bytes: int, on_gpu: bool) -> dict:
 def _normalized(images: Any, config: Config, on_gpu: bool, **mirror: Any) -> Any:
     channels, height, width = config.image_shape
     return fn.crop_mirror_normalize(
-        images, dtype=types.FLOAT16 if config.dtype == "float16" else types.FLOAT, output_layout=config.input_layout.strip("N"),
+        images, dtype=types.FLOAT16 if config.input_dtype == "float16" else types.FLOAT, output_layout=config.input_layout.strip("N"),
         crop=(height, width), mean=MEAN, std=STD, pad_output=channels == 4, **mirror, **_hint("bytes_per_sample_hint", config.dali_normalize_buffer_hint, on_gpu))
 
 
@@ -109,7 +109,7 @@ class Stream:
         self._pipe.build()
         shape = (self._batch_size, *config.batch_shape[1:])
         self._buffers = [
-            (mx.nd.empty(shape, device, dtype=config.dtype), mx.nd.empty((self._batch_size, 1))) for _ in range(2)]
+            (mx.nd.empty(shape, device, dtype=config.input_dtype), mx.nd.empty((self._batch_size, 1))) for _ in range(2)]
 
     def examples(self) -> int:
         """Images in the whole file; opens it. Raises UserError when it cannot be read."""

@@ -67,7 +67,7 @@ class Stream:
             image = mx.nd.concat(image, mx.nd.zeros((image.shape[0], 1, *image.shape[2:]), ctx=self._device), dim=1)
         if config.input_layout == "NHWC":
             image = image.transpose((0, 2, 3, 1))
-        return image.astype(config.dtype, copy=False), batch.label[0]
+        return image.astype(config.input_dtype, copy=False), batch.label[0]
 
     def next(self) -> Tuple[Any, Any]:
         try:
