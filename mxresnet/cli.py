@@ -57,6 +57,10 @@ def train(config: Config, world: World) -> Optional[bool]:
     from mxresnet import dataset, loop, mllog, pipeline, progress, schedule, timing
 
     def look() -> Tuple[dataset.DataSet, schedule.Plan]:
+        if config.expected_ranks not in (0, world.size):
+            raise UserError(
+                f"{world.size} ranks were started and EXPECTED_RANKS is {config.expected_ranks}: the launcher and MPI do not "
+                "agree on the machines (mpirun --version: Open MPI 4 is needed)")
         data = dataset.describe(config)
         return data, schedule.make_plan(config, data.train_examples, world.size)
 
@@ -102,13 +106,15 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return REACHED
     if config:
         _, problem = attempt(lambda: start_log(config, launched_rank() or 0))
-    world = join()
+    alive = config or Config()
+    world = join(alive.watchdog_period, alive.watchdog_limit)
     try:
         world.agree(problem)
         return MISSED if train(config, world) is False else REACHED
     except AgreedError as error:
         if world.rank == 0:
             sys.stderr.write(f"mxresnet: {error}\n")
+        world.part()
         return MISTAKE
     except UserError as error:
         sys.stderr.write(f"mxresnet: {error}\n")

@@ -178,6 +178,11 @@ class Config:
     seed: Optional[int] = setting(None, "SEED", "random seed; empty: drawn by rank 0", between(0, 2**31 - 1), kind=int)
     log_file: str = setting(
         "", "LOG_FILE", "file that rank 0 appends the MLPerf log and the progress to; empty: only standard output (own)")
+    expected_ranks: int = setting(0, "EXPECTED_RANKS", "refuse to run on another number of ranks; 0: any (own)", at_least(0))
+    watchdog_period: float = setting(
+        2.0, "WATCHDOG_PERIOD", "seconds between a rank's signs of life to the others; 0: none, and no silence is noticed (own)", at_least(0))
+    watchdog_limit: float = setting(
+        40.0, "WATCHDOG_LIMIT", "seconds of a rank's silence, or of waiting for one to start, that end the run (own)", above(0))
     disp_batches: int = setting(20, "DISP_BATCHES", "steps between two progress lines; 0: one line an epoch", at_least(0))
     profile: int = setting(0, "PROFILE", "above 0: CUDA profiler on, NVTX ranges, no evaluation", at_least(0))
     profile_worker_suffix: str = setting(
@@ -271,6 +276,8 @@ def _value(name: str, text: str, origin: str) -> Any:
 
 def _check_together(config: Config) -> None:
     """Refuse settings that are right alone and wrong together. Raises UserError."""
+    if config.watchdog_limit < 3 * config.watchdog_period:
+        raise UserError(f"--watchdog-limit {config.watchdog_limit:g} is below three times --watchdog-period {config.watchdog_period:g}")
     if config.eval_offset >= config.eval_period:
         raise UserError(f"--eval-offset {config.eval_offset} is not below --eval-period {config.eval_period}: nothing would be evaluated")
     if config.warmup_epochs >= config.num_epochs and "pow" in config.lr_step_epochs:

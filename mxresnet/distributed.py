@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+import signal
+import socket
 import sys
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import numpy as np
 
+from mxresnet import watchdog
 from mxresnet.config import UserError
 
 # Where launchers say which rank this process is, before MPI is up: Open MPI, PMIx (srun), Slurm.
@@ -44,6 +48,7 @@ class World:
     local_size: int = 1
     _mpi: Any = field(default=None, repr=False)  # an mpi4py communicator; None for one rank
     _hvd: Any = field(default=None, repr=False)
+    _watchdog: Optional[watchdog.Watchdog] = field(default=None, repr=False)
 
     def barrier(self) -> None:
         if self._mpi:
@@ -117,6 +122,8 @@ class World:
         """End every rank at once with this exit status; called when this one cannot go on."""
         sys.stdout.flush()
         sys.stderr.flush()
+        if self._watchdog:
+            self._watchdog.told()
         if self._mpi:
             self._mpi.Abort(status)
 
@@ -125,12 +132,48 @@ class World:
         if self._hvd:
             self._mpi.Barrier()
             self._hvd.shutdown()
+        self.part()
+
+    def part(self) -> None:
+        """Tell the other ranks that this one ends on purpose; what is left may take its time."""
+        if self._watchdog:
+            self._watchdog.leave()
 
 
-def join() -> World:
-    """Initialise MPI; return this process's World, whose Horovod still has to be started with start_horovod()."""
+def _start_watchdog(comm: Any, period: float, limit: float) -> Optional[watchdog.Watchdog]:
+    """Connect every rank's watchdog to rank 0's; without one, and with a note, where the network does not let them."""
+    rank, dog, address = comm.Get_rank(), None, None
+    if rank == 0:
+        try:
+            dog = watchdog.listen(comm.Get_size(), period, limit)
+            address = dog.address
+        except OSError as error:
+            sys.stderr.write(f"note: no watchdog over the ranks: {error}\n")
+    address = comm.bcast(address, root=0)
+    if address is None:
+        return None
+    if rank:
+        dog = watchdog.connect(rank, address)
+    missing = [name for name in comm.allgather("" if dog else f"rank {rank} on {socket.gethostname()}") if name]
+    if rank == 0 and missing:
+        sys.stderr.write(
+            f"note: the watchdog on {address.name}, port {address.port}, is not reached by {', '.join(missing)}: "
+            "if one of them is stopped or cut off the network, the run may wait for ever\n")
+    return dog
+
+
+def join(period: float = 0, limit: float = 0) -> World:
+    """Initialise MPI; return this process's World, whose Horovod still has to be started with start_horovod().
+
+    With a period (seconds) ranks send each other signs of life and the run ends when one is silent for `limit` seconds.
+    """
     if launched_rank() is None:
         return World()
+    if period:
+        # Until then nothing tells of a rank that does not come, and MPI waits without letting Python run. The launcher
+        # says what it means that a rank was ended by SIGALRM.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(math.ceil(limit))
     # The index's Open MPI looks for itself where it was built, unless mpirun or this tells it otherwise.
     if os.path.exists(os.path.join(sys.prefix, "bin", "mpirun")):
         os.environ.setdefault("OPAL_PREFIX", sys.prefix)
@@ -139,7 +182,9 @@ def join() -> World:
 
     comm = MPI.COMM_WORLD
     local = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    return World(rank=comm.Get_rank(), size=comm.Get_size(), local_rank=local.Get_rank(), local_size=local.Get_size(), _mpi=comm)
+    dog = _start_watchdog(comm, period, limit) if period and comm.Get_size() > 1 else None
+    signal.alarm(0)
+    return World(comm.Get_rank(), comm.Get_size(), local.Get_rank(), local.Get_size(), _mpi=comm, _watchdog=dog)
 
 
 def start_horovod(world: World) -> World:

@@ -26,7 +26,7 @@ EDGES = {
     "trainer": {"config", "distributed", "group_bn", "lars", "metrics", "network", "ops", "pipeline", "schedule"},
     "pipeline": {"config", "dataset", "distributed", "pipeline"},
     "network": {"config", "ops"}, "ops": {"config", "group_bn"}, "schedule": {"config"}, "dataset": {"config"},
-    "distributed": {"config"}, "mllog": {"config", "schedule"}, "progress": {"config", "metrics", "schedule"}, "timing": {"config"}}
+    "distributed": {"config", "watchdog"}, "mllog": {"config", "schedule"}, "progress": {"config", "metrics", "schedule"}, "timing": {"config"}}
 
 
 def imports(path):
