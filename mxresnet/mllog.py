@@ -8,6 +8,7 @@ Lines go to standard output, and rank 0's to --log-file too. All are rank 0's bu
 from __future__ import annotations
 
 import logging
+import sys
 from typing import Any, Dict, Iterable, Optional, Tuple
 
 from mlperf_logging import mllog
@@ -17,13 +18,21 @@ from mxresnet.config import Config, UserError
 from mxresnet.schedule import END_LEARNING_RATE, POLYNOMIAL_POWER, Block, Plan
 
 
+class _LogFile(logging.FileHandler):
+    """A log with lines missing is no log: a full disk ends the run, where logging would only grumble."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        raise UserError(f"--log-file {self.baseFilename} cannot be written ({getattr(error, 'strerror', error)})") from error
+
+
 def open_file(path: str) -> None:
     """From now on append every line of this process to a file too. Raises UserError when it cannot be written.
 
     The file is this process's own, so that no line is cut by another's, as may happen in what mpirun collects.
     """
     try:
-        mllog.get_mllogger().logger.addHandler(logging.FileHandler(path))
+        mllog.get_mllogger().logger.addHandler(_LogFile(path))
     except OSError as error:
         raise UserError(f"--log-file {path} cannot be written ({error.strerror}): name a file in a folder that you may write") from None
 

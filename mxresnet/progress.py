@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Callable, Optional, Sequence, TextIO
 
-from mxresnet.config import Config
+from mxresnet.config import Config, UserError
 from mxresnet.metrics import Score
 from mxresnet.schedule import Plan
 
@@ -34,8 +34,11 @@ class Progress:
 
     def say(self, text: str) -> None:
         for stream in self._streams:
-            stream.write(text + "\n")  # in one piece: what ranks write is collected by mpirun
-            stream.flush()
+            try:
+                stream.write(text + "\n")  # in one piece: what ranks write is collected by mpirun
+                stream.flush()
+            except OSError as error:
+                raise UserError(f"{getattr(stream, 'name', 'a stream')} cannot be written ({error.strerror})") from None
 
     def run_started(self) -> None:
         self._run_start = self._clock()
