@@ -4,12 +4,14 @@
 #   ./run_and_time.sh [flags of python -m mxresnet]
 #
 # Started by hand it makes the environment, gets the built-in data ready where the configuration asks for it, starts the
-# ranks of this machine and shows their progress. Started by mpirun or srun it runs just that rank.
+# ranks of this machine and shows their progress. Started by mpirun or srun it runs just that rank. In the launcher of an
+# MPIJob it starts itself as every rank on the workers.
 # DGXSYSTEM=<name> picks config_<name>.sh; without it the hardware decides. LOGDIR (./results) gets the log.
 # Exit status: 0 target accuracy reached, 3 missed, 2 a mistake in settings or data, anything else a failure.
 set -euo pipefail
-stopped_by=""
+stopped_by="" mpi_words=""
 cd "$(dirname "${BASH_SOURCE[0]}")"
+source ./k8s/launch.sh
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "run_and_time.sh: $*"; exit 2; }
@@ -84,17 +86,53 @@ run_to_its_end() {
     return "$status"
 }
 
-# Starts the ranks of this machine. Their standard output is the MLPerf log, which is in the log file as well.
+# Runs mpirun and returns its status. What the ranks write goes to standard output; mpirun's own words are kept for explain.
+start_ranks() {
+    local mpirun=$1
+    shift
+    mpi_words=$(mktemp) || mpi_words=/dev/null
+    [ "$(id -u)" != 0 ] || export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+    # In a session of its own: a Ctrl-C that reaches mpirun twice, from the terminal and from here, makes it leave ranks behind.
+    run_to_its_end setsid "$mpirun" --mca iof_base_redirect_app_stderr_to_stdout 1 "$@" 2>"$mpi_words"
+}
+
+# Says in one line why the ranks ended, unless one of them has said it; removes mpirun's words.
+explain() {
+    local status=$1 words="" rank='rank ([0-9]+) with PID [0-9]+ on node ([^ ]+) exited on signal ([0-9]+)' host='[Oo]n node ([^ ]+)' word='[^ ]+'
+    [ ! -f "${mpi_words:-}" ] || words=$(cat "$mpi_words")
+    rm -f "${mpi_words:-}"
+    if [ -n "$stopped_by" ]; then
+        say "run_and_time.sh: stopped by SIG$stopped_by"
+    elif [ "$status" = 142 ]; then
+        say "run_and_time.sh: the ranks did not come together within ${WATCHDOG_LIMIT:-40} s: one did not start, or was stopped (WATCHDOG_LIMIT)"
+    elif [[ $words =~ $rank ]]; then
+        signal=$(kill -l "${BASH_REMATCH[3]}")
+        say "run_and_time.sh: rank ${BASH_REMATCH[1]} on ${BASH_REMATCH[2]} was ended by SIG$signal$([ "$signal" != KILL ] || echo " (often out of memory)")"
+    elif [[ $words =~ "Remote daemon:"[^$'\n']*$host || $words =~ "Connection to "($word)" closed by remote host" ]]; then
+        say "run_and_time.sh: the machine ${BASH_REMATCH[1]%$'\n'*} was lost: it or its mpirun daemon ended, or its network was cut"
+    elif [ "$status" -gt 128 ]; then
+        say "run_and_time.sh: a rank was ended by SIG$(kill -l $((status - 128))) (SIGKILL: often out of memory)"
+    elif [ -n "$words" ] && [[ $words != *"MPI_ABORT was invoked"* && $words != *"non-zero"* ]]; then
+        say "run_and_time.sh: mpirun failed:"$'\n'"$words"
+    elif [ "$status" -gt 3 ]; then
+        say "run_and_time.sh: a rank ended with status $status"
+    fi
+}
+
+# Starts the ranks of this machine and shows what they say, but for the MLPerf log, which is in the log file.
 launch() {
-    local python=$1 mpirun
+    local python=$1 mpirun status=0 shown filter
     shift
     mpirun=$(dirname "$python")/mpirun
     [ -x "$mpirun" ] || mpirun=$(command -v mpirun) || die "mpirun is not found beside $python nor on PATH: install Open MPI 4.1"
-    set -- "$mpirun" -np "$DGXNGPU" --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 -q "$@"
-    [ "$(id -u)" != 0 ] || export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
     # One machine needs no remote shell, but Open MPI wants to see one.
     command -v ssh >/dev/null || export OMPI_MCA_plm_rsh_agent=/bin/false
-    run_to_its_end "$@" >/dev/null
+    exec {shown}> >(trap "" INT TERM HUP; exec grep --line-buffered -v "^:::MLLOG" >&2)
+    filter=$!
+    start_ranks "$mpirun" -np "$DGXNGPU" --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 "$@" >&"$shown" || status=$?
+    exec {shown}>&-
+    wait "$filter" || true
+    return "$status"
 }
 
 # A configuration is for a number of ranks: any other number is another global batch, so it is said.
@@ -112,6 +150,14 @@ main() {
     rank=${OMPI_COMM_WORLD_RANK:-${PMIX_RANK:-}}
     [ -n "$rank" ] || [ -z "${SLURM_STEP_ID:-}" ] || rank=${SLURM_PROCID:-}
 
+    if [ -z "$rank" ] && in_a_launcher; then
+        [ -n "${DGXSYSTEM:-}" ] || die "DGXSYSTEM is not set, and an MPIJob's launcher does not see the workers' hardware: set it to one of: $(systems)"
+        [ -f "config_$DGXSYSTEM.sh" ] || die "DGXSYSTEM=$DGXSYSTEM has no config_$DGXSYSTEM.sh: use one of: $(systems)"
+        python=$(./setup_env.sh)
+        launch_job "$python" "$@" || status=$?
+        explain "$status"
+        exit "$status"
+    fi
     if [ -z "${DGXSYSTEM:-}" ]; then
         choose_system
         [ "${rank:-0}" != 0 ] || say "Configuration $DGXSYSTEM, chosen from the hardware found: $hardware (DGXSYSTEM=<name> picks another: $(systems))"
@@ -138,12 +184,8 @@ main() {
         [ -z "${BUILTIN_DATA:-}" ] || prepare_builtin_data "$python"
         launch "$python" "${bind[@]}" "${command[@]}" || status=$?
     fi
-    # mpirun is told to be quiet, for a rank says itself what is wrong, unless it is killed.
-    if [ -n "$stopped_by" ]; then
-        say "run_and_time.sh: stopped by SIG$stopped_by"
-    elif [ "$status" -gt 128 ]; then
-        say "run_and_time.sh: a rank was ended by SIG$(kill -l $((status - 128))) (SIGKILL: often out of memory)"
-    fi
+    # A launcher that started this rank says itself why it ended.
+    [ -n "${STARTED_BY:-}" ] || explain "$status"
     say "log: $LOG_FILE"
     [ "$status" -eq 0 ] || exit "$status"
     echo "RESULT,IMAGE_CLASSIFICATION,,$(($(date +%s) - started)),$(id -un),$(date -d "@$started" '+%Y-%m-%d %I:%M:%S %p')"
