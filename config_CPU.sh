@@ -18,3 +18,6 @@ threads=$(($(nproc) / DGXNGPU))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
 export DALI_ROI_DECODE=1
 export MXNET_OPTIMIZER_AGGREGATION_SIZE=1
+
+# More ranks than cores may be waiting for each other.
+export OMPI_MCA_mpi_yield_when_idle=1

@@ -19,9 +19,10 @@
 set -euo pipefail
 
 stopped_by=""
+self=${0##*/}
 
 say() { printf '%s\n' "$*" >&2; }
-die() { say "${0##*/}: $*"; exit 2; }
+die() { say "$self: $*"; exit 2; }
 
 # Drops this machine's page cache.
 drop_caches() { sync && { echo 3 >/proc/sys/vm/drop_caches; } 2>/dev/null; }
@@ -135,7 +136,7 @@ run_trials() {
         run_to_its_end one_trial "$@" || status=$?
         if [ "$status" != 0 ] && [ "$status" != 3 ]; then
             outcomes[i]="FAILED (status $status)"
-            say "${0##*/}: trial $i failed (status $status): the rest is not run"
+            say "$self: trial $i failed (status $status): the rest is not run"
             return "$status"
         fi
         if check_log "$log" >"${log%.log}.check" 2>&1; then verdicts[i]=accepts; else verdicts[i]=REFUSES; fi
