@@ -26,7 +26,7 @@ EDGES = {
     "trainer": {"config", "distributed", "group_bn", "lars", "metrics", "network", "ops", "pipeline", "schedule"},
     "pipeline": {"config", "dataset", "distributed", "pipeline"},
     "network": {"config", "ops"}, "ops": {"config", "group_bn"}, "schedule": {"config"}, "dataset": {"config"},
-    "distributed": {"config", "watchdog"}, "mllog": {"config", "schedule"}, "progress": {"config", "metrics", "schedule"}, "timing": {"config"}}
+    "distributed": {"config", "watchdog"}, "mllog": {"config", "schedule"}, "progress": {"config", "metrics", "schedule"}, "timing": {"config"}, "package": {"config"}}
 
 
 def imports(path):
@@ -98,7 +98,7 @@ def test_a_configuration_is_accepted(name):
 
 
 def test_shell_scripts_are_strict_and_clean():
-    scripts = sorted([*ROOT.glob("*.sh"), ROOT / ".ci" / "run"])
+    scripts = sorted([*ROOT.glob("*.sh"), ROOT / "run.sub", ROOT / ".ci" / "run"])
     for script in scripts:
         if os.access(script, os.X_OK):
             assert "\nset -euo pipefail\n" in script.read_text(), script
