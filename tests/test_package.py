@@ -76,7 +76,7 @@ def test_the_official_tools_accept_five_good_trials(tmp_path):
     assert results == str(package / "results" / "four-gpus" / "resnet")
     status, said = tool("rcp_checker", "--rcp_usage", "training", "--rcp_version", "2.1.0", "--log_output", tmp_path / "rcp.log", results)
     assert status == 0, said
-    status, said = tool("system_desc_checker", package / "systems" / "four-gpus.json", "training", "2.1.0")
+    status, said = tool("system_desc_checker", package / "systems" / "four-gpus.json", "training", "2.1.0", "--log_output", tmp_path / "system.log")
     assert "passed" in said
     status, said = tool("package_checker", package, "training", "2.1.0", "--log_output", tmp_path / "package.log")
     assert "PACKAGE CHECKER FOUND NO ERRORS" in said, said
