@@ -79,7 +79,7 @@ run_to_its_end() {
     done
     while kill -0 "$command" 2>/dev/null; do
         status=0
-        wait "$command" || status=$?
+        wait "$command" 2>/dev/null || status=$?
     done
     trap - INT TERM HUP
     [ -z "$stopped_by" ] || status=$((128 + $(kill -l "$stopped_by")))
@@ -98,9 +98,9 @@ start_ranks() {
 
 # Says in one line why the ranks ended, unless one of them has said it; removes mpirun's words.
 explain() {
-    local status=$1 words="" rank='rank ([0-9]+) with PID [0-9]+ on node ([^ ]+) exited on signal ([0-9]+)' host='[Oo]n node ([^ ]+)' word='[^ ]+'
-    [ ! -f "${mpi_words:-}" ] || words=$(cat "$mpi_words")
-    rm -f "${mpi_words:-}"
+    local status=$1 words="" signal rank='rank ([0-9]+) with PID [0-9]+ on node ([^ ]+) exited on signal ([0-9]+)' host='on node ([^ ]+)'
+    [ ! -f "$mpi_words" ] || words=$(tr -s ' \n' ' ' <"$mpi_words")
+    [ ! -f "$mpi_words" ] || rm -f "$mpi_words"
     if [ -n "$stopped_by" ]; then
         say "run_and_time.sh: stopped by SIG$stopped_by"
     elif [ "$status" = 142 ]; then
@@ -108,12 +108,16 @@ explain() {
     elif [[ $words =~ $rank ]]; then
         signal=$(kill -l "${BASH_REMATCH[3]}")
         say "run_and_time.sh: rank ${BASH_REMATCH[1]} on ${BASH_REMATCH[2]} was ended by SIG$signal$([ "$signal" != KILL ] || echo " (often out of memory)")"
-    elif [[ $words =~ "Remote daemon:"[^$'\n']*$host || $words =~ "Connection to "($word)" closed by remote host" ]]; then
-        say "run_and_time.sh: the machine ${BASH_REMATCH[1]%$'\n'*} was lost: it or its mpirun daemon ended, or its network was cut"
+    elif [[ $words =~ "Remote daemon: ["[^\ ]*" "$host || $words =~ "Connection to "([^ ]+)" closed by remote host" ]]; then
+        say "run_and_time.sh: the machine ${BASH_REMATCH[1]} was lost: it or its mpirun daemon ended, or its network was cut"
     elif [ "$status" -gt 128 ]; then
-        say "run_and_time.sh: a rank was ended by SIG$(kill -l $((status - 128))) (SIGKILL: often out of memory)"
+        signal=$(kill -l $((status - 128))) rank="a rank"
+        [[ ! $words =~ "Process name: [["[0-9]+,[0-9]+"],"([0-9]+)"]" ]] || rank="rank ${BASH_REMATCH[1]}"
+        say "run_and_time.sh: $rank was ended by SIG$signal$([ "$signal" != KILL ] || echo " (often out of memory)")"
     elif [ -n "$words" ] && [[ $words != *"MPI_ABORT was invoked"* && $words != *"non-zero"* ]]; then
-        say "run_and_time.sh: mpirun failed:"$'\n'"$words"
+        say "run_and_time.sh: mpirun failed: $words"
+    elif [ "$status" = 1 ] && [ -n "$mpi_words" ] && [ -z "$words" ]; then
+        say "run_and_time.sh: mpirun was told to stop by somebody else"
     elif [ "$status" -gt 3 ]; then
         say "run_and_time.sh: a rank ended with status $status"
     fi

@@ -47,18 +47,6 @@ def ip(*arguments):
     subprocess.run(["ip", *map(str, arguments)], check=True)
 
 
-def processes_of(folder):
-    """Processes that carry MARK=folder in their environment, but for zombies: {pid: command line}."""
-    found = {}
-    for entry in pathlib.Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and f"MARK={folder}\0".encode() in (entry / "environ").read_bytes():
-                found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue  # it has ended
-    return found
-
-
 class Cluster:
     """A launcher and some workers of one MPIJob. Use as a context manager: all processes and namespaces end with it."""
 
@@ -116,7 +104,7 @@ class Cluster:
         return subprocess.Popen(
             ["ip", "netns", "exec", self.namespace(name), "unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc",
              "bash", "-c", IN_POD, "pod", name, str(self.folder), *command],
-            env={"HOME": "/root", "PATH": os.environ["PATH"], "MARK": str(self.folder), **env}, cwd=ROOT, text=True, **options)
+            env={"HOME": "/root", "PATH": os.environ["PATH"], **env}, cwd=ROOT, text=True, **options)
 
     def start_worker(self, name):
         pod = self._start(name, ["/usr/sbin/sshd", "-De"], {"K_MPI_JOB_ROLE": "worker"}, stderr=subprocess.DEVNULL)
