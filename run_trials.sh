@@ -156,7 +156,8 @@ trials() {
     local -a seeds=() outcomes=() verdicts=()
     check_settings
     run_trials "$@" || status=$?
-    summary | tee "$LOGDIR/${DATESTAMP}_summary.txt"
+    summary >"$LOGDIR/${DATESTAMP}_summary.txt"
+    cat "$LOGDIR/${DATESTAMP}_summary.txt"
     say "logs: $LOGDIR/${DATESTAMP}_*.log"
     return "$status"
 }
