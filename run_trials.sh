@@ -7,7 +7,8 @@
 #   SEEDS          their seeds, as many as trials, all different; not set: SEED, SEED+1, ... or, without SEED, drawn
 #   CLEAR_CACHES   1 (default): drop the page cache before each trial, which takes root; where that cannot be done it is
 #                  said, and the log says cache_clear false. 0: do not, and log so
-#   LOGDIR         (./results) gets <stamp>_<trial>.log, the official checker's words on it (.check) and <stamp>_summary.txt
+#   LOGDIR         (./results) gets <stamp>_<trial>.log, the official checker's words on it (.check), <stamp>_summary.txt and
+#                  <stamp>_package, the folder that MLPerf's package_checker and result_summarizer take
 #   DATESTAMP      the stamp; not set: now
 #   SUBMISSION_ORG, SUBMISSION_PLATFORM, ... go into the logs; what run_and_time.sh reads (DGXSYSTEM, DATAROOT, ...) works here
 #
@@ -15,7 +16,7 @@
 # Exit status: 0 every trial reached its target and the official checker accepts every log; 3 some missed the target;
 # 4 none missed, but the checker refuses a log; 2 a mistake in settings or data; anything else is that of the failed trial.
 #
-# Sourced, it only defines functions: run.sub and run_with_docker.sh replace one_trial, drop_caches and check_log.
+# Sourced, it only defines functions: run.sub and run_with_docker.sh replace one_trial, drop_caches and run_python.
 set -euo pipefail
 
 stopped_by=""
@@ -31,8 +32,21 @@ drop_caches() { sync && { echo 3 >/proc/sys/vm/drop_caches; } 2>/dev/null; }
 # subshell and must replace it (exec), or else a signal would end the subshell only.
 one_trial() { exec ./run_and_time.sh "$@"; }
 
+# Runs the environment's python where the trials run. $there is what LOGDIR is called there.
+run_python() { "$(./setup_env.sh)" "$@"; }
+
 # Prints what the official checker says of a log; its status is the verdict.
-check_log() { "$(./setup_env.sh)" -m mlperf_logging.compliance_checker --usage training --ruleset 2.1.0 --log_output /dev/null "$1"; }
+check_log() { run_python -m mlperf_logging.compliance_checker --usage training --ruleset 2.1.0 --log_output /dev/null "$there/${1##*/}"; }
+
+# Lays the logs out as MLPerf's rcp_checker, package_checker and result_summarizer want them.
+lay_out() {
+    local system=() logs
+    mapfile -t logs < <(seq -f "$there/${DATESTAMP}_%g.log" "$NEXP")
+    [[ ! ${SUBMISSION_PLATFORM:-} =~ ^[A-Za-z0-9_.+-]+$ ]] || system=(--system "$SUBMISSION_PLATFORM")
+    run_python -m mxresnet.package "$there/${DATESTAMP}_package" "${logs[@]}" \
+        "${system[@]}" --nodes "${DGXNNODES:-1}" >/dev/null
+    say "for MLPerf's package_checker and result_summarizer: $LOGDIR/${DATESTAMP}_package"
+}
 
 # Runs a command and ends it when this script is told to stop; returns its status.
 run_to_its_end() {
@@ -150,14 +164,16 @@ run_trials() {
     if [ $missed = 1 ]; then return 3; elif [ $refused = 1 ]; then return 4; fi
 }
 
-# Everything, once one_trial, drop_caches and check_log are what they should be.
+# Everything, once one_trial, drop_caches, run_python and there are what they should be.
 trials() {
     local status=0
     local -a seeds=() outcomes=() verdicts=()
     check_settings
+    local there=${there:-$LOGDIR}
     run_trials "$@" || status=$?
     summary >"$LOGDIR/${DATESTAMP}_summary.txt"
     cat "$LOGDIR/${DATESTAMP}_summary.txt"
+    [ "${#outcomes[@]}" != "$NEXP" ] || [[ $status != [034] ]] || lay_out
     say "logs: $LOGDIR/${DATESTAMP}_*.log"
     return "$status"
 }

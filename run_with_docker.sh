@@ -58,14 +58,13 @@ drop_caches() {
         docker run --rm --privileged --entrypoint sh "$CONT" -c 'echo 3 >/proc/sys/vm/drop_caches' >/dev/null 2>&1; }
 }
 
-check_log() {
+run_python() {
     # shellcheck disable=SC2016  # for the container's shell
-    docker exec "$container" sh -c \
-        '"$(./setup_env.sh)" -m mlperf_logging.compliance_checker --usage training --ruleset 2.1.0 --log_output /dev/null "$1"' - "/results/${1##*/}"
+    docker exec "$container" sh -c '"$(./setup_env.sh)" "$@"' - "$@"
 }
 
 main() {
-    local handed_over=()
+    local handed_over=() there=/results
     [ -n "${CONT:-}" ] || die "CONT is not set: name the image"
     [ -n "${DGXSYSTEM:-}" ] || die "DGXSYSTEM is not set: it picks config_<DGXSYSTEM>.sh"
     [ -f "config_$DGXSYSTEM.sh" ] || die "DGXSYSTEM=$DGXSYSTEM has no config_$DGXSYSTEM.sh"

@@ -80,7 +80,11 @@ def test_two_trials_for_real(two_trials):
     assert done.stdout.count("RESULT,IMAGE_CLASSIFICATION,,") == 2
     assert [(row[0], row[4], row[5]) for row in rows(done.stdout)] == [("7", "REFUSES", "reached"), ("8", "REFUSES", "reached")]
     assert sorted(path.name for path in results.iterdir()) == [
-        "now_1.check", "now_1.log", "now_2.check", "now_2.log", "now_summary.txt"]
+        "now_1.check", "now_1.log", "now_2.check", "now_2.log", "now_package", "now_summary.txt"]
+    (system,) = (results / "now_package" / "results").iterdir()
+    laid_out = [(system / "resnet" / f"result_{number}.txt").read_text() for number in (0, 1)]
+    assert laid_out == [(results / f"now_{trial}.log").read_text() for trial in (1, 2)]
+    assert (results / "now_package" / "systems" / f"{system.name}.json").exists()
     for trial, seed in ((1, 7), (2, 8)):
         events = [json.loads(line[9:]) for line in (results / f"now_{trial}.log").read_text().splitlines() if line.startswith(":::MLLOG ")]
         values = {event["key"]: event["value"] for event in events}
@@ -218,9 +222,10 @@ def test_docker_gets_the_configuration_and_the_container_goes_away(docker, tmp_p
     done = finish(docker("--lr", "3", DGXSYSTEM="A100-40GB_4gpu", SUBMISSION_ORG="My Org", LR="1"))
     assert done.returncode == 0, done.stderr
     calls = asked(tmp_path)
-    assert [call[0] for call in calls] == ["run", "exec", "exec", "exec", "exec", "exec", "rm"]
+    assert [call[0] for call in calls] == ["run", "exec", "exec", "exec", "exec", "exec", "exec", "rm"]
+    assert "mxresnet.package" in calls[6] and "/results/s_package" in calls[6] and "/results/s_2.log" in calls[6]
     assert calls[0][calls[0].index("--gpus") + 1] == "all" and f"{tmp_path}/data:/data:ro" in calls[0] and "image:1" in calls[0]
-    assert calls[2][-3:] == ["./run_and_time.sh", "--lr", "3"] and "mlperf_logging.compliance_checker" in calls[3][4]
+    assert calls[2][-3:] == ["./run_and_time.sh", "--lr", "3"] and "mlperf_logging.compliance_checker" in calls[3]
     handed_over = dict(calls[2][i + 1].split("=", 1) for i, word in enumerate(calls[2]) if word == "-e")
     own = {"DGXSYSTEM": "A100-40GB_4gpu", "CONFIG_LOADED": "A100-40GB_4gpu", "DATAROOT": "/data", "LOGDIR": "/results",
            "SUBMISSION_ORG": "My Org", "TRIAL": "1", "DATESTAMP": "s", "CACHE_CLEARED": "0", "SEED": handed_over["SEED"]}

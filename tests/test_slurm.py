@@ -58,12 +58,13 @@ def test_with_pyxis_everything_runs_in_the_container(slurm, tmp_path):
     mounts = f"--container-mounts={tmp_path}/data:/data:ro,{tmp_path}/results:/results"
     make, probe, *rest = asked(tmp_path)
     assert make == ["--ntasks=8", "--ntasks-per-node=1", "--mpi=none", "--container-image=image:1", "--container-name=mxresnet_42", "true"]
-    assert probe[-1] == "true" and len(rest) == 6
-    for drop, trial, check in (rest[:3], rest[3:]):
+    assert probe[-1] == "true" and len(rest) == 7
+    for drop, trial, check in (rest[:3], rest[3:6]):
         assert drop[:3] == make[:3] and "drop_caches" in drop[-1] and not any("container" in word for word in drop)
         assert {"--mpi=pmix", "--ntasks=64", "--ntasks-per-node=8", "--cpu-bind=none", mounts, "--container-name=mxresnet_42"} < set(trial)
         assert trial[-3:] == ["./run_and_time.sh", "--lr", "3"]
         assert mounts in check and "mlperf_logging.compliance_checker" in check
+    assert mounts in rest[6] and "mxresnet.package" in rest[6] and "/results/" in rest[6][-4]
     assert (tmp_path / "calls.seen").read_text() == "".join(f"/data /results DGXA100_multi_8x8x51 10.5 {n}\n" for n in (5, 6))
     assert done.stdout.count("RESULT of rank 0") == 2 and "MLLOG" not in done.stdout
 
