@@ -75,7 +75,7 @@ run_to_its_end() {
     command=$!
     for signal in INT TERM HUP; do
         # shellcheck disable=SC2064  # the names as they are now
-        trap "stopped_by=$signal; kill -TERM $command 2>/dev/null || true" "$signal"
+        trap "stopped_by=$signal; kill -TERM $command 2>/dev/null || true; (sleep 10; kill -KILL $command) >/dev/null 2>&1 &" "$signal"
     done
     while kill -0 "$command" 2>/dev/null; do
         status=0
@@ -88,13 +88,30 @@ run_to_its_end() {
 
 # Runs mpirun and returns its status. What the ranks write goes to standard output; mpirun's own words are kept for explain.
 start_ranks() {
-    local mpirun=$1
+    local mpirun=$1 guard status=0
     shift
     mpi_words=$(mktemp) || mpi_words=/dev/null
     [ "$(id -u)" != 0 ] || export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+    # It may wait for machines that it has given up itself: when it has told of its end it gets a while for it.
+    finish_off "$mpi_words" $$ &
+    guard=$!
     # In a session of its own: a Ctrl-C that reaches mpirun twice, from the terminal and from here, makes it leave ranks behind.
-    run_to_its_end setsid "$mpirun" --mca iof_base_redirect_app_stderr_to_stdout 1 "$@" 2>"$mpi_words"
+    run_to_its_end setsid "$mpirun" --mca iof_base_redirect_app_stderr_to_stdout 1 "$@" 2>"$mpi_words" || status=$?
+    kill "$guard" 2>/dev/null || true
+    return "$status"
 }
+
+# Kills the mpirun that is a child of a script when it has written that it ends its ranks and is still there 8 seconds later.
+finish_off() {
+    local words=$1 script=$2
+    trap - INT TERM HUP
+    until grep -qE 'lost communication|MPI_ABORT was invoked|has been aborted|noticed that process|unable to reliably start' "$words"; do
+        sleep 3
+        kill -0 "$script" 2>/dev/null || return 0
+    done
+    sleep 8
+    pkill -KILL -P "$script" -x mpirun || true
+} >/dev/null 2>&1
 
 # Says in one line why the ranks ended, unless one of them has said it; removes mpirun's words.
 explain() {
@@ -110,6 +127,8 @@ explain() {
         say "run_and_time.sh: rank ${BASH_REMATCH[1]} on ${BASH_REMATCH[2]} was ended by SIG$signal$([ "$signal" != KILL ] || echo " (often out of memory)")"
     elif [[ $words =~ "Remote daemon: ["[^\ ]*" "$host || $words =~ "Connection to "([^ ]+)" closed by remote host" ]]; then
         say "run_and_time.sh: the machine ${BASH_REMATCH[1]} was lost: it or its mpirun daemon ended, or its network was cut"
+    elif [[ $words == *"unable to reliably start one or more daemons"* ]]; then
+        say "run_and_time.sh: the machines cannot be reached, or not any more, or have no orted: ${words%%--------*}"
     elif [ "$status" -gt 128 ]; then
         signal=$(kill -l $((status - 128))) rank="a rank"
         [[ ! $words =~ "Process name: [["[0-9]+,[0-9]+"],"([0-9]+)"]" ]] || rank="rank ${BASH_REMATCH[1]}"

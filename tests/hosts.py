@@ -21,7 +21,8 @@ mount --make-rprivate /
 mount -t tmpfs tmpfs /dev/shm; mount -t tmpfs tmpfs /run; mkdir /run/sshd /run/etc
 mount -t tmpfs tmpfs /run/etc; mkdir /run/etc/new /run/etc/work
 mount -t overlay overlay -o lowerdir=/etc,upperdir=/run/etc/new,workdir=/run/etc/work /etc
-cp "$folder/hosts" /etc/hosts
+ompi=/tmp/ompi.$(hostname).0; mkdir -p "$ompi"; mount -t tmpfs tmpfs "$ompi"  # what Open MPI keeps in a pod's own /tmp
+cp "$folder/hosts" /etc/hosts; echo "hosts: files" >/etc/nsswitch.conf
 mkdir -p /etc/ssh/ssh_config.d /etc/ssh/sshd_config.d
 cp ROOT/k8s/image/ssh_config /etc/ssh/ssh_config.d/mpi.conf; cp ROOT/k8s/image/sshd_config /etc/ssh/sshd_config.d/mpi.conf
 ls /etc/ssh/ssh_host_*_key >/dev/null 2>&1 || ssh-keygen -q -A
@@ -153,7 +154,7 @@ class Cluster:
         ip("-n", self._switch, "link", "set", f"v{self.names.index(name)}", "up")
 
     def left(self):
-        """What runs on all machines, but for sshd waiting for connections and the launcher's own pod."""
+        """What runs on all machines, but for sshd and the pods' own processes."""
         found = {}
         for name in self.names:
             for pid in self.inside(name, ""):
@@ -161,7 +162,7 @@ class Cluster:
                     command = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
                 except OSError:
                     continue
-                if command and not command.startswith(("/usr/sbin/sshd -De", "sshd: /usr/sbin/sshd -De", "unshare ")):
+                if command and not command.startswith(("/usr/sbin/sshd -De", "sshd: ", "unshare ")):
                     found[pid] = f"{name}: {command}"
         return found
 

@@ -25,6 +25,7 @@ where, rank, act = os.environ.get("NCCL_SABOTAGE", "::").split(":")
 module, _, path = where.partition("/")
 
 def bad(what, *args, **kwargs):
+    os.write(2, b"NOW\\n")
     if act == "raise":
         raise RuntimeError("bad luck")
     if act == "exit":
@@ -108,7 +109,8 @@ def kill(cluster, machine, pattern, number=signal.SIGKILL):
 @needs_hosts
 class TestProcessesAndMachines:
     @pytest.mark.parametrize("machine, cause", [
-        (WORKER_1, r"rank 1 on resnet-worker-1\S* was ended by SIGKILL"), (WORKER_0, "rank 0 was ended by SIGKILL")])
+        (WORKER_1, r"rank 1 on resnet-worker-1\S* was ended by SIGKILL"),
+        pytest.param(WORKER_0, "rank 0 was ended by SIGKILL", marks=pytest.mark.slow)])
     def test_a_rank_is_killed(self, job, machine, cause):
         cluster, process, now = running(job)
         os.kill(cluster.ranks(machine)[0], signal.SIGKILL)
@@ -142,7 +144,9 @@ class TestProcessesAndMachines:
     def test_the_launchers_link_is_cut(self, job):
         cluster, process, now = running(job)
         cluster.cut(cluster.names[0])
-        ends(cluster, process, now, within=30, causes=r"the machine \S+ was lost")
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode != 0 and time.monotonic() - now < 30 and "the machines cannot be reached" in out
+        assert not any("mxresnet" in line for name in cluster.workers for line in cluster.left().values() if line.startswith(name))
 
     @pytest.mark.slow
     def test_a_link_that_comes_back_costs_nothing_but_time(self, job):
@@ -161,6 +165,7 @@ class TestProcessesAndMachines:
         out = ends(cluster, process, now, within=60, causes=r"no sign of life of rank \d on resnet-worker-\d for 40 s")
         assert f"of rank {machine[-1]} on {machine}" in out
 
+    @pytest.mark.slow
     def test_a_process_that_is_stopped_for_less_goes_on(self, job):
         cluster, process, _ = running(job, WATCHDOG_LIMIT="7")
         for machine in (WORKER_1, WORKER_0):
@@ -220,10 +225,11 @@ class TestProgram:
     def test_a_rank_misbehaves(self, job, where, rank, act, causes, within):
         where = where.replace("mxresnet.pipeline/dali.", "mxresnet.pipeline.dali/")
         cluster, process = job(NCCL_SABOTAGE=f"{where}:{rank}:{act}")
-        wait_for(process, "starting 2 ranks")
-        ends(cluster, process, time.monotonic(), within=within + 25, causes=causes)  # 25: the ranks have to start first
+        wait_for(process, "NOW")
+        ends(cluster, process, time.monotonic(), within=within, causes=causes)
 
-    @pytest.mark.parametrize("size", ["32k", pytest.param("96k", marks=pytest.mark.slow)])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("size", ["16k", "64k"])  # before and after run_start
     def test_the_disk_for_logs_is_full(self, job, tmp_path, size):
         full = tmp_path / "results"
         full.mkdir()
@@ -236,6 +242,7 @@ class TestProgram:
         finally:
             subprocess.run(["umount", full], check=True)
 
+    @pytest.mark.slow
     def test_a_port_scanner_is_no_rank(self, job):
         cluster, process, _ = running(job)
         scan = (
