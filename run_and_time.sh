@@ -116,7 +116,7 @@ finish_off() {
 # Says in one line why the ranks ended, unless one of them has said it; removes mpirun's words.
 explain() {
     local status=$1 words="" signal rank='rank ([0-9]+) with PID [0-9]+ on node ([^ ]+) exited on signal ([0-9]+)' host='on node ([^ ]+)'
-    [ ! -f "$mpi_words" ] || words=$(tr -s ' \n' ' ' <"$mpi_words")
+    [ ! -f "$mpi_words" ] || words=$(sed 's/^--*$/--------/' "$mpi_words" | tr -s ' \n' ' ')
     [ ! -f "$mpi_words" ] || rm -f "$mpi_words"
     if [ -n "$stopped_by" ]; then
         say "run_and_time.sh: stopped by SIG$stopped_by"
@@ -125,6 +125,8 @@ explain() {
     elif [[ $words =~ $rank ]]; then
         signal=$(kill -l "${BASH_REMATCH[3]}")
         say "run_and_time.sh: rank ${BASH_REMATCH[1]} on ${BASH_REMATCH[2]} was ended by SIG$signal$([ "$signal" != KILL ] || echo " (often out of memory)")"
+    elif [[ $words =~ "process rank "([0-9]+)" with PID "[0-9]+" on node "([^ ]+)" exiting improperly" ]]; then
+        say "run_and_time.sh: rank ${BASH_REMATCH[1]} on ${BASH_REMATCH[2]} ended before the run was over, without a word"
     elif [[ $words =~ "Remote daemon: ["[^\ ]*" "$host || $words =~ "Connection to "([^ ]+)" closed by remote host" ]]; then
         say "run_and_time.sh: the machine ${BASH_REMATCH[1]} was lost: it or its mpirun daemon ended, or its network was cut"
     elif [[ $words == *"unable to reliably start one or more daemons"* ]]; then
@@ -134,7 +136,7 @@ explain() {
         [[ ! $words =~ "Process name: [["[0-9]+,[0-9]+"],"([0-9]+)"]" ]] || rank="rank ${BASH_REMATCH[1]}"
         say "run_and_time.sh: $rank was ended by SIG$signal$([ "$signal" != KILL ] || echo " (often out of memory)")"
     elif [ -n "$words" ] && [[ $words != *"MPI_ABORT was invoked"* && $words != *"non-zero"* ]]; then
-        say "run_and_time.sh: mpirun failed: $words"
+        say "run_and_time.sh: mpirun failed: ${words//--------/}"
     elif [ "$status" = 1 ] && [ -n "$mpi_words" ] && [ -z "$words" ]; then
         say "run_and_time.sh: mpirun was told to stop by somebody else"
     elif [ "$status" -gt 3 ]; then
