@@ -75,7 +75,7 @@ run_to_its_end() {
     command=$!
     for signal in INT TERM HUP; do
         # shellcheck disable=SC2064  # the names as they are now
-        trap "stopped_by=$signal; kill -TERM $command 2>/dev/null || true; (sleep 10; kill -KILL $command) >/dev/null 2>&1 &" "$signal"
+        trap "stopped_by=$signal; kill -TERM $command 2>/dev/null || true; [ -z '$mpi_words' ] || echo 'told to stop' >>'$mpi_words'" "$signal"
     done
     while kill -0 "$command" 2>/dev/null; do
         status=0
@@ -103,14 +103,16 @@ start_ranks() {
 
 # Kills the mpirun that is a child of a script when it has written that it ends its ranks and is still there 8 seconds later.
 finish_off() {
-    local words=$1 script=$2
+    local words=$1 script=$2 never
     trap - INT TERM HUP
-    until grep -qE 'lost communication|MPI_ABORT was invoked|has been aborted|noticed that process|unable to reliably start' "$words"; do
-        sleep 3
-        kill -0 "$script" 2>/dev/null || return 0
+    exec {never}<> <(:) # waiting without a process that would outlive this one
+    until grep -qE 'lost communication|MPI_ABORT was invoked|has been aborted|noticed that process|unable to reliably start|told to stop' "$words"; do
+        read -rt 2 -u "$never" || true
+        kill -0 "$script" || return 0
     done
-    sleep 8
-    pkill -KILL -P "$script" -x mpirun || true
+    read -rt 8 -u "$never" || true
+    echo "finished off" >>"$words"
+    pkill -KILL -P "$script" -f /mpirun || true
 } >/dev/null 2>&1
 
 # Says in one line why the ranks ended, unless one of them has said it; removes mpirun's words.
@@ -118,6 +120,7 @@ explain() {
     local status=$1 words="" signal rank='rank ([0-9]+) with PID [0-9]+ on node ([^ ]+) exited on signal ([0-9]+)' host='on node ([^ ]+)'
     [ ! -f "$mpi_words" ] || words=$(sed 's/^--*$/--------/' "$mpi_words" | tr -s ' \n' ' ')
     [ ! -f "$mpi_words" ] || rm -f "$mpi_words"
+    [[ $words != *"finished off"* ]] || status=1 # that SIGKILL is no cause
     if [ -n "$stopped_by" ]; then
         say "run_and_time.sh: stopped by SIG$stopped_by"
     elif [ "$status" = 142 ]; then
@@ -216,4 +219,5 @@ main() {
     echo "RESULT,IMAGE_CLASSIFICATION,,$(($(date +%s) - started)),$(id -un),$(date -d "@$started" '+%Y-%m-%d %I:%M:%S %p')"
 }
 
-main "$@"
+# In one piece, for bash reads a script as it goes, and this file may be changed meanwhile.
+{ main "$@"; exit; }

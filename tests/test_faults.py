@@ -67,7 +67,7 @@ def job(few, tmp_path):
     with hosts.Cluster(tmp_path) as cluster, open(output, "w") as file:
         def start(**env):
             process = cluster.launch(
-                ["./run_and_time.sh", "--num-epochs", "500"], stdout=file, stderr=subprocess.STDOUT, env={
+                ["./run_and_time.sh", "--num-epochs", "5000", "--accuracy-threshold", "1"], stdout=file, stderr=subprocess.STDOUT, env={
                     "DGXSYSTEM": "CPU_digits", "DGXNGPU": "1", "DGXNNODES": "2", "NUM_LAYERS": "18", "DATAROOT": str(few),
                     "OMP_NUM_THREADS": "1", "LOGDIR": str(tmp_path / "results"), "SEED": "1", "PYTHONPATH": str(tmp_path / "code"), **env})
             process.output, process.heard = output, 0
@@ -112,7 +112,7 @@ def running(job, **env):
 def kill(cluster, machine, pattern, number=signal.SIGKILL):
     found = cluster.inside(machine, pattern)
     assert found
-    os.kill(found[-1], number)
+    os.kill(found[0], number)  # the oldest: a script's own process, not a part of it
 
 
 @needs_hosts
@@ -156,7 +156,9 @@ class TestProcessesAndMachines:
         process.wait(timeout=70)
         out = rest(process)
         assert process.returncode != 0 and time.monotonic() - now < 30 and "the machines cannot be reached" in out
-        assert not any("mxresnet" in line for name in cluster.workers for line in cluster.left().values() if line.startswith(name))
+        while any("mxresnet" in line for line in cluster.left().values()):
+            assert time.monotonic() - now < 30, cluster.left()
+            time.sleep(0.2)
 
     @pytest.mark.slow
     def test_a_link_that_comes_back_costs_nothing_but_time(self, job):
@@ -193,7 +195,8 @@ class TestProcessesAndMachines:
             os.kill(pid, signal.SIGSTOP)
         process.wait(timeout=70)
         out = rest(process)
-        assert process.returncode != 0 and "of rank 1 on resnet-worker-1" in out and time.monotonic() - now < 60
+        assert process.returncode != 0 and time.monotonic() - now < 60, out
+        assert "of rank 1 on resnet-worker-1" in out or "machines cannot be reached" in out or "resnet-worker-1.resnet.default.svc was lost" in out
 
 
 @needs_hosts
