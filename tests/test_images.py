@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CPU image without a container engine: its Dockerfile's steps in directories made by debootstrap.
+
+Needs root, debootstrap, the network, 6 GB and a quarter of an hour: ./run_tests.sh tests/test_images.py -m slow
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+
+import pytest
+from conftest import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(
+    os.getuid() != 0 or not shutil.which("debootstrap"), reason="needs root and debootstrap")]
+MIRROR = "http://deb.debian.org/debian"
+
+
+class Build:
+    """Carries out FROM, RUN, COPY, WORKDIR, ENV and CMD."""
+
+    def __init__(self, folder, context):
+        self.folder, self.context, self.stages, self.clean = folder, context, {}, folder / "debian"
+        subprocess.run(["debootstrap", "--variant=minbase", "bookworm", self.clean, MIRROR], check=True, stdout=subprocess.DEVNULL)
+
+    def run_file(self, path):
+        text = re.sub(r"\\\n\s*", "", re.sub(r"^#.*\n", "", path.read_text(), flags=re.M))
+        for line in filter(None, text.splitlines()):
+            word, _, rest = line.partition(" ")
+            print(line, flush=True)
+            getattr(self, f"do_{word.lower()}")(rest)
+        return self
+
+    def do_from(self, rest):
+        assert rest.split()[0] == "debian:12-slim"
+        self.root, self.where, self.env = self.folder / f"stage{len(self.stages)}", "/", {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
+        self.stages[(rest.split(" AS ") + [""])[1]] = self.root
+        subprocess.run(["cp", "-a", self.clean, self.root], check=True)
+        shutil.copy("/etc/resolv.conf", self.root / "etc/resolv.conf")
+
+    def do_workdir(self, rest):
+        self.where = rest
+        (self.root / rest.strip("/")).mkdir(parents=True, exist_ok=True)
+
+    def do_env(self, rest):
+        name, _, value = rest.partition("=")
+        self.env[name] = value.replace("$PATH", self.env["PATH"])
+
+    def do_cmd(self, rest):
+        self.command = rest
+
+    def do_copy(self, rest):
+        *sources, target = rest.split()
+        origin = self.context
+        if sources[0].startswith("--from="):
+            origin = self.stages[sources.pop(0).partition("=")[2]]
+        path = self.root / os.path.join(self.where, target).strip("/")
+        for source in sources:
+            from_ = origin / source.strip("/")
+            if from_.is_dir():  # as docker does: what is in it
+                path.mkdir(parents=True, exist_ok=True)
+                subprocess.run(["cp", "-a", f"{from_}/.", path], check=True)
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(from_, path / from_.name if target.endswith("/") else path)
+
+    def do_run(self, rest, check=True):
+        script = f"mount -t proc proc {self.root}/proc; mount --rbind /dev {self.root}/dev; exec chroot {self.root} /bin/sh -c {shlex.quote(f'cd {self.where} && {rest}')}"
+        env = {**self.env, **{name: os.environ[name] for name in ("PIP_INDEX_URL", "PIP_CONFIG_FILE") if name in os.environ}}
+        return subprocess.run(["unshare", "--mount", "--pid", "--fork", "sh", "-ec", script], env=env, check=check, text=True)
+
+
+def test_the_cpu_image_builds_and_trains(tmp_path):
+    context = tmp_path / "context"
+    context.mkdir()
+    kept = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    for pattern in kept:
+        for path in ROOT.glob(pattern):
+            subprocess.run(["cp", "-a", path, context], check=True)
+    try:
+        image = Build(tmp_path, context).run_file(ROOT / "Dockerfile.cpu")
+        image.do_run("/usr/sbin/sshd -t && sshd -T | grep -q 'strictmodes no'")
+        image.do_run("test $(./setup_env.sh) = /workspace/mxresnet/.venv/bin/python")
+        image.do_run("DGXSYSTEM=CPU_digits LOGDIR=/tmp/results ./run_and_time.sh --num-epochs 2 --num-layers 18 --accuracy-threshold 0.01")
+    finally:
+        for stage in tmp_path.iterdir():
+            if stage.name.startswith("stage") or stage.name == "debian":
+                shutil.rmtree(stage, ignore_errors=True)
