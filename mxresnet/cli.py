@@ -107,7 +107,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if config:
         _, problem = attempt(lambda: start_log(config, launched_rank() or 0))
     alive = config or Config()
-    world = join(alive.watchdog_period, alive.watchdog_limit)
+    try:
+        world = join(alive.watchdog_period, alive.watchdog_limit)
+    except Exception:
+        sys.stderr.write(f"mxresnet: rank {launched_rank()} failed to join the others:\n{traceback.format_exc()}")
+        sys.stderr.flush()
+        os._exit(FAILED)  # not through MPI's own end, which may wait for the others
     try:
         world.agree(problem)
         return MISSED if train(config, world) is False else REACHED
