@@ -36,7 +36,7 @@ def why_not():
     """Return why no such machines can be made here, or None."""
     if os.getuid() != 0:
         return "network namespaces need root"
-    for tool in ("ip", "unshare", "ssh", "ssh-keygen", "/usr/sbin/sshd"):
+    for tool in ("ip", "unshare", "setpriv", "ssh", "ssh-keygen", "/usr/sbin/sshd"):
         if not shutil.which(tool):
             return f"{tool} is not installed (apt-get install iproute2 openssh-client openssh-server)"
     probe = "mount -t tmpfs t /mnt && mkdir /mnt/u /mnt/w && mount -t overlay o -o lowerdir=/etc,upperdir=/mnt/u,workdir=/mnt/w /etc"
@@ -103,7 +103,8 @@ class Cluster:
 
     def _start(self, name, command, env, **options):
         return subprocess.Popen(
-            ["ip", "netns", "exec", self.namespace(name), "unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc",
+            # A test that is killed takes its machines along.
+            ["setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", self.namespace(name), "unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc",
              "bash", "-c", IN_POD, "pod", name, str(self.folder), *command],
             env={"HOME": "/root", "PATH": os.environ["PATH"], **env}, cwd=ROOT, text=True, **options)
 
