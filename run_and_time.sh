@@ -70,16 +70,17 @@ prepare_builtin_data() {
 
 # Runs a command and ends it when this script is told to stop, so that no rank outlives it; returns its status.
 run_to_its_end() {
-    local status=0 command signal
-    "$@" </dev/null &
-    command=$!
+    local status=0 running="" signal
     for signal in INT TERM HUP; do
-        # shellcheck disable=SC2064  # the names as they are now
-        trap "stopped_by=$signal; kill -TERM $command 2>/dev/null || true; [ -z '$mpi_words' ] || echo 'told to stop' >>'$mpi_words'" "$signal"
+        # shellcheck disable=SC2064  # the signal's name as it is now
+        trap "stopped_by=$signal"'; [ -z "$running" ] || kill -TERM "$running" 2>/dev/null || true; [ -z "$mpi_words" ] || echo "told to stop" >>"$mpi_words"' "$signal"
     done
-    while kill -0 "$command" 2>/dev/null; do
+    "$@" </dev/null &
+    running=$!
+    [ -z "$stopped_by" ] || kill -TERM "$running" 2>/dev/null || true # told so before there was anything to end
+    while kill -0 "$running" 2>/dev/null; do
         status=0
-        wait "$command" 2>/dev/null || status=$?
+        wait "$running" 2>/dev/null || status=$?
     done
     trap - INT TERM HUP
     [ -z "$stopped_by" ] || status=$((128 + $(kill -l "$stopped_by")))

@@ -50,13 +50,14 @@ lay_out() {
 
 # Runs a command and ends it when this script is told to stop; returns its status.
 run_to_its_end() {
-    local status=0 running signal
+    local status=0 running="" signal
+    for signal in INT TERM HUP; do
+        # shellcheck disable=SC2064  # the signal's name as it is now
+        trap "stopped_by=$signal"'; [ -z "$running" ] || kill -TERM "$running" 2>/dev/null || true' "$signal"
+    done
     "$@" </dev/null &
     running=$!
-    for signal in INT TERM HUP; do
-        # shellcheck disable=SC2064  # the names as they are now
-        trap "stopped_by=$signal; kill -TERM $running 2>/dev/null || true" "$signal"
-    done
+    [ -z "$stopped_by" ] || kill -TERM "$running" 2>/dev/null || true # told so before there was anything to end
     while kill -0 "$running" 2>/dev/null; do
         status=0
         wait "$running" || status=$?

@@ -58,6 +58,10 @@ class World:
         """Return rank 0's value (any picklable object) on every rank."""
         return self._mpi.bcast(value, root=0) if self._mpi else value
 
+    def gather(self, value: Any) -> List[Any]:
+        """Return every rank's value (any picklable object) in their order on rank 0, an empty list elsewhere."""
+        return (self._mpi.gather(value, root=0) or []) if self._mpi else [value]
+
     def sum(self, counts: Sequence[int]) -> List[int]:
         """Add integers up over the ranks, exactly."""
         if not self._mpi:

@@ -57,7 +57,7 @@ def run(
         if reached or config.profile:
             outcome.succeed()
     trainer.stop_profile()
-    log.times(world.rank, timing.report())
+    log.times(world.gather(timing.report()))
     progress.run_done(reached, config.accuracy_threshold)
     return reached
 

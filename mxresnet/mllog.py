@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any, Dict, Iterable, Optional, Tuple
+from typing import Any, Dict, Iterable, Optional, Sequence, Tuple
 
 from mlperf_logging import mllog
 from mlperf_logging.mllog import constants
@@ -157,7 +157,8 @@ class RunLog:
     def accuracy(self, fraction: float, epoch: int) -> None:
         self._event(constants.EVAL_ACCURACY, fraction, {constants.EPOCH_NUM: epoch})
 
-    def times(self, rank: int, rows: Iterable[Tuple[str, float]]) -> None:
-        """How long parts of the run took, from every rank, in the reference's form."""
-        for key, value in rows:
-            mllog.get_mllogger().event(key, {"r": rank, "t": value})
+    def times(self, rows_of_ranks: Sequence[Sequence[Tuple[str, float]]]) -> None:
+        """How long parts of the run took on each rank, in the reference's form."""
+        for rank, rows in enumerate(rows_of_ranks):
+            for key, value in rows:
+                self._event(key, {"r": rank, "t": value})

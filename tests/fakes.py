@@ -75,5 +75,8 @@ class FakeWorld:
     def __init__(self, events):
         self.events = events
 
+    def gather(self, value):
+        return [value]
+
     def barrier(self):
         self.events.append("barrier")
