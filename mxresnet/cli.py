@@ -73,7 +73,7 @@ def train(config: Config, world: World) -> Optional[bool]:
     config = dataclasses.replace(config, seed=seed)
     my_seed = rank_seeds(seed, world.size)[world.rank]
 
-    from mxresnet.ops import without_effect
+    from mxresnet.op_sets import without_effect
     from mxresnet.trainer import Trainer, choose_device, seed_everything
 
     device, problem = attempt(lambda: choose_device(config, world))

@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators a network is made of. What differs between builds of MXNet is here and nowhere else.
+"""The operators a network is made of, on any build of MXNet. vendor_ops.py has those of NVIDIA's, op_sets.py chooses.
 
 An op set offers input, conv_bn, relu, add_relu, max_pool and head on Features. conv_bn returns a feature whose batch norm
-may still be to do: relu or add_relu, which always follow, may fuse it with what they do.
+is still to do: relu or add_relu, which always follow, may fuse it with what they do.
 """
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
-from typing import Any, List
+from typing import Any, Dict, FrozenSet, Tuple
 
 import mxnet as mx
 import numpy as np
 
-from mxresnet.config import FIELDS, FORK, GPU, Config, flag_of
+from mxresnet.config import Config
 from mxresnet.group_bn import GROUP_BATCH_NORM
 
 _AXES = {("NCHW", "NHWC"): (0, 2, 3, 1), ("NHWC", "NCHW"): (0, 3, 1, 2)}
@@ -23,15 +24,27 @@ _BFLOAT16 = np.dtype([("bfloat16", np.uint16)])  # MXNet's way to say it
 
 @dataclass(frozen=True)
 class Feature:
-    """A symbol, the layout of its four axes, and the name of the batch norm that it still lacks, if any."""
+    """A symbol, the layout of its four axes, the name of the batch norm that it still lacks, if any, and what the
+    convolution has already found out for it: sum and sum of squares over all but the channels.
+    """
 
     symbol: Any
     layout: str
     norm: str = ""
+    sums: Tuple[Any, ...] = ()
+
+
+def accepts(operator: str, *attributes: str) -> bool:
+    """Whether this build of MXNet has the operator, with these attributes: an unknown one is an error when it is used."""
+    found = getattr(mx.sym, operator, None)
+    return found is not None and set(attributes) <= set(inspect.signature(found).parameters)
 
 
 class PlainOps:
     """MXNet's stock operators: the meaning that every other op set must reproduce."""
+
+    networks: FrozenSet[str] = frozenset({"resnet-v1b", "resnet-v1b-fl"})  # whose operators these are, in the reference
+    honours: FrozenSet[str] = frozenset()  # settings that mean something here and nothing to the stock operators
 
     def __init__(self, config: Config):
         self._config = config
@@ -49,12 +62,26 @@ class PlainOps:
     def conv_bn(self, x: Feature, conv: str, bn: str, filters: int, kernel: int, stride: int) -> Feature:
         """Convolution without bias, padded to keep the size at stride 1, then batch norm over the channels."""
         config = self._config
-        weight = self._low(mx.sym.var(f"{conv}_weight", dtype=config.input_dtype))
         y = mx.sym.Convolution(
-            self._to(x, config.conv_layout), weight, name=conv, num_filter=filters, kernel=(kernel, kernel),
-            stride=(stride, stride), pad=(kernel // 2, kernel // 2), no_bias=True, layout=config.conv_layout,
-            workspace=_CONV_WORKSPACE_MIB)
-        return self._normed(Feature(self._to(Feature(y, config.conv_layout), config.batchnorm_layout), config.batchnorm_layout, bn))
+            self._to(x, config.conv_layout), self._weight(conv), **self._window(conv, filters, kernel, stride), no_bias=True,
+            workspace=_CONV_WORKSPACE_MIB, **self._cudnn())
+        return Feature(self._to(Feature(y, config.conv_layout), config.batchnorm_layout), config.batchnorm_layout, bn)
+
+    def _weight(self, conv: str) -> Any:
+        return self._low(mx.sym.var(f"{conv}_weight", dtype=self._config.input_dtype))
+
+    def _window(self, conv: str, filters: int, kernel: int, stride: int) -> Dict[str, Any]:
+        return {
+            "name": conv, "num_filter": filters, "kernel": (kernel, kernel), "stride": (stride, stride),
+            "pad": (kernel // 2, kernel // 2), "layout": self._config.conv_layout}
+
+    def _cudnn(self) -> Dict[str, Any]:
+        """What NVIDIA's MXNet lets one say of cuDNN's algorithms, where this is it."""
+        algo = self._config.conv_algo
+        said = {
+            "cudnn_algo_verbose": bool(self._config.verbose), "cudnn_tensor_core_only": bool(self._config.force_tensor_core),
+            "cudnn_algo_fwd": algo, "cudnn_algo_bwd_data": algo, "cudnn_algo_bwd_filter": algo}
+        return said if accepts("Convolution", *said) else {}
 
     def _norm_attributes(self, name: str) -> dict:
         config = self._config
@@ -66,10 +93,14 @@ class PlainOps:
         return Feature(mx.sym.BatchNorm(x.symbol, **self._norm_attributes(x.norm)), x.layout) if x.norm else x
 
     def relu(self, x: Feature, name: str) -> Feature:
+        x = self._normed(x)
         return Feature(mx.sym.Activation(x.symbol, act_type="relu", name=name), x.layout)
 
     def add_relu(self, x: Feature, shortcut: Feature, name: str) -> Feature:
-        return PlainOps.relu(self, Feature(x.symbol + self._to(shortcut, x.layout), x.layout), name)
+        """The shortcut is a feature that lacks its batch norm or one that lacks nothing."""
+        x = self._normed(x)
+        y = x.symbol + self._to(self._normed(shortcut), x.layout)
+        return Feature(mx.sym.Activation(y, act_type="relu", name=name), x.layout)
 
     def max_pool(self, x: Feature, name: str) -> Feature:
         """3 x 3 maximum at stride 2."""
@@ -86,7 +117,8 @@ class PlainOps:
         y = mx.sym.Flatten(y)
         if self._config.dtype == "bfloat16":
             y = mx.sym.amp_cast(y, dtype="float32")
-        y = mx.sym.FullyConnected(y, num_hidden=classes, name="fc1")
+        verbose = {"cublas_algo_verbose": bool(self._config.verbose)}
+        y = mx.sym.FullyConnected(y, num_hidden=classes, name="fc1", **(verbose if accepts("FullyConnected", *verbose) else {}))
         if self._config.dtype == "float16":
             y = mx.sym.Cast(y, dtype="float32")
         return mx.sym.SoftmaxOutput(y, smooth_alpha=self._config.label_smoothing, name="softmax")
@@ -95,20 +127,18 @@ class PlainOps:
 class FusedCpuOps(PlainOps):
     """Batch norm and the ReLU after it as oneDNN's one operator (--fuse-bn-relu on a CPU): one pass over memory less."""
 
-    def _normed(self, x: Feature) -> Feature:
-        return x  # left to relu and add_relu
+    honours = frozenset({"fuse_bn_relu"})
 
     def relu(self, x: Feature, name: str) -> Feature:
         return Feature(mx.sym.contrib.BatchNormWithReLU(x.symbol, **self._norm_attributes(x.norm)), x.layout)
-
-    def add_relu(self, x: Feature, shortcut: Feature, name: str) -> Feature:
-        return super().add_relu(super()._normed(x), super()._normed(shortcut), name)
 
 
 class GroupOps(PlainOps):
     """PlainOps whose batch norms share their statistics among a group of ranks (--bn-group)."""
 
     def _normed(self, x: Feature) -> Feature:
+        if not x.norm:
+            return x
         config = self._config
         statistics = {
             "moving_mean": mx.sym.var(f"{x.norm}_moving_mean", init=mx.init.Zero()),
@@ -117,25 +147,3 @@ class GroupOps(PlainOps):
             data=x.symbol, **statistics, name=x.norm, op_type=GROUP_BATCH_NORM, layer=x.norm, eps=config.batchnorm_eps,
             momentum=config.batchnorm_mom, axis=config.batchnorm_layout.index("C"))
         return Feature(y, x.layout)
-
-
-def op_set(config: Config, on_gpu: bool) -> PlainOps:
-    """The fastest op set that this build of MXNet has for what is asked."""
-    if config.bn_group > 1:
-        return GroupOps(config)
-    fused = config.fuse_bn_relu and not on_gpu and config.batchnorm_layout == "NCHW" and hasattr(mx.sym.contrib, "BatchNormWithReLU")
-    return FusedCpuOps(config) if fused else PlainOps(config)
-
-
-def without_effect(config: Config, on_gpu: bool) -> List[str]:
-    """What was asked for and cannot be had on this build of MXNet or this device, each as half a sentence."""
-    said = []
-    for note, missing in ((FORK, True), (GPU, not on_gpu)):
-        flags = [flag_of(name) for name, item in FIELDS.items() if item.metadata["note"] == note and getattr(config, name) != item.default]
-        if note == FORK and config.fuse_bn_relu and not isinstance(op_set(config, on_gpu), FusedCpuOps):
-            flags.insert(0, "--fuse-bn-relu")
-        if flags and missing:
-            said.append(f"{', '.join(flags)}: {note} only, no effect here")
-    if config.network not in ("resnet-v1b", "resnet-v1b-fl"):
-        said.append(f"--network {config.network}: its operators are not in this MXNet; Convolution, BatchNorm and Activation compute the same")
-    return said

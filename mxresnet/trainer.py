@@ -15,7 +15,7 @@ from mxresnet.distributed import World
 from mxresnet.group_bn import set_group_sums
 from mxresnet.lars import DECAYS_BIAS, Lars
 from mxresnet.metrics import Score
-from mxresnet.ops import op_set
+from mxresnet.op_sets import op_set
 from mxresnet.pipeline import Batch
 from mxresnet.schedule import Plan
 

@@ -73,7 +73,7 @@ def test_every_setting_is_read_somewhere():
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 read.add(node.attr)
     by_path = {"data_train", "data_train_idx", "data_val", "data_val_idx"}  # through Config.path
-    said = {name for name, field in FIELDS.items() if field.metadata["note"] == FORK}  # by ops.without_effect
+    said = {name for name, field in FIELDS.items() if field.metadata["note"] == FORK}  # by op_sets.without_effect
     assert set(FIELDS) - read - by_path - said == set()
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from mxresnet import network
 from mxresnet.config import Config
-from mxresnet.ops import FusedCpuOps, PlainOps, op_set
+from mxresnet.op_sets import op_set
+from mxresnet.ops import FusedCpuOps, PlainOps
 
 
 def symbol(classes=1000, **settings):
