@@ -9,8 +9,9 @@
 # DGXSYSTEM=<name> picks config_<name>.sh; without it the hardware decides. LOGDIR (./results) gets the log.
 # Exit status: 0 target accuracy reached, 3 missed, 2 a mistake in settings or data, anything else a failure.
 set -euo pipefail
-stopped_by="" mpi_words=""
+mpi_words=""
 cd "$(dirname "${BASH_SOURCE[0]}")"
+source ./run_to_its_end.sh
 source ./k8s/launch.sh
 
 say() { printf '%s\n' "$*" >&2; }
@@ -68,30 +69,12 @@ prepare_builtin_data() {
     "$python" -m prepare.imagenet "$images" "$DATAROOT" >&2
 }
 
-# Runs a command and ends it when this script is told to stop, so that no rank outlives it; returns its status.
-run_to_its_end() {
-    local status=0 running="" signal
-    for signal in INT TERM HUP; do
-        # shellcheck disable=SC2064  # the signal's name as it is now
-        trap "stopped_by=$signal"'; [ -z "$running" ] || kill -TERM "$running" 2>/dev/null || true; [ -z "$mpi_words" ] || echo "told to stop" >>"$mpi_words"' "$signal"
-    done
-    "$@" </dev/null &
-    running=$!
-    [ -z "$stopped_by" ] || kill -TERM "$running" 2>/dev/null || true # told so before there was anything to end
-    while kill -0 "$running" 2>/dev/null; do
-        status=0
-        wait "$running" 2>/dev/null || status=$?
-    done
-    trap - INT TERM HUP
-    [ -z "$stopped_by" ] || status=$((128 + $(kill -l "$stopped_by")))
-    return "$status"
-}
-
 # Runs mpirun and returns its status. What the ranks write goes to standard output; mpirun's own words are kept for explain.
 start_ranks() {
     local mpirun=$1 guard status=0
     shift
     mpi_words=$(mktemp) || mpi_words=/dev/null
+    stop_is_noted_in=$mpi_words
     [ "$(id -u)" != 0 ] || export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
     # It may wait for machines that it has given up itself: when it has told of its end it gets a while for it.
     finish_off "$mpi_words" $$ &

@@ -18,8 +18,9 @@
 #
 # Sourced, it only defines functions: run.sub and run_with_docker.sh replace one_trial, drop_caches and run_python.
 set -euo pipefail
+# shellcheck source=run_to_its_end.sh
+source "$(dirname "${BASH_SOURCE[0]}")/run_to_its_end.sh"
 
-stopped_by=""
 self=${0##*/}
 
 say() { printf '%s\n' "$*" >&2; }
@@ -46,25 +47,6 @@ lay_out() {
     run_python -m mxresnet.package "$there/${DATESTAMP}_package" "${logs[@]}" \
         "${system[@]}" --nodes "${DGXNNODES:-1}" >/dev/null
     say "for MLPerf's package_checker and result_summarizer: $LOGDIR/${DATESTAMP}_package"
-}
-
-# Runs a command and ends it when this script is told to stop; returns its status.
-run_to_its_end() {
-    local status=0 running="" signal
-    for signal in INT TERM HUP; do
-        # shellcheck disable=SC2064  # the signal's name as it is now
-        trap "stopped_by=$signal"'; [ -z "$running" ] || kill -TERM "$running" 2>/dev/null || true' "$signal"
-    done
-    "$@" </dev/null &
-    running=$!
-    [ -z "$stopped_by" ] || kill -TERM "$running" 2>/dev/null || true # told so before there was anything to end
-    while kill -0 "$running" 2>/dev/null; do
-        status=0
-        wait "$running" || status=$?
-    done
-    trap - INT TERM HUP
-    [ -z "$stopped_by" ] || status=$((128 + $(kill -l "$stopped_by")))
-    return "$status"
 }
 
 # Sets seeds, one for each trial.

@@ -1,0 +1,27 @@
+# shellcheck shell=bash
+# Runs a command that must not outlive the script which started it. Sourced by run_and_time.sh and run_trials.sh.
+stopped_by=""       # the signal that told the script to stop
+stop_is_noted_in="" # a file that then gets the line "told to stop"; none when empty
+
+note_stop() {
+    stopped_by=$1
+    [ -z "$running" ] || kill -TERM "$running" 2>/dev/null || true
+    [ -z "$stop_is_noted_in" ] || echo "told to stop" >>"$stop_is_noted_in"
+}
+
+# Runs a command and ends it when this script is told to stop; returns its status.
+run_to_its_end() {
+    local status=0 running="" signal
+    # shellcheck disable=SC2064  # the signal's name as it is now
+    for signal in INT TERM HUP; do trap "note_stop $signal" "$signal"; done
+    "$@" </dev/null &
+    running=$!
+    [ -z "$stopped_by" ] || kill -TERM "$running" 2>/dev/null || true # told so before there was anything to end
+    while kill -0 "$running" 2>/dev/null; do
+        status=0
+        wait "$running" 2>/dev/null || status=$?
+    done
+    trap - INT TERM HUP
+    [ -z "$stopped_by" ] || status=$((128 + $(kill -l "$stopped_by")))
+    return "$status"
+}
