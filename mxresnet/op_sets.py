@@ -3,33 +3,62 @@
 
 from __future__ import annotations
 
-from typing import List
+from typing import Dict, List
 
 import mxnet as mx
 
 from mxresnet.config import FIELDS, FORK, GPU, Config, flag_of
-from mxresnet.ops import FusedCpuOps, GroupOps, PlainOps
+from mxresnet.ops import FusedCpuOps, GroupOps, PlainOps, accepts
+from mxresnet.vendor_ops import LAYOUT, NormAddOps, NormOps, StatsOps, VendorOps
+
+VENDOR_OPS = (StatsOps, NormOps, NormAddOps, VendorOps)
+# This one projects its shortcuts by NormOps' operators or VendorOps', as their stride is.
+CLOSEST = {"resnet-v1b-dbar-fl": "resnet-v1b-dbar2-fl"}
+CUDNN = ("conv_algo", "force_tensor_core", "verbose")
+VENDOR_WANTS = "NVIDIA's fused operators want a GPU, --dtype float16, --conv-layout and --batchnorm-layout NHWC, --bn-group 1"
 
 
 def op_set(config: Config, on_gpu: bool) -> PlainOps:
     """The fastest op set that this build of MXNet has for what is asked."""
     if config.bn_group > 1:
+        # NVIDIA's batch norms exchange statistics through buffers that its processes open in each other's GPUs; that can only be
+        # written where it can be run.
         return GroupOps(config)
+    if on_gpu and config.dtype == "float16" and config.conv_layout == config.batchnorm_layout == LAYOUT:
+        network = CLOSEST.get(config.network, config.network)
+        for ops in VENDOR_OPS:
+            if (network in ops.networks or ops is VendorOps) and all(accepts(*need) for need in ops.needs):
+                return ops(config)
     fused = config.fuse_bn_relu and not on_gpu and config.batchnorm_layout == "NCHW" and hasattr(mx.sym.contrib, "BatchNormWithReLU")
     return FusedCpuOps(config) if fused else PlainOps(config)
 
 
+def _in_vain(name: str, ops: PlainOps, on_gpu: bool) -> str:
+    """Why a setting has no effect, or nothing."""
+    note = FIELDS[name].metadata["note"]
+    if note == GPU:
+        return "" if on_gpu else f"{GPU} only"
+    if name in ops.honours or (note != FORK and name != "fuse_bn_relu"):
+        return ""
+    if name in CUDNN and accepts("Convolution", "cudnn_algo_fwd"):
+        return "" if on_gpu else f"{GPU} only"
+    if not accepts("BatchNormAddRelu"):
+        return f"{FORK} only"
+    return VENDOR_WANTS if name.startswith("fuse") else "not done by this program"
+
+
 def without_effect(config: Config, on_gpu: bool) -> List[str]:
     """What was asked for and cannot be had on this build of MXNet or this device, each as half a sentence."""
-    said = []
     ops = op_set(config, on_gpu)
-    for note, missing in ((FORK, True), (GPU, not on_gpu)):
-        names = [name for name, item in FIELDS.items() if item.metadata["note"] == note and getattr(config, name) != item.default]
-        if note == FORK and config.fuse_bn_relu:
-            names.insert(0, "fuse_bn_relu")
-        flags = [flag_of(name) for name in names if name not in ops.honours]
-        if flags and missing:
-            said.append(f"{', '.join(flags)}: {note} only, no effect here")
+    flags: Dict[str, List[str]] = {}
+    for name, item in FIELDS.items():
+        if getattr(config, name) != item.default:
+            flags.setdefault(_in_vain(name, ops, on_gpu), []).append(flag_of(name))
+    said = [f"{', '.join(names)}: {why}, no effect here" for why, names in flags.items() if why]
     if config.network not in ops.networks:
-        said.append(f"--network {config.network}: its operators are not in this MXNet; Convolution, BatchNorm and Activation compute the same")
+        said.append(
+            f"--network {config.network}: its operators are not here (this MXNet, this device or these settings); those of "
+            f"{ops.networks[0]} compute the same")
+    if config.bn_group > 1 and on_gpu:
+        said.append(f"--bn-group {config.bn_group}: every batch norm adds up its statistics through the hosts, which is slow")
     return said

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Any, Dict, FrozenSet, Tuple
+from typing import Any, Dict, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -43,8 +43,8 @@ def accepts(operator: str, *attributes: str) -> bool:
 class PlainOps:
     """MXNet's stock operators: the meaning that every other op set must reproduce."""
 
-    networks: FrozenSet[str] = frozenset({"resnet-v1b", "resnet-v1b-fl"})  # whose operators these are, in the reference
-    honours: FrozenSet[str] = frozenset()  # settings that mean something here and nothing to the stock operators
+    networks: Tuple[str, ...] = ("resnet-v1b", "resnet-v1b-fl")  # of the reference: whose operators these are
+    honours: Tuple[str, ...] = ()  # settings that mean nothing to the stock operators, and something to these
 
     def __init__(self, config: Config):
         self._config = config
@@ -89,6 +89,11 @@ class PlainOps:
             "name": name, "fix_gamma": False, "eps": config.batchnorm_eps, "momentum": config.batchnorm_mom,
             "axis": config.batchnorm_layout.index("C")}
 
+    def _statistics(self, norm: str) -> Dict[str, Any]:
+        """The running ones, with their first values, for operators that do not bring them."""
+        first = {"moving_mean": mx.init.Zero(), "moving_var": mx.init.One()}
+        return {kind: mx.sym.var(f"{norm}_{kind}", init=value) for kind, value in first.items()}
+
     def _normed(self, x: Feature) -> Feature:
         return Feature(mx.sym.BatchNorm(x.symbol, **self._norm_attributes(x.norm)), x.layout) if x.norm else x
 
@@ -127,7 +132,7 @@ class PlainOps:
 class FusedCpuOps(PlainOps):
     """Batch norm and the ReLU after it as oneDNN's one operator (--fuse-bn-relu on a CPU): one pass over memory less."""
 
-    honours = frozenset({"fuse_bn_relu"})
+    honours = ("fuse_bn_relu",)
 
     def relu(self, x: Feature, name: str) -> Feature:
         return Feature(mx.sym.contrib.BatchNormWithReLU(x.symbol, **self._norm_attributes(x.norm)), x.layout)
@@ -140,10 +145,7 @@ class GroupOps(PlainOps):
         if not x.norm:
             return x
         config = self._config
-        statistics = {
-            "moving_mean": mx.sym.var(f"{x.norm}_moving_mean", init=mx.init.Zero()),
-            "moving_var": mx.sym.var(f"{x.norm}_moving_var", init=mx.init.One())}
         y = mx.sym.Custom(
-            data=x.symbol, **statistics, name=x.norm, op_type=GROUP_BATCH_NORM, layer=x.norm, eps=config.batchnorm_eps,
+            data=x.symbol, **self._statistics(x.norm), name=x.norm, op_type=GROUP_BATCH_NORM, layer=x.norm, eps=config.batchnorm_eps,
             momentum=config.batchnorm_mom, axis=config.batchnorm_layout.index("C"))
         return Feature(y, x.layout)
