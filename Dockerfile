@@ -21,6 +21,8 @@ RUN ln -s /usr/local/cuda/lib64/stubs/libcuda.so /usr/local/cuda/lib64/stubs/lib
     HOROVOD_GPU_OPERATIONS=NCCL HOROVOD_BUILD_CUDA_CC_LIST=70,75,80,86 \
     pip install -c constraints.txt --no-cache-dir --no-build-isolation horovod
 RUN pip install -c constraints.txt --no-build-isolation -e '.[gpu,train,prepare]'
+# Our own batch norms, for this MXNet and this image's cuDNN.
+RUN python -m mxresnet.extension build --gpu
 
 FROM nvidia/cuda:11.8.0-cudnn8-runtime-ubuntu22.04
 RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \

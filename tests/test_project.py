@@ -17,7 +17,7 @@ from mxresnet.config import FIELDS
 MODULES = sorted(path for folder in ("mxresnet", "prepare") for path in (ROOT / folder).rglob("*.py"))
 OWNERS = {
     "horovod": {"distributed.py"}, "mpi4py": {"distributed.py"}, "mlperf_logging": {"mllog.py"}, "nvidia": {"dali.py"},
-    "mxnet": {"op_sets.py", "ops.py", "network.py", "lars.py", "group_bn.py", "trainer.py", "dali.py", "recordio.py", "synthetic.py", "vendor_ops.py"}}
+    "mxnet": {"op_sets.py", "ops.py", "network.py", "lars.py", "group_bn.py", "trainer.py", "dali.py", "recordio.py", "synthetic.py", "extension.py", "vendor_ops.py"}}
 # What each module of mxresnet may import of mxresnet; a module that is not listed may import nothing of it.
 EDGES = {
     "cli": {"config", "dataset", "distributed", "loop", "mllog", "op_sets", "pipeline", "progress", "schedule", "timing", "trainer"},
@@ -26,7 +26,8 @@ EDGES = {
     "trainer": {"config", "distributed", "group_bn", "lars", "metrics", "network", "op_sets", "pipeline", "schedule"},
     "pipeline": {"config", "dataset", "distributed", "pipeline"},
     "network": {"config", "ops"}, "ops": {"config", "group_bn"}, "op_sets": {"config", "ops", "vendor_ops"}, "vendor_ops": {"ops"}, "schedule": {"config"}, "dataset": {"config"},
-    "distributed": {"config", "watchdog"}, "mllog": {"config", "schedule"}, "progress": {"config", "metrics", "schedule"}, "timing": {"config"}, "package": {"config"}}
+    "distributed": {"config", "watchdog"}, "mllog": {"config", "schedule"}, "progress": {"config", "metrics", "schedule"}, "timing": {"config"},
+    "extension": {"config", "extension_build"}, "extension_build": {"config"}, "package": {"config"}}
 
 
 def imports(path):

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+// batch_norm.h in plain C++ on float32, sums in float64: the meaning, for tests and for machines without a GPU. Not for speed.
+#include <cmath>
+#include <cstdio>
+
+#include "batch_norm.h"
+
+namespace {
+
+int fail(char *message, const char *text) {
+  std::snprintf(message, MXRESNET_MESSAGE_BYTES, "%s", text);
+  return 1;
+}
+
+uint64_t elements(const MxresnetBatchNorm &call) { return call.n * call.h * call.w * call.c; }
+
+uint64_t mask_bytes(const MxresnetBatchNorm &call) { return call.operation == MXRESNET_BN ? 0 : (elements(call) + 7) / 8; }
+
+// Calls visit(i) with the offset of each element of a channel.
+template <typename Visit>
+void each(const MxresnetBatchNorm &call, int64_t channel, Visit visit) {
+  const int64_t pixels = call.h * call.w;
+  for (int64_t image = 0; image < call.n; ++image)
+    for (int64_t pixel = 0; pixel < pixels; ++pixel)
+      visit(call.channel_last ? (image * pixels + pixel) * call.c + channel : (image * call.c + channel) * pixels + pixel);
+}
+
+bool passed(const uint8_t *mask, int64_t i) { return mask[i / 8] >> (i % 8) & 1; }
+
+void normalize(const MxresnetBatchNorm &call, int64_t c, double mean, double inverse) {
+  const float *x = static_cast<const float *>(call.x), *z = static_cast<const float *>(call.z);
+  float *y = static_cast<float *>(call.y);
+  uint8_t *mask = static_cast<uint8_t *>(call.reserve);
+  const double scale = call.gamma[c] * inverse, shift = call.beta[c] - mean * scale;
+  each(call, c, [&](int64_t i) {
+    double value = x[i] * scale + shift;
+    if (call.operation == MXRESNET_BN_ADD_RELU) value += z[i];
+    if (call.operation != MXRESNET_BN) {
+      const bool pass = !(value <= 0);  // a NaN passes and is seen, as in cuDNN
+      mask[i / 8] = static_cast<uint8_t>((mask[i / 8] & ~(1 << i % 8)) | pass << i % 8);
+      if (!pass) value = 0;
+    }
+    y[i] = static_cast<float>(value);
+  });
+}
+
+}  // namespace
+
+extern "C" {
+
+int mxresnet_batch_norm_check(const MxresnetBatchNorm *call, char *message) {
+  if (call->n < 1 || call->h < 1 || call->w < 1 || call->c < 1) return fail(message, "data has no elements");
+  if (call->n * call->h * call->w < 2) return fail(message, "a channel has one value only, which has no variance");
+  return 0;
+}
+
+int mxresnet_batch_norm_sizes(const MxresnetBatchNorm *call, MxresnetSizes *sizes, char *message) {
+  *sizes = MxresnetSizes{mask_bytes(*call), 0, 0};
+  return mxresnet_batch_norm_check(call, message);
+}
+
+int mxresnet_batch_norm_reserve(const MxresnetBatchNorm *call, uint64_t *bytes, char *message) {
+  *bytes = mask_bytes(*call);
+  return mxresnet_batch_norm_check(call, message);
+}
+
+void mxresnet_use_device(int) {}
+
+int mxresnet_batch_norm_forward(const MxresnetBatchNorm *call, char *message) {
+  if (mxresnet_batch_norm_check(call, message)) return 1;
+  if (call->reserve_bytes < mask_bytes(*call)) return fail(message, "the reserve is too small");
+  const float *x = static_cast<const float *>(call->x);
+  const double count = static_cast<double>(call->n * call->h * call->w), keep = call->momentum;
+  for (int64_t c = 0; c < call->c; ++c) {
+    double mean = 0, variance = 0;
+    each(*call, c, [&](int64_t i) { mean += x[i]; });
+    mean /= count;
+    each(*call, c, [&](int64_t i) { variance += (x[i] - mean) * (x[i] - mean); });
+    variance /= count;
+    const double inverse = 1 / std::sqrt(variance + call->epsilon);
+    normalize(*call, c, mean, inverse);
+    call->saved_mean[c] = static_cast<float>(mean);
+    call->saved_inverse[c] = static_cast<float>(inverse);
+    call->running_mean[c] = static_cast<float>(keep * call->running_mean[c] + (1 - keep) * mean);
+    call->running_variance[c] =
+        static_cast<float>(keep * call->running_variance[c] + (1 - keep) * variance * count / (count - 1));
+  }
+  return 0;
+}
+
+int mxresnet_batch_norm_backward(const MxresnetBatchNorm *call, char *message) {
+  if (mxresnet_batch_norm_check(call, message)) return 1;
+  if (call->reserve_bytes < mask_bytes(*call)) return fail(message, "the reserve is too small");
+  const float *x = static_cast<const float *>(call->x), *dy = static_cast<const float *>(call->dy);
+  const uint8_t *mask = static_cast<const uint8_t *>(call->reserve);
+  float *dx = static_cast<float *>(call->dx), *dz = static_cast<float *>(call->dz);
+  const double count = static_cast<double>(call->n * call->h * call->w);
+  auto through = [&](int64_t i) { return call->operation == MXRESNET_BN || passed(mask, i) ? dy[i] : 0.f; };
+  for (int64_t c = 0; c < call->c; ++c) {
+    const double mean = call->saved_mean[c], inverse = call->saved_inverse[c];
+    double sum = 0, product = 0;  // of the gradient, and of the gradient times the normalized x
+    each(*call, c, [&](int64_t i) {
+      sum += through(i);
+      product += through(i) * (x[i] - mean) * inverse;
+    });
+    each(*call, c, [&](int64_t i) {
+      const double normalized = (x[i] - mean) * inverse, gradient = through(i);
+      dx[i] = static_cast<float>(call->gamma[c] * inverse * (gradient - sum / count - normalized * product / count));
+      if (call->operation == MXRESNET_BN_ADD_RELU) dz[i] = static_cast<float>(gradient);
+    });
+    call->dgamma[c] = static_cast<float>(product);
+    call->dbeta[c] = static_cast<float>(sum);
+  }
+  return 0;
+}
+
+}  // extern "C"
