@@ -58,7 +58,7 @@ def without_effect(config: Config, on_gpu: bool) -> List[str]:
     if config.network not in ops.networks:
         said.append(
             f"--network {config.network}: its operators are not here (this MXNet, this device or these settings); those of "
-            f"{ops.networks[0]} compute the same")
+            f"{ops.networks[0]} compute the same" + " and share all statistics, not only some as there" * (config.bn_group > 1))
     if config.bn_group > 1 and on_gpu:
         said.append(f"--bn-group {config.bn_group}: every batch norm adds up its statistics through the hosts, which is slow")
     return said
