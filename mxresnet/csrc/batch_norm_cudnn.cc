@@ -132,11 +132,11 @@ extern "C" {
 
 int mxresnet_batch_norm_check(const MxresnetBatchNorm *call, char *message) {
   const int64_t limit = INT32_MAX;  // cuDNN's sizes are int
-  if (call->n < 1 || call->h < 1 || call->w < 1 || call->c < 1) return fail(*call, message, "batch norm", "data has no elements");
-  if (call->n * call->h * call->w < 2) return fail(*call, message, "batch norm", "a channel has one value only, which has no variance");
+  if (call->n < 1 || call->h < 1 || call->w < 1 || call->c < 1) return fail(*call, message, "data", "data has no elements");
+  if (call->n * call->h * call->w < 2) return fail(*call, message, "data", "a channel has one value only, which has no variance");
   if (!call->channel_last) return fail(*call, message, "layout NCHW", "cuDNN's fused batch norm is for NHWC only");
-  if (call->c % 4) return fail(*call, message, "batch norm", "cuDNN's fused kernels want channels in multiples of 4");
-  if (call->n * call->h * call->w * call->c > limit) return fail(*call, message, "batch norm", "more than 2^31 - 1 elements");
+  if (call->c % 4) return fail(*call, message, "data", "cuDNN's fused kernels want channels in multiples of 4");
+  if (call->n * call->h * call->w * call->c > limit) return fail(*call, message, "data", "more than 2^31 - 1 elements");
   return 0;
 }
 
