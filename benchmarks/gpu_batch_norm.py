@@ -294,8 +294,7 @@ def build(kind, folders, target):
         extension_build.compile_library([extension_build.SOURCES / "batch_norm_cpu.cc"], target, [])
         return
     cuda = extension_build.CudaFiles([*folders, *(path for path in sys.path if (pathlib.Path(path) / "nvidia" / "cudnn").is_dir())])
-    flags = [word for folder in cuda.includes for word in ("-isystem", folder)]
-    extension_build.compile_library([extension_build.SOURCES / "batch_norm_cudnn.cc"], target, [*flags, *cuda.libraries])
+    extension_build.compile_library([extension_build.SOURCES / "batch_norm_cudnn.cc"], target, [*cuda.flags, *cuda.libraries])
 
 
 def find_gpu():

@@ -15,6 +15,7 @@ import ctypes
 import functools
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,7 @@ from mxresnet.config import UserError
 OPERATORS = ("mxresnet_batch_norm", "mxresnet_batch_norm_relu", "mxresnet_batch_norm_add_relu")
 # A first use of a GPU by a new process takes seconds, or a minute where cuDNN comes over a network file system.
 SELF_TEST_SECONDS = 180
+PR_SET_PDEATHSIG = 1  # Linux's <sys/prctl.h>
 _EPSILON, _MOMENTUM = 1e-5, 0.9
 
 
@@ -57,7 +59,8 @@ def ready(device: Any) -> str:
     """Empty when the operators can be used on an MXNet context, which loads them; else why not, as half a sentence.
 
     A crash or a hang of the library cannot reach the caller: another process has tried it on this device before. That takes
-    seconds; the answer is kept. Ranks may get different answers: agree on one before building a network.
+    seconds, and memory of the device for as long; the answer is kept. Call it before there is much to fork. Ranks may get
+    different answers: agree on one before building a network.
     """
     reason = _unfit(device) or _tried_elsewhere(device)
     return reason or _load(device)
@@ -228,6 +231,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         if options.command == "build":
             print(extension_build.build("cpu" if options.cpu else "gpu", options.cuda))
             return 0
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a rank that is killed takes a hanging test along
         import mxnet as mx
 
         reason = _test(mx.cpu() if options.cpu else mx.gpu(options.gpu))

@@ -79,6 +79,8 @@ class CudaFiles:
         headers = {name: self._header(*name) for name in (
             ("cudnn_version.h", "cudnn"), ("cuda_runtime_api.h", "cuda-runtime"), ("crt/host_config.h", "cuda-nvcc"))}
         self.includes = list(dict.fromkeys(headers.values()))
+        # The compiler looks in /usr/include anyway, and told to, it looks there before C++'s own headers, which then fail.
+        self.flags = [word for folder in self.includes if folder != pathlib.Path("/usr/include") for word in ("-isystem", folder)]
         version, runtime, _ = headers.values()
         self.cudnn = _defined(version / "cudnn_version.h", "CUDNN_MAJOR")
         self.cuda = _defined(runtime / "cuda_runtime_api.h", "CUDART_VERSION") // 1000
@@ -108,7 +110,7 @@ def compile_library(sources: Sequence[pathlib.Path], target: pathlib.Path, flags
         raise UserError(f"no C++ compiler ({compiler}): apt-get install g++")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.stem}.{os.getpid()}.part.so")
-    command = [compiler, "-std=c++11", "-O2", "-fPIC", "-shared", "-o", partial, *sources, *flags]
+    command = [compiler, "-std=c++11", "-O2", "-fPIC", "-shared", "-Wl,--no-undefined", "-o", partial, *sources, *flags]
     done = subprocess.run(list(map(str, command)), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         if done.returncode:
@@ -137,6 +139,6 @@ def build(kind: str, cuda_folders: Sequence[str] = ()) -> pathlib.Path:
         cuda = CudaFiles(cuda_folders)
         if (cuda.cudnn, cuda.cuda) != (CUDNN, CUDA):
             raise UserError(f"cuDNN {cuda.cudnn} and CUDA {cuda.cuda} were found ({', '.join(map(str, cuda.includes))}) and MXNet's wheel uses cuDNN {CUDNN} and CUDA {CUDA}: give their folder with --cuda DIR")
-        flags += ["-DMXRESNET_GPU", *(word for folder in cuda.includes for word in ("-isystem", folder)), *cuda.libraries]
+        flags += ["-DMXRESNET_GPU", *cuda.flags, *cuda.libraries]
     compile_library(sources, library(kind), flags)
     return library(kind)

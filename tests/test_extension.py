@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our batch-norm operators, built and loaded for real: the CPU library against numpy and against MXNet's own operators."""
 
+import os
+import pathlib
 import re
+import subprocess
+import sys
+import time
 
 import mxnet as mx
 import numpy as np
@@ -206,6 +211,14 @@ def test_a_mistake_is_told_and_does_not_crash(operators, mistake, said):
 # Whether the library can be used
 
 
+def wait_for(condition, seconds=100):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    return condition()
+
+
 def test_a_library_that_misbehaves_is_refused_and_the_process_goes_on(tmp_path):
     """Wrong numbers, a crash, a hang: all in one library, chosen by a variable."""
     spoilt = """
@@ -227,6 +240,13 @@ def test_a_library_that_misbehaves_is_refused_and_the_process_goes_on(tmp_path):
     crash, hang, wrong, good = reasons_in(tmp_path, "crash", "hang", "wrong", "not at all")
     assert crash == "its self-test was ended by signal 6" and hang == "its self-test did not end within 6 s" and good == ""
     assert re.fullmatch(r"mxresnet_batch_norm computes data with an error of 0.\d+ \(at most 0.0001\)", wrong)
+    # A rank that is killed while it waits leaves nothing behind.
+    rank = subprocess.Popen([sys.executable, "-c", "import mxnet as mx; from mxresnet import extension; extension.ready(mx.cpu())"], cwd=tmp_path, env={**os.environ, "SPOILT": "hang", "PYTHONPATH": str(tmp_path)})
+    test = wait_for(lambda: subprocess.run(["pgrep", "-P", str(rank.pid), "-f", "extension test"], text=True, capture_output=True).stdout.split())[0]
+    wait_for(lambda: "libmxresnet_cpu" in pathlib.Path(f"/proc/{test}/maps").read_text())
+    rank.kill()
+    rank.wait()
+    wait_for(lambda: not pathlib.Path(f"/proc/{test}").exists() or "Z" in pathlib.Path(f"/proc/{test}/stat").read_text())
 
 
 def test_a_library_that_does_not_fit_is_refused(operators, tmp_path, monkeypatch):

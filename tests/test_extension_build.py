@@ -95,6 +95,20 @@ def test_a_cuda_that_mxnet_cannot_share_is_refused(tmp_path):
     assert "cuDNN 9 and CUDA 12 were found" in done.stderr and "--cuda DIR" in done.stderr
 
 
+def test_headers_of_the_system_are_left_to_the_compiler(tmp_path, monkeypatch):
+    """As in the image, where cuDNN's are in /usr/include: named to g++, that folder hides the C library from C++'s headers."""
+    toolkit = cuda_folder(tmp_path, 8, 11080)
+    (toolkit / "lib").mkdir()
+    for name in ("libcudnn.so.8", "libcudart.so.11.0"):
+        (toolkit / "lib" / name).touch()
+    assert extension_build.CudaFiles([str(toolkit)]).flags == ["-isystem", toolkit / "include"]
+    found = extension_build.CudaFiles._header
+    monkeypatch.setattr(extension_build.pathlib.Path, "read_text", lambda path: (toolkit / "include" / path.name).open().read())
+    monkeypatch.setattr(
+        extension_build.CudaFiles, "_header", lambda self, name, wheel: pathlib.Path("/usr/include") if wheel == "cudnn" else found(self, name, wheel))
+    assert extension_build.CudaFiles([str(toolkit)]).flags == ["-isystem", toolkit / "include"]
+
+
 def test_cuda_headers_without_their_library_are_refused(tmp_path):
     with pytest.raises(UserError, match="libcudnn.so.7 is in no CUDA folder"):
         extension_build.CudaFiles([str(cuda_folder(tmp_path, 7, 11080))])
