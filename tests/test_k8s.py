@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The manifests of k8s/ without a cluster: schemas, names, and that they agree with the configurations and the images."""
 
+import os
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
 
+import api_server
 import pytest
 import yaml
 from conftest import ROOT
@@ -141,6 +143,13 @@ def test_a_job_has_the_ranks_of_its_configuration(name):
     gpus = worker["resources"]["limits"].get("nvidia.com/gpu")
     assert gpus is None if env["DGXSYSTEM"].startswith("CPU") else int(gpus) == spec["slotsPerWorker"]
     assert spec["runPolicy"]["activeDeadlineSeconds"] >= 60 * int(config.get("WALLTIME", 1)) + int(env["LAUNCH_WAIT"])
+
+
+@pytest.mark.slow
+def test_a_real_server_accepts_the_manifests_and_refuses_damaged_ones():
+    folder = os.environ.get("API_SERVER") or pytest.skip("API_SERVER is not the folder that tests/api_server.py has filled")
+    assert not api_server.missing(folder)
+    api_server.check(folder)
 
 
 def test_no_hyperparameter_is_repeated():
