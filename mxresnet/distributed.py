@@ -81,9 +81,14 @@ class World:
                 for text, ranks in ranks_of.items()))
 
     def broadcast_parameters(self, parameters: Dict[str, Any]) -> None:
-        """Overwrite the named NDArrays with rank 0's, in place."""
+        """Overwrite the named NDArrays with rank 0's, in place.
+
+        Not with Horovod's broadcast, which now and then crashes: 0.28.1 logs a tensor's name after it has handed the tensor
+        over, when the name may be gone (operations.cc, EnqueueTensorBroadcast).
+        """
         if self.size > 1:
-            self._hvd.broadcast_parameters(parameters, root_rank=0)
+            for name in sorted(parameters):
+                parameters[name][:] = self._mpi.bcast(parameters[name].asnumpy(), root=0)
 
     def average(self, arrays: Sequence[Any], name: str, groups: int) -> None:
         """All-reduce NDArrays to their mean in place, in `groups` fused groups (0: each by itself).
@@ -122,6 +127,11 @@ class World:
 
         return {name: over(group.Dup()) for name in names}
 
+    def stands_back(self, error: BaseException) -> None:
+        """Let others say why a rank ended, and end this one, when its error is no more than that. Returns when nobody does."""
+        if self._watchdog and "Horovod has been shut down" in str(error):
+            self._watchdog.wait_to_be_ended()
+
     def abort(self, status: int) -> None:
         """End every rank at once with this exit status; called when this one cannot go on."""
         sys.stdout.flush()
@@ -132,10 +142,15 @@ class World:
             self._mpi.Abort(status)
 
     def leave(self) -> None:
-        """Leave the run in step with the other ranks. All device work must be done (else updates are lost)."""
+        """Leave the run in step with the other ranks, and MPI. All device work must be done (else updates are lost)."""
         if self._hvd:
             self._mpi.Barrier()
             self._hvd.shutdown()
+        if self._mpi:
+            from mpi4py import MPI
+
+            # It waits for the other ranks: while the watchdog is there, not when the interpreter ends.
+            MPI.Finalize()
         self.part()
 
     def part(self) -> None:
