@@ -14,6 +14,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 source ./run_to_its_end.sh
 source ./k8s/launch.sh
 
+# Before there are ranks. As a container's first process a script is told to stop in vain, unless it says what it does then.
+for signal in INT TERM HUP; do
+    # shellcheck disable=SC2064  # the signal's name and number as they are now
+    trap "say 'run_and_time.sh: stopped by SIG$signal'; exit $((128 + $(kill -l "$signal")))" "$signal"
+done
+
 say() { printf '%s\n' "$*" >&2; }
 die() { say "run_and_time.sh: $*"; exit 2; }
 
@@ -102,8 +108,9 @@ finish_off() {
 # Says in one line why the ranks ended, unless one of them has said it; removes mpirun's words.
 explain() {
     local status=$1 words="" signal rank='rank ([0-9]+) with PID [0-9]+ on node ([^ ]+) exited on signal ([0-9]+)' host='on node ([^ ]+)'
-    [ ! -f "$mpi_words" ] || words=$(sed 's/^--*$/--------/' "$mpi_words" | tr -s ' \n' ' ')
+    [ ! -f "$mpi_words" ] || words=$(sed '/Warning: setpgid/d; s/^--*$/--------/' "$mpi_words" | tr -s ' \n' ' ')
     [ ! -f "$mpi_words" ] || rm -f "$mpi_words"
+    [ "$status" != 0 ] || return 0
     [[ $words != *"finished off"* ]] || status=1 # that SIGKILL is no cause
     if [ -n "$stopped_by" ]; then
         say "run_and_time.sh: stopped by SIG$stopped_by"
@@ -117,7 +124,8 @@ explain() {
     elif [[ $words =~ "Remote daemon: ["[^\ ]*" "$host || $words =~ "Connection to "([^ ]+)" closed by remote host" ]]; then
         say "run_and_time.sh: the machine ${BASH_REMATCH[1]} was lost: it or its mpirun daemon ended, or its network was cut"
     elif [[ $words == *"unable to reliably start one or more daemons"* ]]; then
-        say "run_and_time.sh: the machines cannot be reached, or not any more, or have no orted: ${words%%--------*}"
+        words=${words%%--------*}
+        say "run_and_time.sh: the machines cannot be reached, or not any more, or have no orted: ${words:-$(unreachable_workers)}"
     elif [ "$status" -gt 128 ]; then
         signal=$(kill -l $((status - 128))) rank="a rank"
         [[ ! $words =~ "Process name: [["[0-9]+,[0-9]+"],"([0-9]+)"]" ]] || rank="rank ${BASH_REMATCH[1]}"

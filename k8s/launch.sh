@@ -26,7 +26,18 @@ why_unreachable() {
     local host=$1 port
     getent hosts "$host" >/dev/null || { echo "the name is not known"; return; }
     port=$(ssh -G "$host" </dev/null 2>/dev/null | awk '$1 == "port" {print $2}')
-    timeout 2 bash -c ": </dev/tcp/$host/${port:-22}" 2>/dev/null || echo "nothing answers on port ${port:-22}"
+    # It has to say who it is: the kernel lets callers in for an sshd that is stopped.
+    timeout 2 bash -c "exec {to}<>/dev/tcp/$host/${port:-22}; head -c 4 <&\$to" 2>/dev/null | grep -q SSH- || echo "nothing answers on port ${port:-22}"
+}
+
+# Prints which workers do not answer and why.
+unreachable_workers() {
+    local host why
+    [ -f "$hostfile" ] || return 0
+    while read -r host; do
+        why=$(why_unreachable "$host")
+        [ -z "$why" ] || printf '%s: %s; ' "$host" "$why"
+    done < <(awk '!/^ *(#|$)/ {print $1}' "$hostfile")
 }
 
 # Operators may start the launcher before the workers' names are known or their sshd is up, and mpirun tries a name once.
@@ -96,8 +107,11 @@ launch_job() {
     choose_what_travels "$python"
     say "starting $ranks ranks on $(awk '!/^ *(#|$)/ {print $1}' "$hostfile" | wc -l) workers"
     # A full path, so that workers find orted in the same place. Keepalives: a link that is cut is noticed after
-    # 10 + 3 x 2 seconds, and not after 8 minutes.
+    # 10 + 3 x 2 seconds, and not after 8 minutes; unless something was on its way, in which case ssh notices: orted ends
+    # with its session. A worker that answered just now and does not any more is not waited for minutes.
     start_ranks "$mpirun" -np "$ranks" --hostfile "$hostfile" --map-by slot --bind-to none --wdir "$PWD" \
+        --mca orte_launch_agent "setpriv --pdeathsig TERM orted" \
+        --mca plm_rsh_args "-o ConnectionAttempts=3 -o ConnectTimeout=4 ${OMPI_MCA_plm_rsh_args:-}" \
         --mca oob_tcp_keepalive_time 10 --mca oob_tcp_keepalive_intvl 2 --mca oob_tcp_keepalive_probes 3 \
         "${interfaces[@]}" "${travels[@]}" "$PWD/run_and_time.sh" "$@"
 }

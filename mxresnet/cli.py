@@ -117,7 +117,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         world.agree(problem)
         return MISSED if train(config, world) is False else REACHED
     except AgreedError as error:
-        if world.rank == 0:
+        # Without MPI's agreement every rank is the first of a world of its own; the launcher knows better.
+        if not (launched_rank() or world.rank):
             sys.stderr.write(f"mxresnet: {error}\n")
         world.part()
         return MISTAKE
@@ -125,7 +126,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         sys.stderr.write(f"mxresnet: {error}\n")
         world.abort(MISTAKE)
         return MISTAKE
-    except BaseException:
+    except BaseException as error:
+        world.stands_back(error)
         sys.stderr.write(f"mxresnet: rank {world.rank} failed:\n{traceback.format_exc()}")
         world.abort(FAILED)
         return FAILED

@@ -21,9 +21,18 @@ from mxresnet.schedule import END_LEARNING_RATE, POLYNOMIAL_POWER, Block, Plan
 class _LogFile(logging.FileHandler):
     """A log with lines missing is no log: a full disk ends the run, where logging would only grumble."""
 
+    problem: Optional[UserError] = None
+
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
-        raise UserError(f"--log-file {self.baseFilename} cannot be written ({getattr(error, 'strerror', error)})") from error
+        self.problem = UserError(f"--log-file {self.baseFilename} cannot be written ({getattr(error, 'strerror', error)})")
+
+
+def _check() -> None:
+    """Raise what happened while a line was written. Not from within the logger, which would take it for a mistake in the line."""
+    for handler in mllog.get_mllogger().logger.handlers:
+        if isinstance(handler, _LogFile) and handler.problem:
+            raise handler.problem
 
 
 def open_file(path: str) -> None:
@@ -46,10 +55,12 @@ def header(config: Config) -> None:
     log.event(constants.SUBMISSION_STATUS, config.submission_status)
     log.event(constants.SUBMISSION_PLATFORM, config.submission_platform)
     log.event(constants.CACHE_CLEAR, config.cache_cleared)
+    _check()
 
 
 def init_start() -> None:
     mllog.get_mllogger().start(constants.INIT_START)
+    _check()
 
 
 class _Interval:
@@ -93,6 +104,7 @@ class RunLog:
         """One line; kind is event, start or end; depth counts the callers to skip for the line's file and number."""
         if self._logger:
             getattr(self._logger, kind)(key, value, metadata=metadata, stack_offset=2 + depth)
+            _check()
 
     def _event(self, key: str, value: Any = None, metadata: Optional[Dict[str, Any]] = None) -> None:
         self.write("event", key, value, metadata or {}, depth=1)

@@ -84,18 +84,17 @@ class Watchdog:
         self._cause = ""
         self._lock = threading.RLock()
         self._leaving = False
+        self._left = threading.Event()
 
     def _start(self) -> None:
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def _watch(self) -> None:
         beat = last = time.monotonic()
-        while not self._leaving:
+        while True:
             ready = self._selector.select(max(0.0, beat + self._period - time.monotonic()))
             now = time.monotonic()
             with self._lock:
-                if self._leaving:
-                    return
                 if now - last > 2 * self._period:
                     # This process was stopped itself: what the others said meanwhile has yet to be heard.
                     for peer in self._peers.values():
@@ -104,9 +103,15 @@ class Watchdog:
                 for key, _ in ready:
                     self._accept() if key.fileobj is self._listener else self._hear(self._peers[key.fileobj], now)
                 self._judge(now)
+                if self._leaving and self._is_last():
+                    self._left.set()
+                    return
                 if now >= beat + self._period:
                     beat = now
                     self._send_all(ALIVE)
+
+    def _is_last(self) -> bool:
+        return not any(peer.rank >= 0 for peer in self._peers.values())
 
     def _send_all(self, what: bytes) -> None:
         for peer in self._peers.values():
@@ -176,6 +181,10 @@ class Watchdog:
         self._send_all(TOLD)
         os._exit(1)
 
+    def wait_to_be_ended(self) -> None:
+        """Another rank's end is why this one cannot go on. Returns when neither launcher nor watchdog have ended it in a while."""
+        threading.Event().wait(2 * GRACE + self._turn)
+
     def told(self) -> None:
         """This rank has said why it cannot go on: let nobody else look for a cause, and end if the launcher does not."""
         with self._lock:
@@ -183,10 +192,13 @@ class Watchdog:
             self._send_all(TOLD)
 
     def leave(self) -> None:
-        """All is well and this rank is about to end: its silence means nothing from now on."""
+        """All is well and this rank is about to end. Returns when those that it watches say the same: until then one may be stopped."""
         with self._lock:
             self._leaving = True
             self._send_all(BYE)
+            if self._is_last():
+                return
+        self._left.wait()
 
 
 def listen(ranks: int, period: float, limit: float) -> Watchdog:

@@ -60,14 +60,14 @@ if module and os.environ.get("OMPI_COMM_WORLD_RANK") == rank:
 
 @pytest.fixture
 def job(few, tmp_path):
-    """start(NAME=value ...) starts a long training run on two machines; returns (cluster, launcher's process)."""
+    """start(flag ..., NAME=value ...) starts a training run on two machines, by default a long one; returns (cluster, launcher's process)."""
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "sitecustomize.py").write_text(SABOTAGE)
     output = tmp_path / "output"
     with hosts.Cluster(tmp_path) as cluster, open(output, "w") as file:
-        def start(**env):
+        def start(*flags, **env):
             process = cluster.launch(
-                ["./run_and_time.sh", "--num-epochs", "5000", "--accuracy-threshold", "1"], stdout=file, stderr=subprocess.STDOUT, env={
+                ["./run_and_time.sh", *(flags or ("--num-epochs", "5000", "--accuracy-threshold", "1"))], stdout=file, stderr=subprocess.STDOUT, env={
                     "DGXSYSTEM": "CPU_digits", "DGXNGPU": "1", "DGXNNODES": "2", "NUM_LAYERS": "18", "DATAROOT": str(few),
                     "OMP_NUM_THREADS": "1", "LOGDIR": str(tmp_path / "results"), "SEED": "1", "PYTHONPATH": str(tmp_path / "code"), **env})
             process.output, process.heard = output, 0
