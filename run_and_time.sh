@@ -124,10 +124,10 @@ explain() {
     elif [[ $words =~ "Remote daemon: ["[^\ ]*" "$host || $words =~ "Connection to "([^ ]+)" closed by remote host" ]]; then
         say "run_and_time.sh: the machine ${BASH_REMATCH[1]} was lost: it or its mpirun daemon ended, or its network was cut"
     elif [[ $words == *"unable to reliably start one or more daemons"* ]]; then
-        words=${words%%--------*}
-        say "run_and_time.sh: the machines cannot be reached, or not any more, or have no orted: ${words:-$(unreachable_workers)}"
+        say "run_and_time.sh: the machines cannot be reached, or not any more, or have no orted: $(unreachable_workers)${words%%--------*}"
     elif [ "$status" -gt 128 ]; then
-        signal=$(kill -l $((status - 128))) rank="a rank"
+        signal=$(kill -l $((status - 128))) rank=${mpi_words:+mpirun}
+        rank=${rank:-a rank}
         [[ ! $words =~ "Process name: [["[0-9]+,[0-9]+"],"([0-9]+)"]" ]] || rank="rank ${BASH_REMATCH[1]}"
         say "run_and_time.sh: $rank was ended by SIG$signal$([ "$signal" != KILL ] || echo " (often out of memory)")"
     elif [ -n "$words" ] && [[ $words != *"MPI_ABORT was invoked"* && $words != *"non-zero"* ]]; then
