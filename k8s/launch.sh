@@ -107,11 +107,11 @@ launch_job() {
     choose_what_travels "$python"
     say "starting $ranks ranks on $(awk '!/^ *(#|$)/ {print $1}' "$hostfile" | wc -l) workers"
     # A full path, so that workers find orted in the same place. Keepalives: a link that is cut is noticed after
-    # 10 + 3 x 2 seconds, and not after 8 minutes; unless something was on its way, in which case ssh notices: orted ends
+    # 8 + 3 x 2 seconds, and not after 8 minutes; unless something was on its way, in which case ssh notices: orted ends
     # with its session. A worker that answered just now and does not any more is not waited for minutes.
     start_ranks "$mpirun" -np "$ranks" --hostfile "$hostfile" --map-by slot --bind-to none --wdir "$PWD" \
         --mca orte_launch_agent "setpriv --pdeathsig TERM orted" \
         --mca plm_rsh_args "-o ConnectionAttempts=3 -o ConnectTimeout=4 ${OMPI_MCA_plm_rsh_args:-}" \
-        --mca oob_tcp_keepalive_time 10 --mca oob_tcp_keepalive_intvl 2 --mca oob_tcp_keepalive_probes 3 \
+        --mca oob_tcp_keepalive_time 8 --mca oob_tcp_keepalive_intvl 2 --mca oob_tcp_keepalive_probes 3 \
         "${interfaces[@]}" "${travels[@]}" "$PWD/run_and_time.sh" "$@"
 }

@@ -214,6 +214,19 @@ def test_collectives(ranks):
     assert done.returncode == 0, done.stderr
 
 
+def test_another_number_of_ranks_than_the_launcher_asked_for_is_refused_in_one_line(few):
+    done = mpirun(2, "-m", "mxresnet", "--data-root", few, "--batch-size", "16", env={"EXPECTED_RANKS": "3"})
+    assert done.returncode == 2 and done.stderr.count("2 ranks were started and EXPECTED_RANKS is 3") == 1, done.stderr
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ranks_that_mpi_does_not_bring_together_are_refused_and_the_first_says_so(few, rank):
+    """What an mpirun of another kind than the library makes of a run: each rank is alone in its world."""
+    env = {**os.environ, "OMPI_COMM_WORLD_RANK": str(rank), "EXPECTED_RANKS": "2", "OMPI_MCA_plm_rsh_agent": "/bin/false"}
+    done = python("-m", "mxresnet", "--data-root", few, "--batch-size", "16", env=env)
+    assert done.returncode == 2 and done.stderr.count("1 ranks were started and EXPECTED_RANKS is 2") == 1 - rank, done.stderr
+
+
 def test_rank_seeds_are_the_references():
     import numpy as np
 
