@@ -124,7 +124,8 @@ explain() {
     elif [[ $words =~ "Remote daemon: ["[^\ ]*" "$host || $words =~ "Connection to "([^ ]+)" closed by remote host" ]]; then
         say "run_and_time.sh: the machine ${BASH_REMATCH[1]} was lost: it or its mpirun daemon ended, or its network was cut"
     elif [[ $words == *"unable to reliably start one or more daemons"* ]]; then
-        say "run_and_time.sh: the machines cannot be reached, or not any more, or have no orted: $(unreachable_workers)${words%%--------*}"
+        words=$(unreachable_workers)${words%%--------*}
+        say "run_and_time.sh: the machines cannot be reached, or not any more, or have no orted: ${words:-one ended before it had answered}"
     elif [ "$status" -gt 128 ]; then
         signal=$(kill -l $((status - 128))) rank=${mpi_words:+mpirun}
         rank=${rank:-a rank}

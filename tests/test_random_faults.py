@@ -60,7 +60,7 @@ FAULTS = {
     **{f"{machine}: a rank is stopped": (
         signals(machine, RANK, signal.SIGSTOP), 60, (), f"no sign of life of rank {machine[-1]} on {machine}|did not come together")
        for machine in (WORKER_0, WORKER_1)},
-    **{f"{machine}: orted is killed": (signals(machine, "bin/orted", signal.SIGKILL), 30, (), f"{machine}.* was lost") for machine in (WORKER_0, WORKER_1)},
+    **{f"{machine}: orted is killed": (signals(machine, "bin/orted", signal.SIGKILL), 30, (), f"{machine}.* was lost|no orted: one ended before") for machine in (WORKER_0, WORKER_1)},
     **{f"{machine} is gone": (calls("remove", machine), 30, (), machine) for machine in (WORKER_0, WORKER_1)},
     **{f"{machine} is cut off": (calls("cut", machine), 30, (), machine) for machine in (WORKER_0, WORKER_1)},
     "the launcher is cut off": (calls("cut", LAUNCHER), 30, (), "was lost|cannot be reached"),
