@@ -4,7 +4,9 @@
 ./run_tests.sh tests/test_hosts.py -m "slow or not slow"; needs root, iproute2 and openssh.
 """
 
+import os
 import re
+import signal
 import subprocess
 import time
 
@@ -110,6 +112,21 @@ def test_a_worker_that_does_not_come_is_named(few, tmp_path):
     process, out = job(tmp_path, few, *EPOCHS, before=lose_one, LAUNCH_WAIT="4")
     assert process.returncode == 2 and "resnet-worker-1.resnet.default.svc cannot be reached after 4 s: nothing answers on port 22" in out
     assert time.monotonic() - started < 30
+
+
+def test_a_launcher_that_waits_for_workers_can_be_told_to_stop(few, tmp_path):
+    """It is its container's first process, which the kernel spares every signal that it does not handle."""
+    with hosts.Cluster(tmp_path) as cluster:
+        cluster.remove(cluster.workers[1])
+        process = cluster.launch(["./run_and_time.sh", *EPOCHS], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={
+            "DGXSYSTEM": "CPU_digits", "DGXNGPU": "1", "DGXNNODES": "2", "DATAROOT": str(few), "LOGDIR": str(tmp_path / "results")})
+        for line in process.stdout:
+            if "waiting for resnet-worker-1" in line:
+                break
+        os.kill(cluster.inside(cluster.names[0], "bash /")[0], signal.SIGTERM)
+        out, _ = process.communicate(timeout=20)
+        assert process.returncode == 143 and out.strip() == "run_and_time.sh: stopped by SIGTERM", out
+        assert cluster.wait_until_nothing_is_left(5) == {}
 
 
 @pytest.mark.slow
