@@ -73,11 +73,14 @@ def train(config: Config, world: World) -> Optional[bool]:
     config = dataclasses.replace(config, seed=seed)
     my_seed = rank_seeds(seed, world.size)[world.rank]
 
-    from mxresnet.op_sets import without_effect
+    from mxresnet.op_sets import extension_problem, without_effect
     from mxresnet.trainer import Trainer, choose_device, seed_everything
 
     device, problem = attempt(lambda: choose_device(config, world))
     world.agree(problem)
+    # Before the first draw: a device may be tried here. All ranks do what the first with a problem must.
+    problems = world.gather(extension_problem(config, device))
+    without_extension = world.broadcast(next(filter(None, problems), ""))
     seed_everything(my_seed)
     log_files = [open(config.log_file, "a")] if config.log_file and world.rank == 0 else []
     shown = progress.Progress(
@@ -86,9 +89,10 @@ def train(config: Config, world: World) -> Optional[bool]:
         f"ResNet-{config.num_layers}, {world.size} x {device.device_type}, batch {config.batch_size} a rank, seed {seed}: "
         f"{data.train_examples:,} training and {data.val_examples:,} validation images of {data.classes:,} classes, "
         f"{plan.steps_per_epoch:,} steps an epoch")
-    for text in notes(config, data.has_manifests, backend.__name__) + without_effect(config, device.device_type == "gpu"):
+    for text in notes(config, data.has_manifests, backend.__name__) + without_effect(
+            config, device.device_type == "gpu", without_extension):
         shown.say(f"note: {text}")
-    trainer, problem = attempt(lambda: Trainer(config, plan, world, data.classes, device))
+    trainer, problem = attempt(lambda: Trainer(config, plan, world, data.classes, device, without_extension))
     world.agree(problem)
     pipelines = pipeline.Pipelines(backend, config, data, world, device, my_seed)
     timer = timing.Timing(config, trainer.wait)

@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import Any, Dict, List, Sequence, Tuple
 
 import mxnet as mx
+import numpy as np
 from mxnet import nd
 
 # Whether fc1_bias is decayed, by the reference's name for the optimizer.
@@ -52,7 +53,7 @@ class Lars(mx.optimizer.Optimizer):
 
     def create_state_multi_precision(self, index: int, weight: Any) -> Any:
         """(momentum, master weights or None), both float32."""
-        master = weight.astype("float32") if weight.dtype != "float32" else None
+        master = None if _is_float32(weight) else weight.astype("float32")
         return self.create_state(index, weight), master
 
     def update(self, index: Any, weight: Any, grad: Any, state: Any) -> None:
@@ -103,9 +104,13 @@ class Lars(mx.optimizer.Optimizer):
                 num_weights=len(part), momentum=momentum, rescale_grad=self.rescale_grad)
 
 
+def _is_float32(array: Any) -> bool:
+    return np.dtype(array.dtype) == np.float32  # MXNet answers with a class, which equals no text
+
+
 def _squares(arrays: Sequence[Any]) -> Any:
     """Sum of squares of each array, float32."""
-    if arrays[0].context.device_type == "cpu" and arrays[0].dtype == "float32":
+    if arrays[0].context.device_type == "cpu" and _is_float32(arrays[0]):
         # multi_sum_sq on CPU adds up naively (0.1 % low on 2 million elements) and takes three times as long.
         return nd.concat(*[nd.dot(flat, flat) for flat in (array.reshape((-1,)) for array in arrays)], dim=0)
     return nd.multi_sum_sq(*arrays, num_arrays=len(arrays))

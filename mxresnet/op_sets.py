@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from typing import Dict, List
+import dataclasses
+from typing import Any, Dict, List
 
 import mxnet as mx
 
+from mxresnet import extension
 from mxresnet.config import FIELDS, FORK, GPU, Config, flag_of
-from mxresnet.ops import FusedCpuOps, GroupOps, PlainOps, accepts
+from mxresnet.ops import ExtensionOps, FusedCpuOps, GroupOps, PlainOps, accepts
 from mxresnet.vendor_ops import LAYOUT, NormAddOps, NormOps, StatsOps, VendorOps
 
 VENDOR_OPS = (StatsOps, NormOps, NormAddOps, VendorOps)
@@ -18,8 +20,30 @@ CUDNN = ("conv_algo", "force_tensor_core", "verbose")
 VENDOR_WANTS = "NVIDIA's fused operators want a GPU, --dtype float16, --conv-layout and --batchnorm-layout NHWC, --bn-group 1"
 
 
-def op_set(config: Config, on_gpu: bool) -> PlainOps:
-    """The fastest op set that this build of MXNet has for what is asked."""
+NOT_TRIED = "this project's batch norms were not tried"
+
+
+def _channels_last(config: Config, on_gpu: bool) -> bool:
+    """Whether it asks for batch norms whose stock operator cannot be relied on: it describes channel-last data to cuDNN as
+    N * H * W images of one pixel, which cuDNN refuses from some number on (at 112 x 112 from a batch of 71).
+    """
+    return on_gpu and config.bn_group == 1 and config.batchnorm_layout == LAYOUT
+
+
+def extension_problem(config: Config, device: Any) -> str:
+    """Why our own batch norms cannot be used, or nothing; half a sentence. Where they are of use, this tries them, which
+    takes seconds. Ranks may differ: let them agree.
+    """
+    on_gpu = device.device_type == "gpu"
+    if not _channels_last(config, on_gpu) or isinstance(op_set(config, on_gpu), VendorOps):
+        return NOT_TRIED
+    if config.dtype != "float16" or config.conv_layout != LAYOUT:
+        return "this project's batch norms want --dtype float16 and --conv-layout NHWC"
+    return extension.ready(device)
+
+
+def op_set(config: Config, on_gpu: bool, problem: str = NOT_TRIED) -> PlainOps:
+    """The fastest op set that this build of MXNet has for what is asked; problem is extension_problem()'s answer."""
     if config.bn_group > 1:
         # NVIDIA's batch norms exchange statistics through buffers that its processes open in each other's GPUs; that can only be
         # written where it can be run.
@@ -29,6 +53,10 @@ def op_set(config: Config, on_gpu: bool) -> PlainOps:
         for ops in VENDOR_OPS:
             if (network in ops.networks or ops is VendorOps) and all(accepts(*need) for need in ops.needs):
                 return ops(config)
+    if _channels_last(config, on_gpu):
+        if not problem:
+            return ExtensionOps(config)
+        return PlainOps(dataclasses.replace(config, conv_layout="NCHW", batchnorm_layout="NCHW", pooling_layout="NCHW"))
     fused = config.fuse_bn_relu and not on_gpu and config.batchnorm_layout == "NCHW" and hasattr(mx.sym.contrib, "BatchNormWithReLU")
     return FusedCpuOps(config) if fused else PlainOps(config)
 
@@ -43,18 +71,20 @@ def _in_vain(name: str, ops: PlainOps, on_gpu: bool) -> str:
     if name in CUDNN and accepts("Convolution", "cudnn_algo_fwd"):
         return "" if on_gpu else f"{GPU} only"
     if not accepts("BatchNormAddRelu"):
-        return f"{FORK} only"
+        return f"{FORK} or this project's batch norms on a GPU only" if name in ExtensionOps.honours else f"{FORK} only"
     return VENDOR_WANTS if name.startswith("fuse") else "not done by this program"
 
 
-def without_effect(config: Config, on_gpu: bool) -> List[str]:
+def without_effect(config: Config, on_gpu: bool, problem: str = NOT_TRIED) -> List[str]:
     """What was asked for and cannot be had on this build of MXNet or this device, each as half a sentence."""
-    ops = op_set(config, on_gpu)
+    ops = op_set(config, on_gpu, problem)
     flags: Dict[str, List[str]] = {}
     for name, item in FIELDS.items():
         if getattr(config, name) != item.default:
             flags.setdefault(_in_vain(name, ops, on_gpu), []).append(flag_of(name))
     said = [f"{', '.join(names)}: {why}, no effect here" for why, names in flags.items() if why]
+    if _channels_last(config, on_gpu) and type(ops) is PlainOps:
+        said.append(f"--batchnorm-layout {LAYOUT}: {problem}; MXNet's own operators are used in NCHW, which computes the same, slower")
     if config.network not in ops.networks:
         said.append(
             f"--network {config.network}: its operators are not here (this MXNet, this device or these settings); those of "

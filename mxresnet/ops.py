@@ -14,6 +14,7 @@ from typing import Any, Dict, Tuple
 import mxnet as mx
 import numpy as np
 
+from mxresnet import extension
 from mxresnet.config import Config
 from mxresnet.group_bn import GROUP_BATCH_NORM
 
@@ -25,13 +26,14 @@ _BFLOAT16 = np.dtype([("bfloat16", np.uint16)])  # MXNet's way to say it
 @dataclass(frozen=True)
 class Feature:
     """A symbol, the layout of its four axes, the name of the batch norm that it still lacks, if any, and what the
-    convolution has already found out for it: sum and sum of squares over all but the channels.
+    convolution has already found out for it: sum and sum of squares over all but the channels; how many of these there are.
     """
 
     symbol: Any
     layout: str
     norm: str = ""
     sums: Tuple[Any, ...] = ()
+    channels: int = 0
 
 
 def accepts(operator: str, *attributes: str) -> bool:
@@ -49,6 +51,10 @@ class PlainOps:
     def __init__(self, config: Config):
         self._config = config
 
+    def for_evaluation(self) -> PlainOps:
+        """The op set of the network that is evaluated: another one where these operators can only train."""
+        return self
+
     def _to(self, x: Feature, layout: str) -> Any:
         return x.symbol if x.layout == layout else mx.sym.transpose(x.symbol, axes=_AXES[x.layout, layout])
 
@@ -65,7 +71,8 @@ class PlainOps:
         y = mx.sym.Convolution(
             self._to(x, config.conv_layout), self._weight(conv), **self._window(conv, filters, kernel, stride), no_bias=True,
             workspace=_CONV_WORKSPACE_MIB, **self._cudnn())
-        return Feature(self._to(Feature(y, config.conv_layout), config.batchnorm_layout), config.batchnorm_layout, bn)
+        layout = config.batchnorm_layout
+        return Feature(self._to(Feature(y, config.conv_layout), layout), layout, bn, channels=filters)
 
     def _weight(self, conv: str) -> Any:
         return self._low(mx.sym.var(f"{conv}_weight", dtype=self._config.input_dtype))
@@ -83,7 +90,7 @@ class PlainOps:
             "cudnn_algo_fwd": algo, "cudnn_algo_bwd_data": algo, "cudnn_algo_bwd_filter": algo}
         return said if accepts("Convolution", *said) else {}
 
-    def _norm_attributes(self, name: str) -> dict:
+    def _norm_attributes(self, name: str) -> Dict[str, Any]:
         config = self._config
         return {
             "name": name, "fix_gamma": False, "eps": config.batchnorm_eps, "momentum": config.batchnorm_mom,
@@ -136,6 +143,42 @@ class FusedCpuOps(PlainOps):
 
     def relu(self, x: Feature, name: str) -> Feature:
         return Feature(mx.sym.contrib.BatchNormWithReLU(x.symbol, **self._norm_attributes(x.norm)), x.layout)
+
+
+class ExtensionOps(PlainOps):
+    """Our own batch norms, for channel-last float16 on a GPU, with the ReLU and the addition before it in the same operator.
+
+    They update the running statistics whenever they run, so that an evaluation needs others.
+    """
+
+    honours = ("fuse_bn_relu", "fuse_bn_add_relu")
+
+    def for_evaluation(self) -> PlainOps:
+        return RunningOps(self._config)
+
+    def _ours(self, x: Feature, **fused: Any) -> Feature:
+        config = self._config
+        y = extension.batch_norm(
+            x.symbol, x.norm, x.channels, config.batchnorm_eps, config.batchnorm_mom, config.batchnorm_layout, **fused)
+        return Feature(y, x.layout)
+
+    def _normed(self, x: Feature) -> Feature:
+        return self._ours(x) if x.norm else x
+
+    def relu(self, x: Feature, name: str) -> Feature:
+        return self._ours(x, relu=True) if self._config.fuse_bn_relu else super().relu(x, name)
+
+    def add_relu(self, x: Feature, shortcut: Feature, name: str) -> Feature:
+        if not self._config.fuse_bn_add_relu:
+            return super().add_relu(x, shortcut, name)
+        return self._ours(x, addend=self._to(self._normed(shortcut), x.layout))
+
+
+class RunningOps(PlainOps):
+    """PlainOps that take the running statistics by name: MXNet then leaves cuDNN out, which may refuse channel-last data."""
+
+    def _norm_attributes(self, name: str) -> Dict[str, Any]:
+        return {**super()._norm_attributes(name), "use_global_stats": True}
 
 
 class GroupOps(PlainOps):

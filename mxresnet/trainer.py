@@ -15,7 +15,7 @@ from mxresnet.distributed import World
 from mxresnet.group_bn import set_group_sums
 from mxresnet.lars import DECAYS_BIAS, Lars
 from mxresnet.metrics import Score
-from mxresnet.op_sets import op_set
+from mxresnet.op_sets import NOT_TRIED, op_set
 from mxresnet.pipeline import Batch
 from mxresnet.schedule import Plan
 
@@ -31,14 +31,27 @@ def choose_device(config: Config, world: World) -> Any:
     if not gpus:
         if config.dtype == "float16":
             raise UserError(f"--dtype {config.dtype} needs a GPU and none is found: use --dtype float32 or bfloat16")
-        if "NHWC" in (config.conv_layout, config.pooling_layout):
-            raise UserError("--conv-layout and --pooling-layout NHWC need a GPU and none is found: use NCHW")
+        # MXNet's convolution cannot on a CPU, and its batch norm crashes now and then.
+        if "NHWC" in (config.conv_layout, config.batchnorm_layout, config.pooling_layout):
+            raise UserError("--conv-layout, --batchnorm-layout and --pooling-layout NHWC need a GPU and none is found: use NCHW")
         return mx.cpu()
     if config.dtype == "bfloat16":
         raise UserError("--dtype bfloat16 is for CPUs: use --dtype float16 on a GPU")
     if world.local_rank >= len(gpus):
         raise UserError(f"{len(gpus)} GPUs for rank {world.local_rank} of this machine: start fewer ranks or see --gpus")
-    return mx.gpu(gpus[world.local_rank])
+    return _working(mx.gpu(gpus[world.local_rank]))
+
+
+def _working(device: Any) -> Any:
+    """The device, once a kernel has run on it: public MXNet has machine code for some generations of GPUs only."""
+    try:
+        mx.nd.zeros((1,), device).asnumpy()
+    except mx.MXNetError as error:
+        said = [line.strip() for line in str(error).splitlines() if "rror" in line or "Check failed" in line] or [str(error).strip()]
+        raise UserError(
+            f"MXNet {mx.__version__} cannot use {device}: {said[-1][:200]}; the public GPU package knows compute capabilities 5.0 "
+            "to 8.6 (Maxwell to Ampere), not Hopper or later")
+    return device
 
 
 def seed_everything(seed: int) -> None:
@@ -50,26 +63,33 @@ def seed_everything(seed: int) -> None:
 class Trainer:
     """One rank's network and optimizer. Calls return as soon as MXNet has queued them; wait() waits for them.
 
-    Raises UserError when --bn-group does not fit the ranks.
+    extension_problem is op_sets.extension_problem()'s answer, the same on all ranks. Raises UserError when --bn-group does
+    not fit the ranks.
     """
 
-    def __init__(self, config: Config, plan: Plan, world: World, classes: int, device: Any):
+    def __init__(self, config: Config, plan: Plan, world: World, classes: int, device: Any, extension_problem: str = NOT_TRIED):
         self._config, self._plan, self._world, self._device = config, plan, world, device
         set_group_sums(world.group_sums(config.bn_group, [bn for _, bn in network.layer_names(config.num_layers)]))
-        symbol = network.build(op_set(config, device.device_type == "gpu"), config, classes)
-        self._module = mx.mod.Module(symbol, context=device)
+        ops = op_set(config, device.device_type == "gpu", extension_problem)
+        self._module = mx.mod.Module(network.build(ops, config, classes), context=device)
+        self._evaluator = self._module
+        if ops.for_evaluation() is not ops:
+            self._evaluator = mx.mod.Module(network.build(ops.for_evaluation(), config, classes), context=device)
 
     def initialise(self) -> List[str]:
         """Allocate, draw the first weights, take rank 0's; return the parameters' names."""
         config = self._config
-        self._module.bind(
-            data_shapes=[mx.io.DataDesc("data", config.batch_shape, config.input_dtype, config.input_layout)],
-            label_shapes=[mx.io.DataDesc("softmax_label", (config.batch_size,), "float32")])
+        shapes = {
+            "data_shapes": [mx.io.DataDesc("data", config.batch_shape, config.input_dtype, config.input_layout)],
+            "label_shapes": [mx.io.DataDesc("softmax_label", (config.batch_size,), "float32")]}
+        self._module.bind(**shapes)
         self._module.init_params(network.initializer(config))
         arguments, statistics = self._module.get_params()
         self._world.broadcast_parameters(arguments)
         self._world.broadcast_parameters(statistics)
         self._module.set_params(arguments, statistics)
+        if self._evaluator is not self._module:
+            self._evaluator.bind(**shapes, for_training=False, shared_module=self._module)  # parameters and statistics are the same arrays
         mx.nd.waitall()
         return list(arguments)
 
@@ -99,7 +119,7 @@ class Trainer:
             self.backward()
             self.update()
         mx.nd.waitall()
-        self._module.forward(mx.io.DataBatch([batch.image], [batch.label]), is_train=False)
+        self._evaluator.forward(mx.io.DataBatch([batch.image], [batch.label]), is_train=False)
         mx.nd.waitall()
         self._module.set_params(arguments, statistics)
         self._start_optimizer(updates_done=WARM_UP_UPDATES)
@@ -129,9 +149,9 @@ class Trainer:
         self._world.average([arrays[0] for arrays in self._module._exec_group.aux_arrays], "statistics", groups=1)
         correct, in_top_k, finite, total = [], [], [], 0
         for batch in batches:
-            self._module.forward(mx.io.DataBatch([batch.image], [batch.label]), is_train=False)
+            self._evaluator.forward(mx.io.DataBatch([batch.image], [batch.label]), is_train=False)
             if batch.real:
-                output = self._module.get_outputs()[0][:batch.real]
+                output = self._evaluator.get_outputs()[0][:batch.real]
                 label = batch.label[:batch.real].as_in_context(output.context)
                 correct.append((output.argmax(axis=1) == label).sum())
                 if self._config.top_k:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our batch-norm operators, built and loaded for real: the CPU library against numpy and against MXNet's own operators."""
 
+import dataclasses
+import json
 import os
 import pathlib
 import re
@@ -14,7 +16,12 @@ import pytest
 from conftest import python
 from test_extension_build import inside, package_in, reasons_in
 
-from mxresnet import extension, extension_build
+from mxresnet import extension, extension_build, trainer
+from mxresnet.config import Config
+from mxresnet.distributed import World
+from mxresnet.ops import ExtensionOps, PlainOps
+from mxresnet.pipeline import Batch
+from mxresnet.schedule import make_plan
 
 OPERATIONS = ["plain", "relu", "add_relu"]
 
@@ -157,6 +164,68 @@ def test_a_residual_network_equals_the_one_of_stock_operators(operators, ops):
         np.testing.assert_allclose(ours[2][name], value, rtol=1e-5, atol=1e-6, err_msg=name)
     for name, value in gradients.items():
         assert np.linalg.norm(ours[1][name] - value) <= 1e-4 * np.linalg.norm(value) + 1e-6, name
+
+
+# The op set
+
+
+CONFIG = Config(
+    image_shape=(4, 32, 32), resize=32, batch_size=8, optimizer="sgdwfastlars", lr=0.1, lr_step_epochs="pow2", warmup_epochs=1,
+    num_epochs=5, bn_gamma_init0=True)
+
+
+def started(monkeypatch, ops, config=CONFIG):
+    monkeypatch.setattr(trainer, "op_set", lambda config, on_gpu, problem: ops(config))
+    trainer.seed_everything(1)
+    made = trainer.Trainer(config, make_plan(config, 64, 1), World(), 10, mx.cpu())
+    made.initialise()
+    made.warm_up()
+    return made
+
+
+def batches():
+    random = np.random.RandomState(2)
+    return [Batch(mx.nd.array(random.randn(*CONFIG.batch_shape)), mx.nd.array(random.randint(0, 10, 8)), 8) for _ in range(3)]
+
+
+def after_two_steps(made):
+    """Parameters and running statistics."""
+    for batch in batches()[:2]:
+        made.forward(batch)
+        made.backward()
+        made.update()
+    mx.nd.waitall()
+    return {name: array.asnumpy() for part in made._module.get_params() for name, array in part.items()}
+
+
+def evaluated(made):
+    score = made.evaluate(batches())
+    return score, made._evaluator.get_outputs()[0].asnumpy()
+
+
+@pytest.mark.parametrize("fused", [(0, 0), (1, 0), (0, 1), (1, 1)])
+def test_the_op_set_trains_and_evaluates_resnet_50_as_the_plain_one(operators, monkeypatch, fused):
+    # On a CPU, not on a GPU, MXNet folds the batch norms of a network that is bound for evaluation into the convolutions,
+    # and does not see when the statistics change.
+    monkeypatch.setenv("MXNET_SUBGRAPH_BACKEND", "NONE")
+    config = dataclasses.replace(CONFIG, fuse_bn_relu=fused[0], fuse_bn_add_relu=fused[1])
+    ours, plain = started(monkeypatch, ExtensionOps, config), started(monkeypatch, PlainOps)
+    used = [node["op"] for node in json.loads(ours._module.symbol.tojson())["nodes"]]
+    # 33 batch norms before a ReLU, 16 before an addition, and 4 in the shortcuts.
+    assert [used.count(name) for name in extension.OPERATORS] == [53 - 33 * fused[0] - 16 * fused[1], 33 * fused[0], 16 * fused[1]]
+    assert "BatchNorm" not in used
+    found, expected = after_two_steps(ours), after_two_steps(plain)
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        if not name.endswith("moving_var"):  # biased in MXNet's own on a CPU
+            assert np.linalg.norm(found[name] - value) <= 2e-3 * np.linalg.norm(value) + 1e-5, name
+    score, output = evaluated(ours)
+    for name, value in {n: a.asnumpy() for part in ours._module.get_params() for n, a in part.items()}.items():
+        np.testing.assert_array_equal(value, found[name], err_msg=f"an evaluation changes {name}")
+    plain._module.set_params(*ours._module.get_params())
+    plain_score, plain_output = evaluated(plain)
+    np.testing.assert_allclose(output, plain_output, rtol=1e-4, atol=1e-6)
+    assert score == plain_score
 
 
 def test_a_second_step_goes_on_from_the_running_statistics(operators):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import mpirun
 
-from mxresnet.lars import DECAYS_BIAS, Lars
+from mxresnet.lars import DECAYS_BIAS, Lars, _squares
 
 ETA, WD, MOMENTUM, RESCALE = 0.001, 5e-4, 0.9, 1 / 32
 SHAPES = {
@@ -96,6 +96,19 @@ def test_float16_weights_have_float32_masters():
             np.testing.assert_array_equal(got[name].asnumpy(), master.asnumpy().astype(np.float16))
         else:
             np.testing.assert_allclose(got[name].asnumpy(), expected[name], rtol=2e-5, atol=1e-6, err_msg=name)
+
+
+def test_float32_weights_are_their_own_masters():
+    weights, steps = start()
+    _, updater = train(ours(weights), weights, steps)
+    assert all(master is None for _, master in updater.states.values())
+
+
+def test_norms_of_large_tensors_are_exact():
+    """MXNet's multi_sum_sq adds up naively on a CPU, which is 0.1 % low here."""
+    array = np.random.RandomState(0).randn(1000, 2048).astype("float32")
+    (found,) = _squares([mx.nd.array(array)]).asnumpy()
+    np.testing.assert_allclose(found, (array.astype(float) ** 2).sum(), rtol=5e-5)
 
 
 @pytest.mark.parametrize("half", [False, True])

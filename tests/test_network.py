@@ -62,7 +62,7 @@ def test_channel_last_network_has_the_references_shapes_and_types():
     assert types["bn0_gamma"] == np.float32 and outputs == [np.float32] and set(statistics) == {np.float32}
 
 
-@pytest.mark.parametrize("layouts", [dict(input_layout="NHWC"), dict(batchnorm_layout="NHWC")])
+@pytest.mark.parametrize("layouts", [dict(input_layout="NHWC"), dict(pooling_layout="NHWC")])
 def test_any_layout_computes_the_same_network(layouts):
     """Mixed layouts that a CPU can run, against all channel-first."""
     data = np.random.RandomState(0).randn(2, 3, 32, 32).astype("float32")
@@ -72,7 +72,7 @@ def test_any_layout_computes_the_same_network(layouts):
         net = symbol(classes=10, **settings)
         values = data.transpose(0, 2, 3, 1) if settings.get("input_layout") else data
         module = mx.mod.Module(net, context=mx.cpu())
-        module.bind([("data", values.shape)], [("softmax_label", (2,))], for_training=False)
+        module.bind([("data", values.shape)], [("softmax_label", (2,))])
         module.init_params(network.initializer(Config()))
         if weights:
             module.set_params(*weights)

@@ -25,7 +25,7 @@ EDGES = {
     "loop": {"config", "dataset", "metrics", "mllog", "progress", "schedule", "timing"},
     "trainer": {"config", "distributed", "group_bn", "lars", "metrics", "network", "op_sets", "pipeline", "schedule"},
     "pipeline": {"config", "dataset", "distributed", "pipeline"},
-    "network": {"config", "ops"}, "ops": {"config", "group_bn"}, "op_sets": {"config", "ops", "vendor_ops"}, "vendor_ops": {"ops"}, "schedule": {"config"}, "dataset": {"config"},
+    "network": {"config", "ops"}, "ops": {"config", "extension", "group_bn"}, "op_sets": {"config", "extension", "ops", "vendor_ops"}, "vendor_ops": {"ops"}, "schedule": {"config"}, "dataset": {"config"},
     "distributed": {"config", "watchdog"}, "mllog": {"config", "schedule"}, "progress": {"config", "metrics", "schedule"}, "timing": {"config"},
     "extension": {"config", "extension_build"}, "extension_build": {"config"}, "package": {"config"}}
 

@@ -144,7 +144,8 @@ def test_a_few_steps_learn_a_batch_by_heart():
 
 
 @pytest.mark.parametrize("settings, words", [
-    (dict(dtype="float16"), "float16 needs a GPU"), (dict(conv_layout="NHWC"), "--conv-layout.*NHWC need a GPU")])
+    (dict(dtype="float16"), "float16 needs a GPU"), (dict(conv_layout="NHWC"), "--conv-layout.*NHWC need a GPU"),
+    (dict(batchnorm_layout="NHWC"), "--batchnorm-layout.*NHWC need a GPU")])
 def test_what_a_cpu_cannot_run_is_refused(settings, words):
     with pytest.raises(UserError, match=words):
         choose_device(Config(**settings), World())

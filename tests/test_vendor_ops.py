@@ -5,7 +5,9 @@ In float64, so that what differs is wrong: in float32 a rounding that flips a Re
 """
 
 import collections
+import dataclasses
 import functools
+import json
 
 import mxnet as mx
 import numpy as np
@@ -15,8 +17,8 @@ from test_configs import exported
 
 from mxresnet import network
 from mxresnet.config import FIELDS, NETWORKS, Config, parse
-from mxresnet.op_sets import VENDOR_OPS, op_set, without_effect
-from mxresnet.ops import FusedCpuOps, GroupOps, PlainOps, accepts
+from mxresnet.op_sets import NOT_TRIED, VENDOR_OPS, extension_problem, op_set, without_effect
+from mxresnet.ops import ExtensionOps, FusedCpuOps, GroupOps, PlainOps, RunningOps, accepts
 from mxresnet.vendor_ops import NormAddOps, NormOps, StatsOps, VendorOps
 
 LAYOUTS = {f"{what}_layout": "NHWC" for what in ("input", "conv", "batchnorm", "pooling")}
@@ -250,7 +252,9 @@ def test_a_build_that_lacks_an_operator_gets_what_it_has_and_says_so(monkeypatch
     assert type(op_set(config, on_gpu=True)) is left
     said = without_effect(config, on_gpu=True)
     assert f"--network resnet-v1b-stats-fl: its operators are not here" in said[-1] and left.networks[0] in said[-1]
-    assert (said[0].startswith("--fuse-bn-relu, --fuse-bn-add-relu: ")) == (left is PlainOps) and len(said) == 1 + (left is PlainOps)
+    plain = left is PlainOps  # in NCHW
+    assert (said[0].startswith("--fuse-bn-relu, --fuse-bn-add-relu: ")) == plain and len(said) == 1 + 2 * plain
+    assert any("this project's batch norms were not tried; MXNet's own operators are used in NCHW" in text for text in said) == plain
 
 
 @pytest.mark.parametrize("change, on_gpu, left", [
@@ -275,13 +279,37 @@ def test_groups_in_a_network_that_shares_less_in_the_reference():
 
 def test_what_only_nvidias_mxnet_honours_is_said_elsewhere_and_not_there(monkeypatch):
     config = Config(conv_algo=1, force_tensor_core=1, verbose=1, e2e_cuda_graphs=1, dali_hw_decoder_load=0.5, **FUSED)
-    everything = "--fuse-bn-add-relu, --conv-algo, --force-tensor-core, --verbose, --e2e-cuda-graphs: NVIDIA's MXNet only, no effect here"
-    assert without_effect(config, on_gpu=False) == [everything, "--dali-hw-decoder-load: GPU only, no effect here"]
-    assert without_effect(config, on_gpu=True) == ["--fuse-bn-relu, " + everything]
+    fused = "--fuse-bn-add-relu: NVIDIA's MXNet or this project's batch norms on a GPU only, no effect here"
+    everything = "--conv-algo, --force-tensor-core, --verbose, --e2e-cuda-graphs: NVIDIA's MXNet only, no effect here"
+    assert without_effect(config, on_gpu=False) == [fused, everything, "--dali-hw-decoder-load: GPU only, no effect here"]
+    assert without_effect(config, on_gpu=True) == ["--fuse-bn-relu, " + fused, everything]
     vendor_registry.install(monkeypatch)
     there = Config(**{**{name: getattr(config, name) for name in FIELDS}, **VENDOR})
     assert without_effect(there, on_gpu=True) == ["--e2e-cuda-graphs: not done by this program, no effect here"]
     assert "--conv-algo, --force-tensor-core, --verbose, --dali-hw-decoder-load: GPU only, no effect here" in without_effect(there, False)
+
+
+def test_channel_last_batch_norms_of_public_mxnet_on_a_gpu():
+    """Ours where they can be used; else stock operators, whose channel-last one cuDNN may refuse, in the other layout."""
+    config = Config(**{**VENDOR, "network": "resnet-v1b-fl"})
+    assert type(op_set(config, True, "")) is ExtensionOps and without_effect(config, True, "") == []
+    assert type(op_set(config, True, "").for_evaluation()) is RunningOps
+    ops = op_set(config, True, "libcudnn.so.8 is missing")
+    assert type(ops) is PlainOps and ops.for_evaluation() is ops
+    assert any("libcudnn.so.8 is missing; MXNet's own operators are used in NCHW" in text for text in without_effect(config, True, "libcudnn.so.8 is missing"))
+    symbol = network.build(ops, config, 1000)
+    nodes = json.loads(symbol.tojson())["nodes"]
+    assert {n["attrs"]["layout"] for n in nodes if n["op"] in ("Convolution", "Pooling")} == {"NCHW"}
+    assert {n["attrs"]["axis"] for n in nodes if n["op"] == "BatchNorm"} == {"1"}
+    assert sum(n["op"] == "transpose" for n in nodes) == 1, "the input comes channel last"
+    symbol.infer_shape(data=config.batch_shape)
+    assert extension_problem(config, mx.cpu()) == NOT_TRIED == extension_problem(dataclasses.replace(config, bn_group=2), mx.gpu(0))
+    assert "want --dtype float16" in extension_problem(dataclasses.replace(config, dtype="float32"), mx.gpu(0))
+
+
+def test_evaluation_takes_the_running_statistics_by_name():
+    nodes = json.loads(network.build(RunningOps(Config()), Config(), 10).tojson())["nodes"]
+    assert [n["attrs"]["use_global_stats"] for n in nodes if n["op"] == "BatchNorm"] == ["True"] * 53
 
 
 def test_every_op_set_names_cudnns_algorithms_where_they_can_be_named(monkeypatch):
