@@ -123,17 +123,18 @@ class Cluster:
         return pod
 
     def inside(self, name, pattern):
-        """Process ids (as seen from outside) in a machine whose command line contains the pattern."""
+        """Process ids (as seen from outside) in a machine whose command line contains the pattern, oldest first."""
         pids = subprocess.run(["ip", "netns", "pids", self.namespace(name)], text=True, capture_output=True).stdout.split()
         found = []
         for pid in map(int, pids):
             try:
                 command = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                started = int(pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
             except OSError:
                 continue
             if pattern in command:
-                found.append(pid)
-        return found
+                found.append((started, pid))
+        return [pid for _, pid in sorted(found)]  # ids start from the beginning again now and then
 
     def ranks(self, name):
         """The Python processes of a machine's ranks."""
