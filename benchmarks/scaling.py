@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much of a second rank's speed is lost to the exchange of gradients.
+"""What the loop and a second rank cost: python benchmarks/scaling.py [--rounds 5] [--batch-size 32] [--image 64] [--steps 8]
 
-    python benchmarks/scaling.py [--rounds 5] [--batch-size 32] [--image 64] [--num-layers 50] [--steps 8]
-
-Runs the program itself on random images: 1 rank x 1 thread, then 2 ranks x 1 thread, again and again. Prints the ratio of
-their images/s, half of which is the efficiency: its median, and the least and largest of the rounds. Wants 2 idle cores.
-With "--control" each round has a third part, two runs of 1 rank at the same time: what the machine itself loses (shared
-caches, memory, clock) when both cores are at work.
+Runs the program itself on random images, in the environment of config_CPU_common.sh, again and again: 1 rank x 1 thread,
+2 ranks x 1 thread, 1 rank x 2 threads, and as many bare steps (forward, backward, update; benchmarks/step.py) x 2 threads.
+Prints of each round, and at last the median and range of: 2 ranks against twice 1 rank (what the exchange of gradients and the
+machine lose), 2 ranks x 1 thread against 1 rank x 2 threads, and the whole loop against the bare steps. Wants 2 idle cores.
+With "--control" each round also has two runs of 1 rank at the same time: what the machine itself loses (shared caches,
+memory, clock) when both cores are at work.
 """
 
 import argparse
@@ -17,21 +17,32 @@ import statistics
 import subprocess
 import sys
 
+import step
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def start(ranks, options):
+def start(ranks, options, threads=1):
     """Start a run of 2 epochs; the first one warms up."""
     mpirun = pathlib.Path(sys.executable).parent / "mpirun"
     command = [
         mpirun, "-np", ranks, "--oversubscribe", "--bind-to", "none", sys.executable, "-m", "mxresnet", "--synth-data", 1, "--num-classes", 1000,
-        "--num-examples", options.steps * options.batch_size * ranks, "--image-shape", f"3,{options.image},{options.image}",
-        "--resize", options.image, "--batch-size", options.batch_size, "--num-layers", options.num_layers, "--num-epochs", 2,
+        "--num-examples", options.steps * options.batch_size * ranks, "--image-shape", f"4,{options.image},{options.image}",
+        "--resize", options.image, "--batch-size", options.batch_size, "--num-epochs", 2, "--dtype", options.dtype, "--fuse-bn-relu", 1,
         "--warmup-epochs", 1, "--optimizer", "sgdwfastlars", "--lr-step-epochs", "pow2", "--disp-batches", 0]
     environ = {
-        **os.environ, "OMP_NUM_THREADS": "1", "OMPI_MCA_plm_rsh_agent": "/bin/false", "OMPI_ALLOW_RUN_AS_ROOT": "1",
-        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+        **os.environ, **step.environment("bare", threads), "OMPI_MCA_plm_rsh_agent": "/bin/false", "OMPI_MCA_mpi_yield_when_idle": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     return subprocess.Popen(list(map(str, command)), cwd=ROOT, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def bare(options):
+    """Images per second of bare steps, as many as a run's last epoch has, after as many."""
+    process = step.contender("bare", argparse.Namespace(batch=options.batch_size, size=options.image, dtype=options.dtype, threads=2))
+    step.answer(process, "ready")
+    seconds = step.take_turns({"bare": process}, 2 * options.steps)[0]["bare"][options.steps:]
+    process.kill()
+    return options.batch_size * options.steps / sum(seconds)
 
 
 def speed(process):
@@ -46,25 +57,24 @@ def speed(process):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("rounds", 5), ("batch-size", 32), ("image", 64), ("num-layers", 50), ("steps", 8)):
+    for name, default in (("rounds", 5), ("batch-size", 32), ("image", 64), ("steps", 8)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--control", action="store_true")
     options = parser.parse_args()
-    ratios, controls = [], []
+    found = {}
     for number in range(1, options.rounds + 1):
-        one, two = speed(start(1, options)), speed(start(2, options))
-        ratios.append(two / one)
-        text = f"round {number}: {one:.1f} and {two:.1f} images/s, ratio {two / one:.3f}"
+        one, two, threads, steps = speed(start(1, options)), speed(start(2, options)), speed(start(1, options, 2)), bare(options)
+        ratios = {"2 ranks to twice 1 rank": two / one / 2, "2 ranks x 1 thread to 1 rank x 2": two / threads, "loop to bare steps": threads / steps}
         if options.control:
             both = [start(1, options), start(1, options)]
-            alone = sum(map(speed, both))
-            controls.append(two / alone)
-            text += f"; two runs at once {alone:.1f}, ratio {two / alone:.3f}"
-        print(text, file=sys.stderr, flush=True)
-    against = f"; against two separate runs at once {statistics.median(controls):.3f} ({min(controls):.3f} to {max(controls):.3f})" if controls else ""
-    print(
-        f"2 ranks are {statistics.median(ratios):.3f} x 1 rank ({min(ratios):.3f} to {max(ratios):.3f} in {len(ratios)} rounds){against}; "
-        f"batch {options.batch_size}, {options.image} pixels, ResNet-{options.num_layers}")
+            ratios["2 ranks to two runs of 1"] = two / sum(map(speed, both))
+        print(f"round {number}: images/s: 1 rank {one:.1f}, 2 ranks {two:.1f}, 2 threads {threads:.1f}, bare {steps:.1f}; " + ", ".join(
+            f"{name} {value:.3f}" for name, value in ratios.items()), flush=True)
+        for name, value in ratios.items():
+            found.setdefault(name, []).append(value)
+    for name, values in found.items():
+        print(f"{name}: median {statistics.median(values):.3f} ({min(values):.3f}-{max(values):.3f})")
 
 
 if __name__ == "__main__":

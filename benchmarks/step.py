@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training step on CPU against its peers: python benchmarks/step.py [--dtype bfloat16] [--rounds 20] [--with torch]
+"""A training step on CPU against its peers: python benchmarks/step.py [--dtype bfloat16] [--rounds 20] [--with torch compiled]
 
 Contenders are live processes that step in turn, so that a noisy neighbour meets all of them: `bare` is MXNet's Module with
-this project's network and optimizer, `convolutions` the time that oneDNN's convolutions alone take in it (the least of
-several steps for each primitive, from its own log), `torch` PyTorch's ResNet-50 as this project's tests build it (channels
-last, bfloat16 autocast, where PyTorch is installed). Prints median images/s, the spread, and each ratio to `bare`.
+this project's network and optimizer in the environment of config_CPU_common.sh, `torch` PyTorch's ResNet-50 (channels last,
+bfloat16 autocast), `compiled` the same after torch.compile; both need PyTorch. `convolutions` is the time that oneDNN's
+convolutions alone take in such a step by its own log: their sum in a step of another process that takes part in the turns,
+and the sum of the least that each of them took in any step, which is the limit were there nothing else.
+Prints median images/s, the quartiles, and each ratio to `bare`.
 """
 
 import argparse
@@ -16,8 +18,6 @@ import sys
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-# malloc kept off mmap: fresh pages cost both sides several percent, PyTorch most.
-QUIET_MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "268435456"}
 
 
 def mxnet_stepper(batch, size, dtype):
@@ -48,7 +48,7 @@ def mxnet_stepper(batch, size, dtype):
     return step
 
 
-def torch_stepper(batch, size, dtype):
+def torch_stepper(batch, size, dtype, compiled=False):
     import torch
 
     def unit(inside, filters, stride, project):
@@ -78,6 +78,7 @@ def torch_stepper(batch, size, dtype):
             inside = 4 * filters
     net = torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(inside, 1000))
     net = net.to(memory_format=torch.channels_last)
+    net = torch.compile(net) if compiled else net
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
     images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
     labels = torch.randint(0, 1000, (batch,))
@@ -92,7 +93,11 @@ def torch_stepper(batch, size, dtype):
     return step
 
 
-STEPPERS = {"bare": mxnet_stepper, "torch": torch_stepper}
+def compiled_stepper(batch, size, dtype):
+    return torch_stepper(batch, size, dtype, compiled=True)
+
+
+STEPPERS = {"bare": mxnet_stepper, "torch": torch_stepper, "compiled": compiled_stepper}
 
 
 def work(kind, batch, size, dtype):
@@ -106,9 +111,19 @@ def work(kind, batch, size, dtype):
         print("seconds", time.perf_counter() - start, flush=True)
 
 
+def environment(kind, threads):
+    """PyTorch too is kept from giving memory back: fresh pages cost it most."""
+    if kind.startswith(("torch", "compiled")):
+        return {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "17179869184", "OMP_NUM_THREADS": str(threads)}
+    command = f"export DGXNGPU=1 OMP_NUM_THREADS={threads}; source {ROOT}/config_CPU_common.sh; env -0"
+    exported = subprocess.run(["bash", "-c", command], stdout=subprocess.PIPE, text=True, check=True).stdout.split("\0")
+    return {key: value for key, _, value in (line.partition("=") for line in exported) if key.startswith(("MXNET_", "MALLOC_", "OMP_"))}
+
+
 def contender(kind, options, **environ):
     command = [sys.executable, __file__, "--work", kind, "--batch", str(options.batch), "--size", str(options.size), "--dtype", options.dtype]
-    env = {**os.environ, **QUIET_MALLOC, "OMP_NUM_THREADS": str(options.threads), "PYTHONPATH": os.pathsep.join([ROOT, os.environ.get("PYTHONPATH", "")]), **environ}
+    path = os.pathsep.join([ROOT, os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "PYTHONPATH": path, **environment(kind, options.threads), **environ}
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
 
 
@@ -121,27 +136,52 @@ def answer(process, word, seen=None):
     raise SystemExit("a contender ended; what it said is above")
 
 
-def convolution_seconds(options, steps=6):
-    """oneDNN's own account of its convolutions in one step: for each the least of several steps, added up."""
-    process = contender("bare", options, DNNL_VERBOSE="1", MKLDNN_VERBOSE="1")
-    answer(process, "ready")
-    runs = []
-    for _ in range(steps):
-        process.stdin.write("\n")
-        process.stdin.flush()
-        seen = []
-        answer(process, "seconds", seen)
-        rows = [line.rstrip().split(",") for line in seen if re.match(r"(dnnl|onednn|mkldnn)_verbose,exec,cpu,convolution", line)]
-        runs.append([(",".join(row[:-1]), float(row[-1])) for row in rows])
-    process.kill()
-    least = [min(times) for times in zip(*[[ms for _, ms in sorted(run, key=lambda row: row[0])] for run in runs])]
-    return sum(least) / 1000, len(least)
+def primitives(lines):
+    """(description, seconds) of the convolutions in oneDNN's log of a step."""
+    rows = [line.rstrip().split(",") for line in lines if re.match(r"(dnnl|onednn|mkldnn)_verbose,exec,cpu,convolution", line)]
+    return sorted((",".join(row[:-1]), float(row[-1]) / 1000) for row in rows)
+
+
+def take_turns(processes, rounds):
+    """Seconds of each contender's steps, and oneDNN's log of the convolutions in those of the last one."""
+    seconds, logs = {kind: [] for kind in processes}, []
+    for _ in range(rounds):
+        for kind, process in processes.items():
+            process.stdin.write("\n")
+            process.stdin.flush()
+            seen = []
+            seconds[kind].append(float(answer(process, "seconds", seen)[1]))
+        logs.append(primitives(seen))
+    return seconds, logs
+
+
+def quartiles(values):
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:.3f} (quartiles {low:.3f}-{high:.3f})"
+
+
+def peak_bytes(process):
+    with open(f"/proc/{process.pid}/status") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def report(seconds, logs, batch):
+    logged, bare = seconds.pop("logged"), seconds["bare"]
+    for kind, values in seconds.items():
+        ratios = [other / own for other, own in zip(values, bare)]
+        print(f"{kind:9} {batch / statistics.median(values):6.1f} images/s; bare is {quartiles(ratios)} times as fast")
+    within = [sum(time for _, time in log) for log in logs]
+    print(f"convolutions take {quartiles([own / step for own, step in zip(within, logged)])} of a step (of the one that logs them, "
+          f"which takes {quartiles([step / own for step, own in zip(logged, bare)])} of bare), {quartiles([own / step for own, step in zip(within, bare)])} of bare's")
+    limit = sum(min(times) for times in zip(*[[time for _, time in log] for log in logs]))
+    print(f"limit     {batch / limit:6.1f} images/s, were there nothing but {len(logs[0])} convolutions, each at its fastest: bare reaches "
+          f"{limit / statistics.median(bare):.3f} of it, {limit / min(bare):.3f} in its fastest step")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", choices=STEPPERS, help=argparse.SUPPRESS)
-    parser.add_argument("--with", dest="others", nargs="*", default=[], choices=["torch"])
+    parser.add_argument("--with", dest="others", nargs="*", default=[], choices=["torch", "compiled"])
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--size", type=int, default=224)
@@ -150,28 +190,17 @@ def main():
     options = parser.parse_args()
     if options.work:
         return work(options.work, options.batch, options.size, options.dtype)
-    kinds = ["bare", *options.others]
-    processes = {kind: contender(kind, options) for kind in kinds}
+    processes = {kind: contender(kind, options) for kind in ["bare", *options.others]}
+    processes["logged"] = contender("bare", options, DNNL_VERBOSE="1", MKLDNN_VERBOSE="1")
     for process in processes.values():
         answer(process, "ready")
-    seconds = {kind: [] for kind in kinds}
-    for _ in range(options.rounds):
-        for kind, process in processes.items():
-            process.stdin.write("\n")
-            process.stdin.flush()
-            seconds[kind].append(float(answer(process, "seconds")[1]))
+    seconds, logs = take_turns(processes, options.rounds)
+    memory = peak_bytes(processes["bare"])
     for process in processes.values():
         process.kill()
-    bare = statistics.median(seconds["bare"])
     print(f"{options.dtype}, batch {options.batch} x {options.size} x {options.size}, {options.threads} threads, {options.rounds} rounds")
-    for kind, values in seconds.items():
-        low, high = statistics.quantiles(values, n=4)[0], statistics.quantiles(values, n=4)[2]
-        ratios = sorted(other / own for other, own in zip(values, seconds["bare"]))
-        print(f"{kind:14}{options.batch / statistics.median(values):7.1f} images/s (quartiles {options.batch / high:.1f}-{options.batch / low:.1f}), "
-              f"bare is {statistics.median(ratios):.2f} times as fast (quartiles {ratios[len(ratios) // 4]:.2f}-{ratios[3 * len(ratios) // 4]:.2f})")
-    limit, count = convolution_seconds(options)
-    print(f"convolutions  {options.batch / limit:7.1f} images/s were there nothing else ({count} primitives): bare reaches {limit / bare:.2f} of it, "
-          f"{limit / min(seconds['bare']):.2f} in its best step")
+    report(seconds, logs, options.batch)
+    print(f"bare's memory: {memory / 2**30:.2f} GiB at most")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 import subprocess
 
 import pytest
@@ -94,7 +95,10 @@ def test_a_cpu_configuration_shares_out_the_cores(system):
     values = exported(system, DGXNGPU="2")
     assert values["DGXNGPU"] == "2" and int(values["OMP_NUM_THREADS"]) == max(1, cores // 2)
     config, _ = parse([], values)
-    assert config.dtype == "float32" and config.conv_layout == "NCHW"
+    assert config.conv_layout == "NCHW" and values["MXNET_ENGINE_TYPE"] == "NaiveEngine"
+    flags = (pathlib.Path("/proc/cpuinfo").read_text() + "flags:\n").partition("flags")[2].splitlines()[0].split()
+    low = system == "CPU" and bool({"avx512_bf16", "amx_bf16"} & set(flags))
+    assert (config.dtype, config.image_shape[0]) == (("bfloat16", 4) if low else ("float32", 3))
     assert exported(system, DGXNGPU="1000")["OMP_NUM_THREADS"] == "1"
 
 
