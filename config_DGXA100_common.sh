@@ -13,11 +13,13 @@ export CONV_LAYOUT=NHWC
 export BATCHNORM_LAYOUT=NHWC
 export POOLING_LAYOUT=NHWC
 
+# NVIDIA's build of MXNet honours these, and this project's batch norms do.
+export FUSE_BN_RELU=1
+export FUSE_BN_ADD_RELU=1
+
 # Only NVIDIA's build of MXNet honours these.
 export CONV_ALGO=1
 export FORCE_TENSOR_CORE=1
-export FUSE_BN_RELU=1
-export FUSE_BN_ADD_RELU=1
 export MXNET_EXTENDED_NORMCONV_SUPPORT=1
 export MXNET_CUDNN_WARN_ON_IGNORED_FLAGS=0
 export MXNET_CUDNN_NHWC_BN_HEURISTIC_FWD=1

@@ -142,13 +142,15 @@ class Cluster:
 
     def remove(self, name):
         """End everything on a machine at once, as when its pod is deleted or its power fails."""
-        for pid in subprocess.run(["ip", "netns", "pids", self.namespace(name)], text=True, capture_output=True).stdout.split():
-            try:
-                os.kill(int(pid), signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        if name in self._pods:
-            self._pods[name].kill()  # it may not have entered its namespace yet
+        for _ in range(10):  # what was just being started may not have been in the namespace yet
+            for pid in subprocess.run(["ip", "netns", "pids", self.namespace(name)], text=True, capture_output=True).stdout.split():
+                try:
+                    os.kill(int(pid), signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            if name in self._pods:
+                self._pods[name].kill()
+            time.sleep(0.1)
 
     def cut(self, name):
         """Take away a machine's network, without a word to anybody."""

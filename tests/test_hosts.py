@@ -114,15 +114,21 @@ def test_a_worker_that_does_not_come_is_named(few, tmp_path):
     assert time.monotonic() - started < 30
 
 
+def launched_without_the_second_worker(cluster, few, tmp_path):
+    """The launcher, once it waits for that worker."""
+    cluster.remove(cluster.workers[1])
+    process = cluster.launch(["./run_and_time.sh", *EPOCHS], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={
+        "DGXSYSTEM": "CPU_digits", "DGXNGPU": "1", "DGXNNODES": "2", "DATAROOT": str(few), "LOGDIR": str(tmp_path / "results")})
+    for line in process.stdout:
+        if "waiting for resnet-worker-1" in line:
+            break
+    return process
+
+
 def test_a_launcher_that_waits_for_workers_can_be_told_to_stop(few, tmp_path):
     """It is its container's first process, which the kernel spares every signal that it does not handle."""
     with hosts.Cluster(tmp_path) as cluster:
-        cluster.remove(cluster.workers[1])
-        process = cluster.launch(["./run_and_time.sh", *EPOCHS], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={
-            "DGXSYSTEM": "CPU_digits", "DGXNGPU": "1", "DGXNNODES": "2", "DATAROOT": str(few), "LOGDIR": str(tmp_path / "results")})
-        for line in process.stdout:
-            if "waiting for resnet-worker-1" in line:
-                break
+        process = launched_without_the_second_worker(cluster, few, tmp_path)
         os.kill(cluster.inside(cluster.names[0], "bash /")[0], signal.SIGTERM)
         out, _ = process.communicate(timeout=20)
         assert process.returncode == 143 and out.strip() == "run_and_time.sh: stopped by SIGTERM", out
@@ -132,12 +138,7 @@ def test_a_launcher_that_waits_for_workers_can_be_told_to_stop(few, tmp_path):
 @pytest.mark.slow
 def test_a_worker_that_comes_late_is_waited_for(few, tmp_path):
     with hosts.Cluster(tmp_path) as cluster:
-        cluster.remove(cluster.workers[1])
-        process = cluster.launch(["./run_and_time.sh", *EPOCHS], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={
-            "DGXSYSTEM": "CPU_digits", "DGXNGPU": "1", "DGXNNODES": "2", "DATAROOT": str(few), "LOGDIR": str(tmp_path / "results")})
-        for line in process.stdout:
-            if "waiting for resnet-worker-1" in line:
-                break
+        process = launched_without_the_second_worker(cluster, few, tmp_path)
         cluster.start_worker(cluster.workers[1])
         out, _ = process.communicate(timeout=300)
         assert process.returncode == 3 and "2 x cpu" in out, out
