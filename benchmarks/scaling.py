@@ -31,7 +31,7 @@ def start(ranks, options, threads=1):
         "--resize", options.image, "--batch-size", options.batch_size, "--num-epochs", 2, "--dtype", options.dtype, "--fuse-bn-relu", 1,
         "--warmup-epochs", 1, "--optimizer", "sgdwfastlars", "--lr-step-epochs", "pow2", "--disp-batches", 0]
     environ = {
-        **os.environ, **step.environment("bare", threads), "OMPI_MCA_plm_rsh_agent": "/bin/false", "OMPI_MCA_mpi_yield_when_idle": "1",
+        **os.environ, **step.environment("bare", threads), "OMPI_MCA_plm_rsh_agent": "/bin/false",
         "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     return subprocess.Popen(list(map(str, command)), cwd=ROOT, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 

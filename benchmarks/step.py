@@ -112,12 +112,11 @@ def work(kind, batch, size, dtype):
 
 
 def environment(kind, threads):
-    """PyTorch too is kept from giving memory back: fresh pages cost it most."""
-    if kind.startswith(("torch", "compiled")):
-        return {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "17179869184", "OMP_NUM_THREADS": str(threads)}
+    """What config_CPU_common.sh sets for libraries. PyTorch too is kept from giving memory back: fresh pages cost it most."""
     command = f"export DGXNGPU=1 OMP_NUM_THREADS={threads}; source {ROOT}/config_CPU_common.sh; env -0"
     exported = subprocess.run(["bash", "-c", command], stdout=subprocess.PIPE, text=True, check=True).stdout.split("\0")
-    return {key: value for key, _, value in (line.partition("=") for line in exported) if key.startswith(("MXNET_", "MALLOC_", "OMP_"))}
+    libraries = ("MALLOC_", "OMP_") + (("MXNET_", "OMPI_") if kind == "bare" else ())
+    return {key: value for key, _, value in (line.partition("=") for line in exported) if key.startswith(libraries)}
 
 
 def contender(kind, options, **environ):

@@ -73,8 +73,9 @@ class Trainer:
         ops = op_set(config, device.device_type == "gpu", extension_problem)
         self._module = mx.mod.Module(network.build(ops, config, classes), context=device)
         self._evaluator = self._module
-        if ops.for_evaluation() is not ops:
-            self._evaluator = mx.mod.Module(network.build(ops.for_evaluation(), config, classes), context=device)
+        evaluation_ops = ops.for_evaluation()
+        if evaluation_ops is not ops:
+            self._evaluator = mx.mod.Module(network.build(evaluation_ops, config, classes), context=device)
 
     def initialise(self) -> List[str]:
         """Allocate, draw the first weights, take rank 0's; return the parameters' names."""

@@ -126,6 +126,13 @@ bool ask_sizes(Context &context, const MxresnetBatchNorm &call, MxresnetSizes *s
   return known;
 }
 
+// Asks what a call needs and compares that with what it brings. False, with a message, also when the context is wrong.
+bool enough_memory(Context &context, const MxresnetBatchNorm &call, uint64_t MxresnetSizes::*workspace, MxresnetSizes *sizes) {
+  return !context.wrong() && ask_sizes(context, call, sizes) &&
+         context.enough("reserve of batch norm", sizes->reserve, call.reserve_bytes) &&
+         context.enough("workspace of batch norm", sizes->*workspace, call.workspace_bytes);
+}
+
 }  // namespace
 
 extern "C" {
@@ -168,9 +175,7 @@ int mxresnet_batch_norm_forward(const MxresnetBatchNorm *call, char *message) {
   MxresnetSizes sizes = {0, 0, 0};
   const float one = 1, zero = 0;
   const bool done =
-      !context.wrong() && ask_sizes(context, *call, &sizes) &&
-      context.enough("reserve of batch norm", sizes.reserve, call->reserve_bytes) &&
-      context.enough("workspace of batch norm", sizes.forward_workspace, call->workspace_bytes) &&
+      enough_memory(context, *call, &MxresnetSizes::forward_workspace, &sizes) &&
       context.check("cudnnBatchNormalizationForwardTrainingEx", cudnnBatchNormalizationForwardTrainingEx(
           context.handle(), kMode, mode_of(*call), &one, &zero, context.data(), call->x, context.addend(),
           context.addend() ? call->z : nullptr, context.data(), call->y, context.channels(), call->gamma, call->beta,
@@ -184,9 +189,7 @@ int mxresnet_batch_norm_backward(const MxresnetBatchNorm *call, char *message) {
   MxresnetSizes sizes = {0, 0, 0};
   const float one = 1, zero = 0;
   const bool done =
-      !context.wrong() && ask_sizes(context, *call, &sizes) &&
-      context.enough("reserve of batch norm", sizes.reserve, call->reserve_bytes) &&
-      context.enough("workspace of batch norm", sizes.backward_workspace, call->workspace_bytes) &&
+      enough_memory(context, *call, &MxresnetSizes::backward_workspace, &sizes) &&
       context.check("cudnnBatchNormalizationBackwardEx", cudnnBatchNormalizationBackwardEx(
           context.handle(), kMode, mode_of(*call), &one, &zero, &one, &zero, context.data(), call->x,
           context.output_if_relu(), context.output_if_relu() ? call->y : nullptr, context.data(), call->dy,
