@@ -186,6 +186,21 @@ def test_pixels_of_a_batch_survive_the_fetching_of_the_next(tmp_path):
             current = following
 
 
+def test_what_was_asked_of_a_batch_is_done_before_its_memory_is_used_again(tmp_path):
+    """MXNet reads DALI's memory, and here it has much else to do before it gets there."""
+    write_records(tmp_path, noise(96), noise(8))
+    train, _ = opened(tmp_path, 96, 8)
+    slow = mx.nd.ones((1000, 1000))
+    asked, expected = [], []
+    for batch in train.batches(12):
+        expected.append(batch.image.asnumpy())
+        for _ in range(2):
+            slow = mx.nd.dot(slow, slow) * 0
+        asked.append(batch.image + slow[0, 0])
+    for array, pixels in zip(asked, expected):
+        np.testing.assert_array_equal(array.asnumpy(), pixels)
+
+
 def test_every_rank_can_evaluate_everything(tmp_path):
     write_records(tmp_path, noise(8), noise(11))
     for rank in range(3):

@@ -23,7 +23,8 @@ from mxresnet.distributed import World
 class Batch:
     """image: NDArray of config.batch_shape and precision; label: float32 NDArray (batch,); real: images that count.
 
-    The images behind the first `real` are padding. The arrays are overwritten two batches later.
+    The images behind the first `real` are padding. The arrays are overwritten two batches later, when MXNet has done what it
+    was told to do with them.
     """
 
     image: Any

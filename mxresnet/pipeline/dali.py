@@ -7,11 +7,13 @@ the published accuracies were reached with; OpenCV-based iterators do not.
 
 from __future__ import annotations
 
+import collections
 import ctypes
 import re
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Deque, Dict, Iterator, List, Tuple
 
 import mxnet as mx
+import numpy as np
 from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 
@@ -21,6 +23,7 @@ MEAN = [255 * value for value in (0.485, 0.456, 0.406)]
 STD = [255 * value for value in (0.229, 0.224, 0.225)]
 RANDOM_CROP_ATTEMPTS = 10
 READER = "reader"
+_LENT_ON_CPU = 2  # batches of DALI's memory that MXNet may read at a time
 
 
 def _decoder_options(config: Config, on_gpu: bool, cached: bool = False) -> dict:
@@ -83,7 +86,9 @@ def shard_sizes(examples: int, ranks: int) -> List[int]:
 
 
 class Stream:
-    """One DALI pipeline whose batches are copied into two pairs of MXNet arrays in turn."""
+    """One DALI pipeline. On a GPU its batches are copied into two arrays in turn; on a CPU, where a copy would take time from
+    the decoder, MXNet reads them where DALI put them, two at a time.
+    """
 
     def __init__(self, config: Config, paths: Dict[str, str], rank: int, ranks: int, device: Any, seed: int, training: bool):
         part = "data_train" if training else "data_val"
@@ -91,11 +96,11 @@ class Stream:
         self._where = f"rank {rank}, {'training' if training else 'validation'} data"
         self._rank, self._ranks = rank, ranks
         self._batch_size = config.batch_size * (config.input_batch_multiplier if training else 1)
-        on_gpu = device.device_type == "gpu"
+        self._on_gpu = on_gpu = device.device_type == "gpu"
         sticky = not training or config.dali_cache_size > 0
         self._pipe = Pipeline(
             batch_size=self._batch_size, num_threads=config.dali_threads, device_id=device.device_id if on_gpu else None,
-            seed=seed, prefetch_queue_depth=config.dali_prefetch_queue)
+            seed=seed, prefetch_queue_depth=config.dali_prefetch_queue + (0 if on_gpu else _LENT_ON_CPU - 1))
         with self._pipe:
             # Validation shards stay with their rank and are padded, so that every image comes exactly once in each
             # evaluation. Training shards move on from rank to rank, unless decoded images are cached: the stream has no
@@ -108,8 +113,9 @@ class Stream:
             self._pipe.set_outputs(images, labels)
         self._pipe.build()
         shape = (self._batch_size, *config.batch_shape[1:])
-        self._buffers = [
-            (mx.nd.empty(shape, device, dtype=config.input_dtype), mx.nd.empty((self._batch_size, 1))) for _ in range(2)]
+        self._images = [mx.nd.empty(shape, device, dtype=config.input_dtype) for _ in range(2)] if on_gpu else []
+        self._labels = [mx.nd.empty((self._batch_size, 1)) for _ in range(2)]
+        self._lent: Deque[Any] = collections.deque()
 
     def examples(self) -> int:
         """Images in the whole file; opens it. Raises UserError when it cannot be read."""
@@ -120,15 +126,17 @@ class Stream:
 
     def next(self) -> Tuple[Any, Any]:
         """Raises UserError when a record cannot be decoded."""
+        if len(self._lent) == (1 if self._on_gpu else _LENT_ON_CPU):
+            _wait_until_read(self._lent.popleft())
+            self._pipe.release_outputs()
         try:
-            images, labels = self._pipe.run()
+            self._pipe.schedule_run()
+            images, labels = (output.as_tensor() for output in self._pipe.share_outputs())
         except RuntimeError as error:
             raise self._explained(error) from None
-        image, label = self._buffers[0]
-        self._buffers.reverse()
-        _copy(images.as_tensor(), image)
-        _copy(labels.as_tensor(), label)
-        return image, label.reshape((-1,))
+        image = _copy(images, self._images) if self._on_gpu else mx.nd.from_numpy(np.asarray(images))
+        self._lent.append(image)
+        return image, _copy(labels, self._labels).reshape((-1,))
 
     def evaluation(self) -> Iterator[Tuple[Any, Any, int]]:
         shards = shard_sizes(self.examples(), self._ranks)
@@ -148,9 +156,17 @@ class Stream:
             f"{self._where} {self._records} cannot be used: {reason} (python -m prepare.verify finds the damaged record)")
 
 
-def _copy(source: Any, target: Any) -> None:
-    """Copy a DALI tensor into an NDArray of the same shape and type, once MXNet no longer reads what is there."""
-    mx.base.check_call(mx.base._LIB.MXNDArrayWaitToWrite(target.handle))
+def _wait_until_read(array: Any) -> None:
+    """Wait until MXNet has done all that it was told to do with an array."""
+    mx.base.check_call(mx.base._LIB.MXNDArrayWaitToWrite(array.handle))
+
+
+def _copy(source: Any, targets: List[Any]) -> Any:
+    """Copy a DALI tensor into the first of several NDArrays of its shape and type, which becomes the last; return it."""
+    target = targets.pop(0)
+    targets.append(target)
+    _wait_until_read(target)
     pointer = ctypes.c_void_p()
     mx.base.check_call(mx.base._LIB.MXNDArrayGetData(target.handle, ctypes.byref(pointer)))
     source.copy_to_external(pointer)
+    return target
