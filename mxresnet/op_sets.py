@@ -71,7 +71,9 @@ def _in_vain(name: str, ops: PlainOps, on_gpu: bool) -> str:
     if name in CUDNN and accepts("Convolution", "cudnn_algo_fwd"):
         return "" if on_gpu else f"{GPU} only"
     if not accepts("BatchNormAddRelu"):
-        return f"{FORK} or this project's batch norms on a GPU only" if name in ExtensionOps.honours else f"{FORK} only"
+        if name not in ExtensionOps.honours:
+            return f"{FORK} only"
+        return "not together with --bn-group" if isinstance(ops, GroupOps) else f"{FORK} or this project's batch norms on a GPU only"
     return VENDOR_WANTS if name.startswith("fuse") else "not done by this program"
 
 

@@ -277,6 +277,11 @@ def test_groups_in_a_network_that_shares_less_in_the_reference():
         assert said.endswith("those of resnet-v1b compute the same" + " and share all statistics, not only some as there" * (group - 1))
 
 
+def test_public_mxnet_fuses_nothing_into_the_batch_norms_of_a_group():
+    said = without_effect(Config(bn_group=2, **FUSED), on_gpu=False)
+    assert said == ["--fuse-bn-relu, --fuse-bn-add-relu: not together with --bn-group, no effect here"]
+
+
 def test_what_only_nvidias_mxnet_honours_is_said_elsewhere_and_not_there(monkeypatch):
     config = Config(conv_algo=1, force_tensor_core=1, verbose=1, e2e_cuda_graphs=1, dali_hw_decoder_load=0.5, **FUSED)
     fused = "--fuse-bn-add-relu: NVIDIA's MXNet or this project's batch norms on a GPU only, no effect here"
