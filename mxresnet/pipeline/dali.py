@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import ctypes
 import re
-from typing import Any, Deque, Dict, Iterator, List, Tuple
+from typing import Any, Deque, Dict, Iterator, List, Optional, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -85,35 +85,41 @@ def shard_sizes(examples: int, ranks: int) -> List[int]:
     return [end - start for start, end in zip(bounds, bounds[1:])]
 
 
+def build(config: Config, paths: Dict[str, str], rank: int, ranks: int, device_id: Optional[int], seed: int, training: bool) -> Pipeline:
+    """The pipeline of one rank, whose outputs are images and labels (batch, 1); without a device_id all on the CPU."""
+    part = "data_train" if training else "data_val"
+    on_gpu = device_id is not None
+    cached = config.dali_cache_size > 0
+    pipe = Pipeline(
+        batch_size=config.batch_size * (config.input_batch_multiplier if training else 1), num_threads=config.dali_threads,
+        device_id=device_id, seed=seed, prefetch_queue_depth=config.dali_prefetch_queue + (0 if on_gpu else _LENT_ON_CPU - 1))
+    with pipe:
+        # Validation shards stay with their rank and are padded, so that every image comes exactly once in each evaluation.
+        # Training shards move on from rank to rank, unless decoded images are cached: the stream has no end and no padding.
+        jpegs, labels = fn.readers.mxnet(
+            path=[paths[part]], index_path=[paths[f"{part}_idx"]], random_shuffle=training, lazy_init=True, name=READER,
+            dont_use_mmap=config.dali_dont_use_mmap, shard_id=rank, num_shards=ranks, pad_last_batch=not training,
+            stick_to_shard=not training or cached, skip_cached_images=training and on_gpu and cached)
+        images = (_train_images if training else _val_images)(jpegs, config, on_gpu)
+        pipe.set_outputs(images, labels)
+    pipe.build()
+    return pipe
+
+
 class Stream:
-    """One DALI pipeline. On a GPU its batches are copied into two arrays in turn; on a CPU, where a copy would take time from
-    the decoder, MXNet reads them where DALI put them, two at a time.
+    """One pipeline. On a GPU its batches are copied into two arrays in turn; on a CPU, where a copy would take time from the
+    decoder, MXNet reads them where DALI put them, two at a time.
     """
 
     def __init__(self, config: Config, paths: Dict[str, str], rank: int, ranks: int, device: Any, seed: int, training: bool):
-        part = "data_train" if training else "data_val"
-        self._records = config.path(part)
-        self._where = f"rank {rank}, {'training' if training else 'validation'} data"
+        part, what = ("data_train", "training") if training else ("data_val", "validation")
+        self._where = f"rank {rank}, {what} data {config.path(part)}"
         self._rank, self._ranks = rank, ranks
-        self._batch_size = config.batch_size * (config.input_batch_multiplier if training else 1)
-        self._on_gpu = on_gpu = device.device_type == "gpu"
-        sticky = not training or config.dali_cache_size > 0
-        self._pipe = Pipeline(
-            batch_size=self._batch_size, num_threads=config.dali_threads, device_id=device.device_id if on_gpu else None,
-            seed=seed, prefetch_queue_depth=config.dali_prefetch_queue + (0 if on_gpu else _LENT_ON_CPU - 1))
-        with self._pipe:
-            # Validation shards stay with their rank and are padded, so that every image comes exactly once in each
-            # evaluation. Training shards move on from rank to rank, unless decoded images are cached: the stream has no
-            # end and no padding.
-            jpegs, labels = fn.readers.mxnet(
-                path=[paths[part]], index_path=[paths[f"{part}_idx"]], random_shuffle=training, lazy_init=True, name=READER,
-                dont_use_mmap=config.dali_dont_use_mmap, shard_id=rank, num_shards=ranks, pad_last_batch=not training,
-                stick_to_shard=sticky, skip_cached_images=training and on_gpu and config.dali_cache_size > 0)
-            images = (_train_images if training else _val_images)(jpegs, config, on_gpu)
-            self._pipe.set_outputs(images, labels)
-        self._pipe.build()
+        self._on_gpu = device.device_type == "gpu"
+        self._pipe = build(config, paths, rank, ranks, device.device_id if self._on_gpu else None, seed, training)
+        self._batch_size = self._pipe.max_batch_size
         shape = (self._batch_size, *config.batch_shape[1:])
-        self._images = [mx.nd.empty(shape, device, dtype=config.input_dtype) for _ in range(2)] if on_gpu else []
+        self._images = [mx.nd.empty(shape, device, dtype=config.input_dtype) for _ in range(2)] if self._on_gpu else []
         self._labels = [mx.nd.empty((self._batch_size, 1)) for _ in range(2)]
         self._lent: Deque[Any] = collections.deque()
 
@@ -153,7 +159,7 @@ class Stream:
         reasons = [re.sub(r"^.*?\[[^\]]*\.(?:cc|h|cu):\d+\]\s*", "", line) for line in lines if re.search(r"\.(?:cc|h|cu):\d+\]", line)]
         reason = "; ".join(dict.fromkeys(reasons)) or lines[0]
         return UserError(
-            f"{self._where} {self._records} cannot be used: {reason} (python -m prepare.verify finds the damaged record)")
+            f"{self._where} cannot be used: {reason} (python -m prepare.verify finds the damaged record)")
 
 
 def _wait_until_read(array: Any) -> None:
