@@ -78,7 +78,7 @@ def main():
             found = dict(zip(runs, pool.map(lambda run: train(records, *run, options.epochs), runs)))
     for dtype in ("float32", "bfloat16"):
         values = [value for run, value in found.items() if run[0] == dtype]
-        print(f"{dtype:8} {' '.join(f'{value:.4f}' for value in values)}  mean {statistics.mean(values):.4f} ({statistics.pstdev(values):.4f})")
+        print(f"{dtype:8} {' '.join(f'{value:.4f}' for value in values)}  mean {statistics.mean(values):.4f} ({statistics.stdev(values):.4f})")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The door: settings in, one rank of a run out, and what is said when something is wrong. Wires, does no work itself.
 
-Exit status: 0 target reached (or none set), 3 target missed, 2 a mistake in settings or data, 1 anything else.
+Exit status: 0 target reached, or nothing evaluated, 3 target missed, 2 a mistake in settings or data, 1 anything else.
 """
 
 from __future__ import annotations
@@ -11,22 +11,13 @@ import os
 import secrets
 import sys
 import traceback
-from typing import Callable, List, Optional, Sequence, Tuple, TypeVar
+from typing import List, Optional, Sequence, Tuple
 
 from mxresnet import config as settings
 from mxresnet.config import Config, UserError
-from mxresnet.distributed import AgreedError, World, join, launched_rank, rank_seeds, start_horovod
+from mxresnet.distributed import AgreedError, World, attempt, join, launched_rank, rank_seeds, start_horovod
 
 REACHED, FAILED, MISTAKE, MISSED = 0, 1, 2, 3
-Value = TypeVar("Value")
-
-
-def attempt(what: Callable[[], Value]) -> Tuple[Optional[Value], Optional[UserError]]:
-    """Return (result, None) or (None, the user's mistake), so that the ranks can agree on it."""
-    try:
-        return what(), None
-    except UserError as error:
-        return None, error
 
 
 def start_log(config: Config, rank: int) -> None:
@@ -62,11 +53,11 @@ def train(config: Config, world: World) -> Optional[bool]:
                 f"{world.size} ranks were started and EXPECTED_RANKS is {config.expected_ranks}: the launcher and MPI do not "
                 "agree on the machines (mpirun --version: Open MPI 4 is needed)")
         data = dataset.describe(config)
+        if config.top_k > data.classes:
+            raise UserError(f"--top-k {config.top_k} is above the {data.classes} classes of the data set")
         return data, schedule.make_plan(config, data.train_examples, world.size)
 
-    found, problem = attempt(look)
-    world.agree(problem)
-    data, plan = found
+    data, plan = world.together(look)
     backend = pipeline.load(config)
     world = start_horovod(world)
     seed = world.broadcast(secrets.randbelow(2**16) if config.seed is None else config.seed)
@@ -76,8 +67,7 @@ def train(config: Config, world: World) -> Optional[bool]:
     from mxresnet.op_sets import extension_problem, without_effect
     from mxresnet.trainer import Trainer, choose_device, seed_everything
 
-    device, problem = attempt(lambda: choose_device(config, world))
-    world.agree(problem)
+    device = world.together(lambda: choose_device(config, world))
     # Before the first draw: a device may be tried here. All ranks do what the first with a problem must.
     problems = world.gather(extension_problem(config, device))
     without_extension = world.broadcast(next(filter(None, problems), ""))
@@ -92,8 +82,7 @@ def train(config: Config, world: World) -> Optional[bool]:
     for text in notes(config, data.has_manifests, backend.__name__) + without_effect(
             config, device.device_type == "gpu", without_extension):
         shown.say(f"note: {text}")
-    trainer, problem = attempt(lambda: Trainer(config, plan, world, data.classes, device, without_extension))
-    world.agree(problem)
+    trainer = world.together(lambda: Trainer(config, plan, world, data.classes, device, without_extension))
     pipelines = pipeline.Pipelines(backend, config, data, world, device, my_seed)
     timer = timing.Timing(config, trainer.wait)
     reached = loop.run(config, data, plan, world, mllog.RunLog(world.rank), shown, trainer, pipelines, timer)
@@ -124,6 +113,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         # Without MPI's agreement every rank is the first of a world of its own; the launcher knows better.
         if not (launched_rank() or world.rank):
             sys.stderr.write(f"mxresnet: {error}\n")
+            sys.stderr.flush()
+        world.barrier()  # a launcher that sees another rank end may kill rank 0 before it has spoken
         world.part()
         return MISTAKE
     except UserError as error:

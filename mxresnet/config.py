@@ -2,8 +2,9 @@
 """Every setting of a training run, declared once: flag, environment variable, default, meaning, check.
 
 A value comes from the flag, else from the environment (this is how config_<system>.sh speaks), else from the default.
-The names are those of NVIDIA's MLPerf Training v2.1 MXNet benchmark, and so are the defaults: what its
-run_and_time.sh passes when nothing is set. Settings of our own are marked "(own)".
+The names are those of NVIDIA's MLPerf Training v2.1 MXNet benchmark, and so are the defaults: what its run_and_time.sh
+passes when nothing is set, but for what only a GPU can do (float16, channels last, four channels, fused batch norms, cuDNN's
+algorithm): the configurations for GPUs set that. Settings of our own are marked "(own)".
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ Check = Tuple[Callable[[Any], bool], str]
 # Settings that mean something only with the operators of NVIDIA's MXNet, or only on a GPU. Elsewhere they are accepted,
 # and a run says once that they have no effect.
 FORK = "NVIDIA's MXNet"
+FUSED = "NVIDIA's MXNet or this project's batch norms on a GPU"
 GPU = "GPU"
 
 # The reference's networks compute the same function with other operators ("basic" is a toy without residual units).
@@ -77,6 +79,13 @@ def lr_schedule(text: str) -> str:
     return text
 
 
+def gpu_list(text: str) -> str:
+    """Accept "0,1" and the like. Raises ValueError."""
+    if any(int(part) < 0 for part in text.split(",")):
+        raise ValueError(text)
+    return text
+
+
 def setting(
         default: Any, env: str, help: str, check: Optional[Check] = None, kind: Optional[Callable] = None, note: str = "",
         flag: str = "") -> Any:
@@ -105,13 +114,13 @@ class Config:
     bn_group: int = setting(1, "BN_GROUP", "ranks of a machine that share batch-norm statistics", one_of(1, 2, 4, 8))
     bn_gamma_init0: bool = setting(
         False, "BN_GAMMA_INIT0", "start the last gamma of each residual unit at zero, and fc1 like a convolution")
-    fuse_bn_relu: int = setting(0, "FUSE_BN_RELU", "let a batch norm compute its ReLU; on public packages CPU only", at_least(0))
-    fuse_bn_add_relu: int = setting(0, "FUSE_BN_ADD_RELU", "let a batch norm add the shortcut and compute the ReLU", at_least(0), note=FORK)
+    fuse_bn_relu: int = setting(0, "FUSE_BN_RELU", "let a batch norm compute its ReLU, where its operator can", at_least(0))
+    fuse_bn_add_relu: int = setting(0, "FUSE_BN_ADD_RELU", "let a batch norm add the shortcut and compute the ReLU, where its operator can", at_least(0), note=FUSED)
     conv_algo: int = setting(-1, "CONV_ALGO", "cuDNN algorithm forced on convolutions; -1: cuDNN chooses", at_least(-1), note=FORK)
     force_tensor_core: int = setting(0, "FORCE_TENSOR_CORE", "only tensor-core algorithms", at_least(0), note=FORK)
     verbose: int = setting(0, "VERBOSE", "report the algorithms that are chosen", at_least(0), note=FORK)
     e2e_cuda_graphs: int = setting(0, "E2E_CUDA_GRAPHS", "the whole step as one CUDA graph", at_least(0), note=FORK)
-    gpus: str = setting("", "GPUS", "comma list of GPUs, indexed by local rank; empty: all that are found, none: CPU")
+    gpus: str = setting("", "GPUS", "numbers of the GPUs, by local rank, as in 0,1; not given: all that are found, or the CPU where there is none", kind=gpu_list)
 
     # Optimizer
     optimizer: str = setting("sgd", "OPTIMIZER", "optimizer", one_of("sgd", "sgdwlars", "sgdwfastlars", "sgdwfastlarsv2"))
@@ -119,7 +128,7 @@ class Config:
     lr: float = setting(0.6, "LR", "peak learning rate", above(0))
     lr_step_epochs: str = setting(
         "30,60,80", "LRSCHED", '"pow2": decay with power 2 to 1e-4; else the epochs at which the rate drops', kind=lr_schedule)
-    lr_factor: float = setting(0.1, "LR_FACTOR", "factor of each drop; 1 or more: a constant rate", above(0))
+    lr_factor: float = setting(0.1, "LR_FACTOR", "factor of each drop; 1 or more: a constant rate, whatever --lr-step-epochs says", above(0))
     num_epochs: int = setting(90, "NUMEPOCHS", "most epochs, and the horizon of the schedule", at_least(1))
     warmup_epochs: int = setting(5, "WARMUP_EPOCHS", "epochs of warm-up", at_least(0))
     warmup_strategy: str = setting("linear", "WARMUP_STRATEGY", "warm-up of the dropping schedule", one_of("linear", "constant"))

@@ -35,7 +35,7 @@ def _read_manifest(records: str) -> Optional[Dict[str, Any]]:
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"manifest {path} cannot be read ({error}): make the data set again") from None
-    if manifest.get("format") != "mxresnet-recordio" or manifest.get("version") != MANIFEST_VERSION:
+    if not isinstance(manifest, dict) or manifest.get("format") != "mxresnet-recordio" or manifest.get("version") != MANIFEST_VERSION:
         raise UserError(f"manifest {path} is not of format mxresnet-recordio version {MANIFEST_VERSION}: {_HOW}")
     if not manifest.get("complete"):
         raise UserError(f"manifest {path} says that the data set is not whole: run python -m prepare.imagenet again")

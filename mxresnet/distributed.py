@@ -10,13 +10,14 @@ import signal
 import socket
 import sys
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, TypeVar
 
 import numpy as np
 
 from mxresnet import watchdog
 from mxresnet.config import UserError
 
+Value = TypeVar("Value")
 # Where launchers say which rank this process is, before MPI is up: Open MPI, PMIx (srun), Slurm.
 _RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
 
@@ -27,6 +28,14 @@ def launched_rank() -> Optional[int]:
         if os.environ.get(name, "").isdigit():
             return int(os.environ[name])
     return None
+
+
+def attempt(what: Callable[[], Value]) -> Tuple[Optional[Value], Optional[UserError]]:
+    """Return (result, None) or (None, the user's mistake), so that the ranks can agree on it."""
+    try:
+        return what(), None
+    except UserError as error:
+        return None, error
 
 
 class AgreedError(UserError):
@@ -80,6 +89,12 @@ class World:
                 text if len(ranks) == self.size else f"rank {', '.join(map(str, ranks))}: {text}"
                 for text, ranks in ranks_of.items()))
 
+    def together(self, what: Callable[[], Value]) -> Value:
+        """Return what() when every rank could do it. Raises AgreedError on every rank when it raises UserError on any."""
+        value, problem = attempt(what)
+        self.agree(problem)
+        return value
+
     def broadcast_parameters(self, parameters: Dict[str, Any]) -> None:
         """Overwrite the named NDArrays with rank 0's, in place.
 
@@ -112,10 +127,13 @@ class World:
         Each has a communicator of its own: the functions may be called in any order and at the same time. Raises
         UserError when the ranks of a machine cannot be divided into such groups.
         """
-        if ranks > 1 and self.local_size % ranks:
-            raise UserError(f"--bn-group {ranks} does not divide the {self.local_size} ranks of this machine: start a multiple of {ranks}")
         if ranks == 1:
             return {name: lambda array: array for name in names}
+        # All ranks must know, whichever machine it is: what follows is done together.
+        sizes = self._mpi.allgather(self.local_size) if self._mpi else [self.local_size]
+        wrong = [size for size in sizes if size % ranks]
+        if wrong:
+            raise UserError(f"--bn-group {ranks} does not divide the {wrong[0]} ranks of a machine: start a multiple of {ranks} on each")
         group = self._mpi.Split(self.rank // ranks, self.rank)
 
         def over(communicator: Any) -> Callable[[np.ndarray], np.ndarray]:

@@ -35,7 +35,7 @@ def run(
     with log.run() as outcome:
         world.barrier()
         progress.run_started()
-        train, val = pipelines.open()
+        train, val = world.together(pipelines.open)
         val_images = dataset.val_examples
         log.samples(dataset.train_examples, val_images)
         reached = None
@@ -47,7 +47,7 @@ def run(
                         _train_epoch(epoch, plan, log, progress, trainer, train, timing)
                 if block.evaluated:
                     with timing.span("eval_time"):
-                        score = _evaluate(epoch, val_images, log, trainer, val)
+                        score = _evaluate(epoch, val_images, world, log, trainer, val)
                     progress.evaluated(epoch, score, config)
                     reached = score.accuracy > config.accuracy_threshold
             if reached:
@@ -84,11 +84,11 @@ def _train_epoch(
     log.throughput(progress.epoch_done(epoch, plan.learning_rate(epoch * plan.steps_per_epoch)), epoch)
 
 
-def _evaluate(epoch: int, val_images: int, log: RunLog, trainer: Any, val: Any) -> Score:
+def _evaluate(epoch: int, val_images: int, world: Any, log: RunLog, trainer: Any, val: Any) -> Score:
     """Score the validation set. Raises UserError when not every image was counted exactly once."""
     with log.evaluation(epoch):
         score = trainer.evaluate(val.batches())
-    if score.total != val_images:
-        raise UserError(f"the evaluation after epoch {epoch} counted {score.total} images of {val_images}")
+    if score.total != val_images:  # as every rank sees
+        world.agree(UserError(f"the evaluation after epoch {epoch} counted {score.total} images of {val_images}"))
     log.accuracy(score.accuracy, epoch)
     return score

@@ -9,7 +9,7 @@ from typing import Any, Dict, List
 import mxnet as mx
 
 from mxresnet import extension
-from mxresnet.config import FIELDS, FORK, GPU, Config, flag_of
+from mxresnet.config import FIELDS, FORK, FUSED, GPU, Config, flag_of
 from mxresnet.ops import ExtensionOps, FusedCpuOps, GroupOps, PlainOps, accepts
 from mxresnet.vendor_ops import LAYOUT, NormAddOps, NormOps, StatsOps, VendorOps
 
@@ -66,14 +66,14 @@ def _in_vain(name: str, ops: PlainOps, on_gpu: bool) -> str:
     note = FIELDS[name].metadata["note"]
     if note == GPU:
         return "" if on_gpu else f"{GPU} only"
-    if name in ops.honours or (note != FORK and name != "fuse_bn_relu"):
+    if name in ops.honours or (note not in (FORK, FUSED) and name != "fuse_bn_relu"):
         return ""
     if name in CUDNN and accepts("Convolution", "cudnn_algo_fwd"):
         return "" if on_gpu else f"{GPU} only"
     if not accepts("BatchNormAddRelu"):
         if name not in ExtensionOps.honours:
             return f"{FORK} only"
-        return "not together with --bn-group" if isinstance(ops, GroupOps) else f"{FORK} or this project's batch norms on a GPU only"
+        return "not together with --bn-group" if isinstance(ops, GroupOps) else f"{FUSED} only"
     return VENDOR_WANTS if name.startswith("fuse") else "not done by this program"
 
 

@@ -46,9 +46,9 @@ class Plan:
         A factor of 1 or more switches the schedule off. Source: the MLPerf Training v2.1 rules; MXNet's PolyScheduler
         and MultiFactorScheduler, whose "constant" warm-up starts at zero and stays there.
         """
-        if not self.polynomial and self.drop_factor >= 1:
+        if self.drop_factor >= 1:
             return self.peak_lr
-        if update <= self.warmup_steps:
+        if self.warmup_steps and update <= self.warmup_steps:
             return 0.0 if self.warmup_is_constant and update < self.warmup_steps else self.peak_lr * update / self.warmup_steps
         if not self.polynomial:
             return self.peak_lr * self.drop_factor ** sum(update > step for step in self.drop_steps)

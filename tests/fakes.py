@@ -78,5 +78,12 @@ class FakeWorld:
     def gather(self, value):
         return [value]
 
+    def agree(self, problem):
+        if problem:
+            raise problem
+
+    def together(self, what):
+        return what()
+
     def barrier(self):
         self.events.append("barrier")

@@ -39,6 +39,8 @@ def test_a_switch_may_stand_alone_or_have_a_value():
     (["--min-random-area", "0.9", "--max-random-area", "0.5"], {}, ["--min-random-area", "0.9", "0.5"]),
     (["--seed", "-1"], {}, ["--seed", "-1"]),
     (["--lr"], {}, ["--lr"]),
+    (["--gpus", "none"], {}, ["--gpus", "none"]),
+    ([], {"GPUS": "0,x"}, ["GPUS", "0,x"]),
 ])
 def test_a_mistake_is_one_line_that_names_the_setting_and_the_value(argv, environ, words):
     with pytest.raises(UserError) as caught:

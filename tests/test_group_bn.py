@@ -118,6 +118,26 @@ def test_a_network_has_the_gradients_of_one_process_with_the_joined_batch(tmp_pa
     assert len(errors) > 30 and max(errors.values()) < 1e-3, errors
 
 
+UNEQUAL = """
+import dataclasses
+from mxresnet.config import UserError
+from mxresnet.distributed import join
+world = join()
+world = dataclasses.replace(world, local_size=2 - world.rank // 2)
+try:
+    world.together(lambda: world.group_sums(2, ["bn"]))
+except UserError as error:
+    print(f"rank {world.rank}: {error}")
+world.part()
+"""
+
+
+def test_machines_with_unequal_numbers_of_ranks_are_refused_by_all():
+    """Two ranks on one machine and one on another: the first machine's could form a group."""
+    done = mpirun(3, "-c", UNEQUAL, timeout=60)
+    assert done.returncode == 0 and done.stdout.count("--bn-group 2 does not divide the 1 ranks of a machine") == 3, done.stdout + done.stderr
+
+
 def test_groups_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match="--bn-group 2 does not divide the 3 ranks"):
         World(size=3, local_size=3).group_sums(2, ["bn"])

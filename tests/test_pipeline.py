@@ -61,11 +61,14 @@ def test_shard_sizes_add_up():
         assert sum(sizes) == 50000 and max(sizes) - min(sizes) <= 1
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_training_sees_every_image_before_any_comes_again(tmp_path, ranks):
-    """The ranks together, over epochs of equal shards."""
+@pytest.mark.parametrize("ranks, cache", [(1, 0), (2, 0), (3, 0), (2, 64)])
+def test_training_sees_every_image_before_any_comes_again(tmp_path, ranks, cache):
+    """The ranks together, over epochs of equal shards, which move on; on a CPU also with --dali-cache-size, which is for GPUs."""
     write_records(tmp_path, noise(48), noise(8))
-    parts = [opened(tmp_path, 48, 8, World(rank, ranks))[0] for rank in range(ranks)]
+    parts = [opened(tmp_path, 48, 8, World(rank, ranks), dali_cache_size=cache)[0] for rank in range(ranks)]
+    first = [{int(label) for batch in part.batches(48 // ranks // 8) for label in batch.label.asnumpy()} for part in parts]
+    second = [{int(label) for batch in part.batches(48 // ranks // 8) for label in batch.label.asnumpy()} for part in parts]
+    assert ranks == 1 or all(before != after for before, after in zip(first, second))
     for _ in range(3):
         seen = [int(label) for part in parts for batch in part.batches(48 // ranks // 8) for label in batch.label.asnumpy()]
         assert sorted(seen) == list(range(48))
@@ -286,11 +289,11 @@ class TestDescribe:
 
     @pytest.mark.parametrize("change, words", [
         (('"complete": true', '"complete": false'), "not whole"), (('"version": 1', '"version": 9'), "version 1"),
-        (('"format"', "nonsense"), "cannot be read"), (('"digit_3"', '"trois"'), "different classes.*trois")])
+        (('"format"', "nonsense"), "cannot be read"), (("{", "[]"), "not of format"), (('"digit_3"', '"trois"'), "different classes.*trois")])
     def test_a_manifest_that_does_not_fit_is_refused(self, copied, change, words):
         text = (copied / "train.json").read_text()
         assert change[0] in text
-        (copied / "train.json").write_text(text.replace(*change))
+        (copied / "train.json").write_text(text.replace(*change) if change[1] != "[]" else "[]")
         with pytest.raises(UserError, match=words):
             describe(Config(data_root=str(copied)))
 

@@ -265,6 +265,17 @@ class TestMistakes:
         (copied / "val.idx").unlink()
         assert f"{copied}/val.idx" in self.refused(ranks, "--data-root", copied)
 
+    @pytest.mark.parametrize("ranks", [1, 3])
+    def test_counts_that_the_records_do_not_have(self, ranks, copied):
+        """Seen when the clock runs already, by every rank."""
+        for path in copied.glob("*.json"):
+            path.unlink()
+        line = self.refused(ranks, "--data-root", copied, "--num-examples", "96", "--num-val-examples", "50", "--num-classes", "10")
+        assert "355 validation images" in line and "--num-val-examples" in line
+
+    def test_a_top_k_of_more_than_there_are(self, digits):
+        assert "--top-k 20 is above the 10 classes" in self.refused(2, "--data-root", digits, "--top-k", "20")
+
     def test_too_many_ranks(self, digits):
         assert "2 training images are too few for 3 ranks" in self.refused(3, "--data-root", digits, "--num-examples", "2")
 

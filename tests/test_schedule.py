@@ -49,6 +49,18 @@ def test_step_schedule_equals_mxnets():
         assert plan.learning_rate(update) == pytest.approx(theirs(update), rel=1e-12)
 
 
+def test_a_rate_without_warm_up_begins_at_its_peak():
+    """Update 0 is asked for by the warm-up of the kernels."""
+    plan = make_plan(Config(batch_size=4, lr=6.0, lr_step_epochs="pow2", warmup_epochs=0, num_epochs=9), 100, 3)
+    assert plan.learning_rate(0) == pytest.approx(6.0) and plan.learning_rate(1) < 6.0
+
+
+@pytest.mark.parametrize("epochs", ["pow2", "3,6"])
+def test_a_factor_of_one_is_a_constant_rate(epochs):
+    plan = make_plan(Config(batch_size=4, lr=6.0, lr_step_epochs=epochs, lr_factor=1.0, warmup_epochs=2, num_epochs=9), 100, 3)
+    assert {plan.learning_rate(update) for update in range(plan.total_steps + 3)} == {6.0}
+
+
 def test_blocks_of_the_published_runs():
     blocks = [(b.first_epoch, b.epoch_count, b.evaluated) for b in make_blocks(37, period=4, offset=2)]
     assert blocks == [(1, 3, True)] + [(first, 4, True) for first in range(4, 36, 4)] + [(36, 2, False)]

@@ -89,7 +89,7 @@ def build(config: Config, paths: Dict[str, str], rank: int, ranks: int, device_i
     """The pipeline of one rank, whose outputs are images and labels (batch, 1); without a device_id all on the CPU."""
     part = "data_train" if training else "data_val"
     on_gpu = device_id is not None
-    cached = config.dali_cache_size > 0
+    cached = on_gpu and config.dali_cache_size > 0
     pipe = Pipeline(
         batch_size=config.batch_size * (config.input_batch_multiplier if training else 1), num_threads=config.dali_threads,
         device_id=device_id, seed=seed, prefetch_queue_depth=config.dali_prefetch_queue + (0 if on_gpu else _LENT_ON_CPU - 1))
@@ -99,7 +99,7 @@ def build(config: Config, paths: Dict[str, str], rank: int, ranks: int, device_i
         jpegs, labels = fn.readers.mxnet(
             path=[paths[part]], index_path=[paths[f"{part}_idx"]], random_shuffle=training, lazy_init=True, name=READER,
             dont_use_mmap=config.dali_dont_use_mmap, shard_id=rank, num_shards=ranks, pad_last_batch=not training,
-            stick_to_shard=not training or cached, skip_cached_images=training and on_gpu and cached)
+            stick_to_shard=not training or cached, skip_cached_images=training and cached)
         images = (_train_images if training else _val_images)(jpegs, config, on_gpu)
         pipe.set_outputs(images, labels)
     pipe.build()
@@ -132,7 +132,7 @@ class Stream:
 
     def next(self) -> Tuple[Any, Any]:
         """Raises UserError when a record cannot be decoded."""
-        if len(self._lent) == (1 if self._on_gpu else _LENT_ON_CPU):
+        if len(self._lent) == _LENT_ON_CPU:
             _wait_until_read(self._lent.popleft())
             self._pipe.release_outputs()
         try:
@@ -140,9 +140,14 @@ class Stream:
             images, labels = (output.as_tensor() for output in self._pipe.share_outputs())
         except RuntimeError as error:
             raise self._explained(error) from None
-        image = _copy(images, self._images) if self._on_gpu else mx.nd.from_numpy(np.asarray(images))
-        self._lent.append(image)
-        return image, _copy(labels, self._labels).reshape((-1,))
+        label = _copy(labels, self._labels).reshape((-1,))
+        if self._on_gpu:
+            image = _copy(images, self._images)
+            self._pipe.release_outputs()
+        else:
+            image = mx.nd.from_numpy(np.asarray(images))
+            self._lent.append(image)
+        return image, label
 
     def evaluation(self) -> Iterator[Tuple[Any, Any, int]]:
         shards = shard_sizes(self.examples(), self._ranks)
