@@ -33,6 +33,11 @@ OPERATORS = ("mxresnet_batch_norm", "mxresnet_batch_norm_relu", "mxresnet_batch_
 SELF_TEST_SECONDS = 180
 PR_SET_PDEATHSIG = 1  # Linux's <sys/prctl.h>
 _EPSILON, _MOMENTUM = 1e-5, 0.9
+# What MXNet can be told and the interface of its extensions does not pass on: variable, which values, what would go wrong.
+_CANNOT = {
+    "MXNET_EXEC_INPLACE_GRAD_SUM_CAP": (
+        lambda text: text.isdigit() and int(text) < 8, "below its default, 8, a gradient may have to be added to, and its operators would overwrite it"),
+    "MXNET_BACKWARD_DO_MIRROR": (lambda text: text not in ("", "0"), "forward would run twice, and its operators count running statistics in it")}
 
 
 def batch_norm(
@@ -84,10 +89,7 @@ def _unfit(device: Any) -> str:
         return f"{path.name} was built for MXNet {facts['mxnet']} and this is {mx.__version__} ({extension_build.COMMAND} --{_kind(device)})"
     if facts["sources"] != extension_build.source_hash():
         return f"{path.name} is older than its sources ({extension_build.COMMAND} --{_kind(device)})"
-    # Its interface does not tell an operator to add to a gradient, so it would overwrite it.
-    if os.environ.get("MXNET_EXEC_ENABLE_ADDTO", "0").lower() not in ("", "0", "false"):
-        return "MXNET_EXEC_ENABLE_ADDTO is on, which its operators cannot do"
-    return ""
+    return next((f"{name}={os.environ[name]}: {why}" for name, (wrong, why) in _CANNOT.items() if wrong(os.environ.get(name, ""))), "")
 
 
 def _tried_elsewhere(device: Any) -> str:

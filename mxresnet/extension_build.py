@@ -24,6 +24,9 @@ COMMAND = "python -m mxresnet.extension build"
 # What MXNet's CUDA 11.2 wheel is linked with. A second cuDNN or CUDA runtime in one process would not share its state.
 CUDNN, CUDA = 8, 11
 _MARK = "mxresnet-build:"
+# Bsymbolic: MXNet's library has functions of lib_api.cc of the same names with another C++ ABI, and Horovod makes them visible
+# to all. Ours must call our own, or the process dies as the library is loaded.
+FLAGS = ("-std=c++11", "-O2", "-fPIC", "-shared", "-Wl,--no-undefined", "-Wl,-Bsymbolic")
 
 
 def library(kind: str) -> pathlib.Path:
@@ -32,8 +35,8 @@ def library(kind: str) -> pathlib.Path:
 
 
 def source_hash() -> str:
-    """A sum over the sources, which says whether a library was built from them."""
-    total = hashlib.sha256()
+    """A sum over the sources and how they are compiled, which says whether a library was built from them."""
+    total = hashlib.sha256(" ".join(FLAGS).encode())
     for path in sorted([*SOURCES.glob("*.h"), *SOURCES.glob("*.cc")]):
         total.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return total.hexdigest()[:16]
@@ -110,7 +113,7 @@ def compile_library(sources: Sequence[pathlib.Path], target: pathlib.Path, flags
         raise UserError(f"no C++ compiler ({compiler}): apt-get install g++")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.stem}.{os.getpid()}.part.so")
-    command = [compiler, "-std=c++11", "-O2", "-fPIC", "-shared", "-Wl,--no-undefined", "-o", partial, *sources, *flags]
+    command = [compiler, *FLAGS, "-o", partial, *sources, *flags]
     done = subprocess.run(list(map(str, command)), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         if done.returncode:

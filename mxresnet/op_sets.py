@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, Dict, List
 
 import mxnet as mx
 
 from mxresnet import extension
 from mxresnet.config import FIELDS, FORK, FUSED, GPU, Config, flag_of
-from mxresnet.ops import ExtensionOps, FusedCpuOps, GroupOps, PlainOps, accepts
+from mxresnet.ops import ExtensionOps, FusedCpuOps, GroupOps, PlainOps, accepts, channel_first
 from mxresnet.vendor_ops import LAYOUT, NormAddOps, NormOps, StatsOps, VendorOps
 
 VENDOR_OPS = (StatsOps, NormOps, NormAddOps, VendorOps)
@@ -56,7 +55,7 @@ def op_set(config: Config, on_gpu: bool, problem: str = NOT_TRIED) -> PlainOps:
     if _channels_last(config, on_gpu):
         if not problem:
             return ExtensionOps(config)
-        return PlainOps(dataclasses.replace(config, conv_layout="NCHW", batchnorm_layout="NCHW", pooling_layout="NCHW"))
+        return PlainOps(channel_first(config))
     fused = config.fuse_bn_relu and not on_gpu and config.batchnorm_layout == "NCHW" and hasattr(mx.sym.contrib, "BatchNormWithReLU")
     return FusedCpuOps(config) if fused else PlainOps(config)
 

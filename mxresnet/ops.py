@@ -7,6 +7,7 @@ is still to do: relu or add_relu, which always follow, may fuse it with what the
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from dataclasses import dataclass
 from typing import Any, Dict, Tuple
@@ -34,6 +35,11 @@ class Feature:
     norm: str = ""
     sums: Tuple[Any, ...] = ()
     channels: int = 0
+
+
+def channel_first(config: Config) -> Config:
+    """The same network with all that is between its input and its output in NCHW."""
+    return dataclasses.replace(config, conv_layout="NCHW", batchnorm_layout="NCHW", pooling_layout="NCHW")
 
 
 def accepts(operator: str, *attributes: str) -> bool:
@@ -154,7 +160,7 @@ class ExtensionOps(PlainOps):
     honours = ("fuse_bn_relu", "fuse_bn_add_relu")
 
     def for_evaluation(self) -> PlainOps:
-        return RunningOps(self._config)
+        return ChannelFirstOps(self._config)
 
     def _ours(self, x: Feature, **fused: Any) -> Feature:
         config = self._config
@@ -174,11 +180,20 @@ class ExtensionOps(PlainOps):
         return self._ours(x, addend=self._to(self._normed(shortcut), x.layout))
 
 
-class RunningOps(PlainOps):
-    """PlainOps that take the running statistics by name: MXNet then leaves cuDNN out, which may refuse channel-last data."""
+class ChannelFirstOps(PlainOps):
+    """PlainOps in NCHW on the parameters of a network whose convolutions are in NHWC.
 
-    def _norm_attributes(self, name: str) -> Dict[str, Any]:
-        return {**super()._norm_attributes(name), "use_global_stats": True}
+    For its evaluation: MXNet's batch norm of channel-last data with given statistics uses one thread of the GPU a channel, and
+    cuDNN may refuse what it is told of them (a batch of N * H * W images of one pixel).
+    """
+
+    def __init__(self, config: Config):
+        super().__init__(channel_first(config))
+        self._turned = config.conv_layout == "NHWC"
+
+    def _weight(self, conv: str) -> Any:
+        weight = super()._weight(conv)
+        return mx.sym.transpose(weight, axes=_AXES["NHWC", "NCHW"]) if self._turned else weight
 
 
 class GroupOps(PlainOps):

@@ -318,6 +318,13 @@ def test_a_library_that_misbehaves_is_refused_and_the_process_goes_on(tmp_path):
     wait_for(lambda: not pathlib.Path(f"/proc/{test}").exists() or "Z" in pathlib.Path(f"/proc/{test}/stat").read_text())
 
 
+def test_it_loads_after_horovod(operators):
+    """Horovod makes MXNet's symbols visible to all that is loaded later; many are named as ours."""
+    code = "import mxnet as mx, horovod.mxnet; from mxresnet import extension; print(extension._test(mx.cpu()) or 'good')"
+    done = python("-c", code)
+    assert done.returncode == 0 and done.stdout == "good\n", done.stdout + done.stderr
+
+
 def test_a_library_that_does_not_fit_is_refused(operators, tmp_path, monkeypatch):
     path = tmp_path / "libmxresnet_cpu.so"
     monkeypatch.setattr(extension_build, "library", lambda kind: path)
@@ -335,8 +342,13 @@ def test_a_library_that_does_not_fit_is_refused(operators, tmp_path, monkeypatch
     assert "was not made by" in reason(built.replace(b'"kind": "cpu"', b'"kind": "gpu"'))
     assert "was built for MXNet 1.8.0 and this is 1.9.1" in reason(built.replace(b'"mxnet": "1.9.1"', b'"mxnet": "1.8.0"'))
     assert "is older than its sources" in reason(built.replace(facts["sources"].encode(), b"0" * 16))
-    monkeypatch.setenv("MXNET_EXEC_ENABLE_ADDTO", "1")
-    assert reason(built) == "MXNET_EXEC_ENABLE_ADDTO is on, which its operators cannot do"
+    monkeypatch.setenv("MXNET_EXEC_INPLACE_GRAD_SUM_CAP", "2")
+    assert reason(built).startswith("MXNET_EXEC_INPLACE_GRAD_SUM_CAP=2: below its default")
+    monkeypatch.setenv("MXNET_EXEC_INPLACE_GRAD_SUM_CAP", "8")
+    monkeypatch.setenv("MXNET_BACKWARD_DO_MIRROR", "1")
+    assert reason(built).startswith("MXNET_BACKWARD_DO_MIRROR=1: forward would run twice")
+    monkeypatch.setenv("MXNET_BACKWARD_DO_MIRROR", "0")
+    assert reason(built) == ""
     extension.ready.cache_clear()
 
 

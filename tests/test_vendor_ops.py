@@ -18,7 +18,7 @@ from test_configs import exported
 from mxresnet import network
 from mxresnet.config import FIELDS, NETWORKS, Config, parse
 from mxresnet.op_sets import NOT_TRIED, VENDOR_OPS, extension_problem, op_set, without_effect
-from mxresnet.ops import ExtensionOps, FusedCpuOps, GroupOps, PlainOps, RunningOps, accepts
+from mxresnet.ops import ChannelFirstOps, ExtensionOps, FusedCpuOps, GroupOps, PlainOps, accepts
 from mxresnet.vendor_ops import NormAddOps, NormOps, StatsOps, VendorOps
 
 LAYOUTS = {f"{what}_layout": "NHWC" for what in ("input", "conv", "batchnorm", "pooling")}
@@ -298,7 +298,7 @@ def test_channel_last_batch_norms_of_public_mxnet_on_a_gpu():
     """Ours where they can be used; else stock operators, whose channel-last one cuDNN may refuse, in the other layout."""
     config = Config(**{**VENDOR, "network": "resnet-v1b-fl"})
     assert type(op_set(config, True, "")) is ExtensionOps and without_effect(config, True, "") == []
-    assert type(op_set(config, True, "").for_evaluation()) is RunningOps
+    assert type(op_set(config, True, "").for_evaluation()) is ChannelFirstOps
     ops = op_set(config, True, "libcudnn.so.8 is missing")
     assert type(ops) is PlainOps and ops.for_evaluation() is ops
     assert any("libcudnn.so.8 is missing; MXNet's own operators are used in NCHW" in text for text in without_effect(config, True, "libcudnn.so.8 is missing"))
@@ -312,9 +312,26 @@ def test_channel_last_batch_norms_of_public_mxnet_on_a_gpu():
     assert "want --dtype float16" in extension_problem(dataclasses.replace(config, dtype="float32"), mx.gpu(0))
 
 
-def test_evaluation_takes_the_running_statistics_by_name():
-    nodes = json.loads(network.build(RunningOps(Config()), Config(), 10).tojson())["nodes"]
-    assert [n["attrs"]["use_global_stats"] for n in nodes if n["op"] == "BatchNorm"] == ["True"] * 53
+def test_a_channel_last_network_is_evaluated_channel_first_with_the_same_parameters():
+    layouts = {name: "NHWC" for name in ("input_layout", "conv_layout", "batchnorm_layout", "pooling_layout")}
+    common = dict(image_shape=(4, 32, 32), resize=32, batch_size=4, num_layers=18)
+    last, first = Config(**common, **layouts), Config(**common)
+    evaluated, plain = (
+        network.build(ops, config, 10).simple_bind(mx.cpu(), grad_req="null", data=config.batch_shape)
+        for ops, config in ((ChannelFirstOps(last), last), (PlainOps(first), first)))
+    assert evaluated.arg_dict["conv0_weight"].shape == (64, 7, 7, 4) and plain.arg_dict["conv0_weight"].shape == (64, 4, 7, 7)
+    random = np.random.RandomState(0)
+    for name, array in [*evaluated.arg_dict.items(), *evaluated.aux_dict.items()]:
+        values = random.rand(*array.shape) * 0.1 + (name.endswith("var"))
+        array[:] = values
+        there = plain.arg_dict.get(name, plain.aux_dict.get(name))
+        there[:] = values.transpose(0, 3, 1, 2) if values.ndim == 4 else values
+    images = random.randn(*first.batch_shape)
+    evaluated.arg_dict["data"][:], plain.arg_dict["data"][:] = images.transpose(0, 2, 3, 1), images
+    for executor in (evaluated, plain):
+        executor.forward(is_train=False)
+    np.testing.assert_allclose(evaluated.outputs[0].asnumpy(), plain.outputs[0].asnumpy(), rtol=1e-4, atol=1e-6)
+    assert np.ptp(plain.outputs[0].asnumpy()) > 1e-3
 
 
 def test_every_op_set_names_cudnns_algorithms_where_they_can_be_named(monkeypatch):

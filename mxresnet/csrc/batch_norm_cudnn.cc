@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// batch_norm.h by cuDNN 8's (or 9's) fused kernels: float16, channel last, float32 statistics. Host code only.
+// batch_norm.h by cuDNN 8's fused kernels: float16, channel last, float32 statistics. Host code only. (cuDNN 9 has the functions
+// too; it marks them as to be removed.)
 //
 // Source: cuDNN's documentation of cudnnBatchNormalizationForwardTrainingEx and cudnnBatchNormalizationBackwardEx. The fused
 // modes exist for channel-last float16, CUDNN_BATCHNORM_SPATIAL_PERSISTENT and channels that are a multiple of four only.

@@ -9,7 +9,8 @@
 // The addend comes last, so that a network lists its parameters in the order in which one of stock operators does.
 // Outputs: the result, and for backward the saved mean, the saved inverse deviation and the reserve (uint8). moving_mean and
 // moving_var change in forward, training or not: the interface does not say which it is, so evaluation needs other operators.
-// Nor does it say whether to write or to add: gradients are written (grad_req "write", no MXNET_EXEC_ENABLE_ADDTO).
+// Nor does it say whether to write or to add: gradients are written (grad_req "write"; mxresnet/extension.py looks at the
+// variables with which MXNet would want them added).
 #include <mxnet/lib_api.h>
 
 #include <cstdlib>
