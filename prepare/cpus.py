@@ -61,9 +61,12 @@ def read_words(path):
 
 def positive(text):
     """The type of a command line argument that is a whole number of at least 1."""
-    number = int(text)
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
     if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1, not %s" % text)
+        raise argparse.ArgumentTypeError("must be a whole number above 0, not %r" % text)
     return number
 
 

@@ -5,6 +5,7 @@ The files are byte for byte those of MXNet's im2rec (--list --recursive, then --
 """
 
 import argparse
+import contextlib
 import errno
 import os
 import shutil
@@ -23,11 +24,15 @@ STATUSES = """\
 exit status:
   0    both halves are complete, now or since an earlier run
   1    the source has problems (all are listed), or is not what it should be
-  2    wrong command line, or a path that does not exist
+  2    wrong command line, or a path that does not exist or may not be read
   3    the destination holds something else: nothing was touched
   4    writing failed, or there is not enough space; run it again to go on
   130  interrupted; run it again to go on
 """
+
+
+class Unreadable(PermissionError):
+    """The source may not be looked at, which trying again does not change; a destination is another matter."""
 
 
 def parse(argv):
@@ -72,7 +77,7 @@ def main(argv=None):
     try:
         run(arguments)
         return 0
-    except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+    except (FileNotFoundError, FileExistsError, NotADirectoryError, Unreadable) as error:
         return fail(2, "%s: %s" % (error.filename, error.strerror))
     except ImportError as error:
         return fail(2, "--check=decode needs NVIDIA DALI: %s" % error)
@@ -142,20 +147,31 @@ def check_space(folder, needed):
         raise OSError(errno.ENOSPC, text, folder)
 
 
+@contextlib.contextmanager
+def looking_at_the_source():
+    """Tells a PermissionError of the source from one of the destination."""
+    try:
+        yield
+    except PermissionError as error:
+        raise Unreadable(error.errno, error.strerror, error.filename) from None
+
+
 def run(arguments):
     """Does what the command line says. Raises what `main` turns into an exit status."""
     folder = arguments.folder
     workers = arguments.workers or 4 * usable_cpus()
     options = {"check": arguments.check, "on_error": arguments.on_error}
-    halves = sources.find_halves(arguments.source, arguments.val_labels)
-    identities = {prefix: halves[prefix].identity() for prefix in PREFIXES}
+    with looking_at_the_source():
+        halves = sources.find_halves(arguments.source, arguments.val_labels)
+        identities = {prefix: halves[prefix].identity() for prefix in PREFIXES}
     todo = [prefix for prefix in PREFIXES if not output.is_finished(folder, prefix, identities[prefix], options)]
     if not todo:
         say("%s: complete since an earlier run" % folder)
         return
     check = CHECKS[arguments.check]()
-    plans = {prefix: plan_half(prefix, halves[prefix], workers, arguments.check) for prefix in PREFIXES}
-    check_plans(plans, halves["val"].label_files, arguments.on_error == "skip")
+    with looking_at_the_source():
+        plans = {prefix: plan_half(prefix, halves[prefix], workers, arguments.check) for prefix in PREFIXES}
+        check_plans(plans, halves["val"].label_files, arguments.on_error == "skip")
     needed = sum(plans[prefix].output_bytes() - output.bytes_written(folder, prefix) for prefix in todo)
     check_space(folder, needed)
     say("%s: %s %s, %.2f GB" % (folder, "would write" if arguments.dry_run else "writing", " and ".join(todo), needed / 1e9))

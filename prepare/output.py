@@ -192,9 +192,10 @@ def is_finished(folder, prefix, identity, options):
     same = manifest["options"]["check"] == options["check"]
     same = same and (manifest["options"]["on_error"] == options["on_error"] or not manifest["skipped"])
     if not same or manifest["source"]["identity"] != identity:
+        flags = " ".join("--%s=%s" % (name.replace("_", "-"), value) for name, value in sorted(manifest["options"].items()))
         raise Refused(
             "%s: was made from %s, as it was then, with %s: choose another folder, or remove its files"
-            % (path, manifest["source"]["path"], " ".join("--%s=%s" % pair for pair in sorted(manifest["options"].items())))
+            % (path, manifest["source"]["path"], flags)
         )
     shutil.rmtree(part_folder(folder, prefix), ignore_errors=True)
     return True

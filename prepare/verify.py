@@ -21,7 +21,7 @@ STATUSES = """\
 exit status:
   0    everything is as the manifests say (and, with --against, as the source is)
   1    something is damaged, missing or different: it is named
-  2    wrong command line, or a path that does not exist
+  2    wrong command line, or a path that does not exist or may not be read
   3    DST is not a finished data set
 """
 SHOWN = 50  # damaged records named before they are only counted

@@ -111,26 +111,64 @@ def test_classes_must_be_the_same(tmp_path, source):
     assert len(lines) == 1 and "has no class n09999999" in lines[0]
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become somebody who may not read everything")
+as_nobody = pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become somebody who may not read everything")
+
+
+def run_as_nobody(folder, *arguments, module="imagenet"):
+    """The command in `folder`, by a user whose the files are not: a child that keeps what root has opened and imported."""
+    program = """
+import locale, os, sys
+from prepare import imagenet, verify
+os.chdir(sys.argv[1])
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+sys.exit(%s.main(sys.argv[2:]))
+""" % module
+    for parent in [folder, *folder.parents][:3]:
+        parent.chmod(parent.stat().st_mode | stat.S_IXOTH | stat.S_IROTH)
+    command = [sys.executable, "-c", program, str(folder), *arguments]
+    result = subprocess.run(command, cwd=trees.REPOSITORY, stderr=subprocess.PIPE, universal_newlines=True)
+    assert "Traceback" not in result.stderr
+    return result
+
+
+@as_nobody
 def test_unreadable_file_and_folder(tmp_path, source):
     victim = source / "train" / "n01440764" / "n01440764_0.JPEG"
     victim.chmod(0)
     (source / "train" / "n02085620").chmod(0)
-    # In a child that keeps what root has already opened and imported.
-    program = """
-import locale, os, sys
-from prepare import imagenet
-os.chdir(sys.argv[1])
-os.setgid(65534); os.setuid(65534)
-sys.exit(imagenet.main(["in", "out"]))
-"""
-    for parent in [tmp_path, *tmp_path.parents][:3]:
-        parent.chmod(parent.stat().st_mode | stat.S_IXOTH | stat.S_IROTH)
-    result = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=trees.REPOSITORY, stderr=subprocess.PIPE, universal_newlines=True)
-    (source / "train" / "n02085620").chmod(0o755)
-    assert result.returncode == 1 and "Traceback" not in result.stderr
+    result = run_as_nobody(tmp_path, "in", "out")
+    assert result.returncode == 1
     assert "in/train/n01440764/n01440764_0.JPEG: cannot be read: permission denied" in result.stderr
     assert "in/train/n02085620: cannot be listed: Permission denied" in result.stderr
+
+
+@as_nobody
+@pytest.mark.parametrize("path, mode", [("in", 0o700), ("in/train", 0o700), ("in/val", 0o700), ("labels.txt", 0o600)])
+def test_a_source_that_may_not_be_read_is_a_wrong_path(tmp_path, source, path, mode):
+    # Not status 4, with which a program would try again.
+    trees.write(tmp_path, {"labels.txt": b"n01440764", "in/val/n01440764/ILSVRC2012_val_00000001.JPEG": jpeg()})
+    assert trees.prepare(source, tmp_path / "done").returncode == 0
+    (tmp_path / path).chmod(mode)
+    options = ["--val-labels", "labels.txt"] if path == "labels.txt" else []
+    made = run_as_nobody(tmp_path, "in", "out", *options)
+    compared = run_as_nobody(tmp_path, "done", "--against", "in", *options, module="verify")
+    for command, result in (("imagenet", made), ("verify", compared)):
+        assert result.returncode == 2, result.stderr
+        assert result.stderr.startswith("prepare.%s: %s" % (command, path)) and result.stderr.endswith(": Permission denied\n")
+
+
+@as_nobody
+def test_an_archive_that_may_not_be_read_is_a_wrong_path(tmp_path, source):
+    trees.official(source, tmp_path / "archives")
+    (tmp_path / "archives" / "ILSVRC2012_img_train.tar").chmod(0o600)
+    result = run_as_nobody(tmp_path, "archives", "out")
+    assert result.returncode == 2 and result.stderr == "prepare.imagenet: archives/ILSVRC2012_img_train.tar: Permission denied\n"
+
+
+@as_nobody
+def test_a_destination_that_may_not_be_written_is_a_failure(tmp_path, source):
+    result = run_as_nobody(tmp_path, "in", "out")
+    assert result.returncode == 4 and result.stderr.startswith("prepare.imagenet: out: Permission denied; when that is mended")
 
 
 def test_names_that_a_list_cannot_hold(tmp_path, source):
@@ -171,6 +209,15 @@ def test_wrong_paths(tmp_path, source, arguments, status, reason):
 def test_wrong_options(tmp_path, source, option):
     result = trees.prepare(source, tmp_path / "out", option)
     assert result.returncode == 2 and "error: " in result.stderr and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("module", ["prepare.imagenet", "prepare.verify"])
+@pytest.mark.parametrize("value", ["0", "-3", "many", "1.5", ""])
+def test_workers_must_be_a_whole_number(tmp_path, source, module, value):
+    arguments = [source, tmp_path / "out"] if module == "prepare.imagenet" else [tmp_path / "out"]
+    result = trees.prepare(*arguments, "--workers=" + value, module=module)
+    assert result.returncode == 2
+    assert result.stderr.endswith("error: argument --workers: must be a whole number above 0, not %r\n" % value)
 
 
 def test_half_unpacked_class_archives(tmp_path, source):
@@ -217,17 +264,25 @@ def test_interrupted(tmp_path):
     assert trees.prepare(tmp_path / "in", tmp_path / "out").returncode == 0
 
 
-def test_two_at_once(tmp_path):
-    trees.write(tmp_path / "in", trees.small(train=3000, val=3))
-    command = [sys.executable, "-m", "prepare.imagenet", str(tmp_path / "in"), str(tmp_path / "out")]
+def test_two_at_once(tmp_path, source):
+    program = """
+import os, signal, sys
+from prepare import convert, imagenet
+copy = convert.copy
+def stopped(*arguments):
+    os.kill(os.getpid(), signal.SIGSTOP)
+    copy(*arguments)
+convert.copy = stopped
+sys.exit(imagenet.main(sys.argv[1:]))
+"""
+    command = [sys.executable, "-c", program, str(source), str(tmp_path / "out")]
     process = subprocess.Popen(command, cwd=trees.REPOSITORY, stdout=subprocess.DEVNULL)
-    while not (tmp_path / "out" / "train.part").exists():
-        assert process.poll() is None
-        time.sleep(0.002)
-    process.send_signal(signal.SIGSTOP)
-    other = trees.prepare(tmp_path / "in", tmp_path / "out")
-    process.send_signal(signal.SIGCONT)
-    assert other.returncode == 3 and "another conversion is writing here" in other.stderr
+    for _ in ("val", "train"):
+        _, status = os.waitpid(process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+        other = trees.prepare(source, tmp_path / "out")
+        process.send_signal(signal.SIGCONT)
+        assert other.returncode == 3 and "another conversion is writing here" in other.stderr
     assert process.wait() == 0
     assert trees.prepare(tmp_path / "out", module="prepare.verify").returncode == 0
 

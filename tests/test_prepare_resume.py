@@ -152,7 +152,7 @@ def test_other_source_or_option_is_refused(tmp_path, source):
     assert trees.prepare(source, tmp_path / "out").returncode == 0
     for arguments in ([tmp_path / "other"], [source, "--check=none"]):
         result = trees.prepare(arguments[0], tmp_path / "out", *arguments[1:])
-        assert result.returncode == 3 and "was made from" in result.stderr
+        assert result.returncode == 3 and "was made from" in result.stderr and "with --check=ends --on-error=fail: " in result.stderr
     assert die(3, source, tmp_path / "part").returncode == 137
     for arguments in ([tmp_path / "other"], [source, "--check=none"]):
         result = trees.prepare(arguments[0], tmp_path / "part", *arguments[1:])
