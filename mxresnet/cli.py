@@ -65,12 +65,14 @@ def train(config: Config, world: World) -> Optional[bool]:
     my_seed = rank_seeds(seed, world.size)[world.rank]
 
     from mxresnet.op_sets import extension_problem, without_effect
-    from mxresnet.trainer import Trainer, choose_device, seed_everything
+    from mxresnet.trainer import Trainer, check_device, choose_device, seed_everything
 
     device = world.together(lambda: choose_device(config, world))
-    # Before the first draw: a device may be tried here. All ranks do what the first with a problem must.
+    # Before the first draw: a device may be tried here, and by another process before this one has it for itself (a GPU in
+    # exclusive mode). All ranks do what the first with a problem must.
     problems = world.gather(extension_problem(config, device))
     without_extension = world.broadcast(next(filter(None, problems), ""))
+    world.together(lambda: check_device(device))
     seed_everything(my_seed)
     log_files = [open(config.log_file, "a")] if config.log_file and world.rank == 0 else []
     shown = progress.Progress(

@@ -33,6 +33,7 @@ OPERATORS = ("mxresnet_batch_norm", "mxresnet_batch_norm_relu", "mxresnet_batch_
 SELF_TEST_SECONDS = 180
 PR_SET_PDEATHSIG = 1  # Linux's <sys/prctl.h>
 _EPSILON, _MOMENTUM = 1e-5, 0.9
+_SIZES = ((112, 64), (56, 256), (7, 2048))  # pixels a side and channels of ResNet-50's first, largest and last batch norms
 # What MXNet can be told and the interface of its extensions does not pass on: variable, which values, what would go wrong.
 _CANNOT = {
     "MXNET_EXEC_INPLACE_GRAD_SUM_CAP": (
@@ -60,14 +61,15 @@ def batch_norm(
 
 
 @functools.lru_cache(maxsize=None)
-def ready(device: Any) -> str:
-    """Empty when the operators can be used on an MXNet context, which loads them; else why not, as half a sentence.
+def ready(device: Any, batch_size: int = 0) -> str:
+    """Empty when the operators can be used on an MXNet context, which loads them; else why not, as half a sentence. With a batch
+    size they are tried on the largest and smallest images of ResNet-50 too: cuDNN chooses its kernels by the size.
 
     A crash or a hang of the library cannot reach the caller: another process has tried it on this device before. That takes
     seconds, and memory of the device for as long; the answer is kept. Call it before there is much to fork. Ranks may get
     different answers: agree on one before building a network.
     """
-    reason = _unfit(device) or _tried_elsewhere(device)
+    reason = _unfit(device) or _tried_elsewhere(device, batch_size)
     return reason or _load(device)
 
 
@@ -92,13 +94,13 @@ def _unfit(device: Any) -> str:
     return next((f"{name}={os.environ[name]}: {why}" for name, (wrong, why) in _CANNOT.items() if wrong(os.environ.get(name, ""))), "")
 
 
-def _tried_elsewhere(device: Any) -> str:
-    """Why self_test() failed on the device in a process of its own."""
+def _tried_elsewhere(device: Any, batch_size: int) -> str:
+    """Why the self-test failed on the device in a process of its own."""
     where = ["--gpu", str(device.device_id)] if _kind(device) == "gpu" else ["--cpu"]
     root = pathlib.Path(__file__).resolve().parent.parent
     with tempfile.TemporaryFile() as output:
         child = subprocess.Popen(
-            [sys.executable, "-m", "mxresnet.extension", "test", *where], cwd=root, stdin=subprocess.DEVNULL, stdout=output,
+            [sys.executable, "-m", "mxresnet.extension", "test", "--batch-size", str(batch_size), *where], cwd=root, stdin=subprocess.DEVNULL, stdout=output,
             stderr=subprocess.STDOUT)
         try:
             status = child.wait(SELF_TEST_SECONDS)
@@ -147,7 +149,7 @@ def _short(error: Exception) -> str:
 
 
 def _step(symbol: Any, device: Any, arrays: Dict[str, np.ndarray], dtype: str) -> Dict[str, np.ndarray]:
-    """One training step of a symbol named bn: its output, gradients and new running statistics, by name, in float64."""
+    """One training step of a symbol named bn: its output, gradients and new running statistics, by name."""
     import mxnet as mx
 
     inputs = [name for name in symbol.list_arguments() if name in ("data", "addend")]
@@ -159,7 +161,7 @@ def _step(symbol: Any, device: Any, arrays: Dict[str, np.ndarray], dtype: str) -
     executor.backward([mx.nd.array(arrays["head"], ctx=device, dtype=dtype)])
     mx.nd.waitall()
     found = {"output": executor.outputs[0], **executor.grad_dict, **executor.aux_dict}
-    return {name: array.asnumpy().astype(np.float64) for name, array in found.items()}
+    return {name: array.asnumpy() for name, array in found.items()}
 
 
 def _arrays(channels: int) -> Dict[str, np.ndarray]:
@@ -195,16 +197,35 @@ def self_test(device: Any) -> str:
         kept = _MOMENTUM * arrays["bn_moving_var"]
         expected["bn_moving_var"] = kept + (expected["bn_moving_var"] - kept) * pixels / (pixels - 1)
         for name, value in expected.items():
-            error = np.abs(found[name] - value).max() / np.abs(value).max()
+            error = np.abs(found[name].astype(np.float64) - value).max() / np.abs(value).max()
             if not error <= tolerance:  # also when it is not a number
                 return f"{operator} computes {name} with an error of {error:.2g} (at most {tolerance:g})"
     return ""
 
 
-def _test(device: Any) -> str:
+def large_test(device: Any, batch_size: int) -> str:
+    """Take a step of each operator in ResNet-50's own sizes. Returns what fails or is not finite, or nothing."""
+    import mxnet as mx
+
+    dtype = "float16" if _kind(device) == "gpu" else "float32"
+    for size, channels in _SIZES:
+        shape = (batch_size, size, size, channels)
+        arrays = {name: np.full(shape, 0.5, np.float16) for name in ("data", "addend", "head")}
+        arrays["data"][::2] = 1
+        arrays.update({f"bn_{name}": np.ones(channels, np.float32) for name in ("gamma", "beta", "moving_mean", "moving_var")})
+        data, addend = mx.sym.var("data"), mx.sym.var("addend")
+        for how in ({}, {"relu": True}, {"addend": addend}):
+            found = _step(batch_norm(data, "bn", channels, **how), device, arrays, dtype)
+            bad = next((name for name, array in found.items() if not np.isfinite(array).all()), "")
+            if bad:
+                return f"{bad} is not finite for data of {' x '.join(map(str, shape))}"
+    return ""
+
+
+def _test(device: Any, batch_size: int = 0) -> str:
     reason = _unfit(device) or _load(device)
     try:
-        return reason or self_test(device)
+        return reason or self_test(device) or (batch_size and large_test(device, batch_size)) or ""
     except Exception as error:  # whatever it is, it speaks against the library
         return f"its self-test failed: {_short(error)}"
 
@@ -223,6 +244,7 @@ def _parse(argv: Optional[Sequence[str]]) -> argparse.Namespace:
                 help="where to look first for CUDA 11 and cuDNN 8: a toolkit, or what pip install --target DIR made of NVIDIA's wheels; may be repeated")
         else:
             kind.add_argument("--gpu", type=int, nargs="?", const=0, metavar="N", help="on GPU N")
+            command.add_argument("--batch-size", type=int, default=0, metavar="N", help="ResNet-50's own sizes too, with N images")
     return parser.parse_args(argv)
 
 
@@ -236,7 +258,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a rank that is killed takes a hanging test along
         import mxnet as mx
 
-        reason = _test(mx.cpu() if options.cpu else mx.gpu(options.gpu))
+        reason = _test(mx.cpu() if options.cpu else mx.gpu(options.gpu), options.batch_size)
         print(reason or "all operators agree with MXNet's own")
         return 1 if reason else 0
     except UserError as error:

@@ -38,7 +38,7 @@ def extension_problem(config: Config, device: Any) -> str:
         return NOT_TRIED
     if config.dtype != "float16" or config.conv_layout != LAYOUT:
         return "this project's batch norms want --dtype float16 and --conv-layout NHWC"
-    return extension.ready(device)
+    return extension.ready(device, config.batch_size)
 
 
 def op_set(config: Config, on_gpu: bool, problem: str = NOT_TRIED) -> PlainOps:

@@ -39,19 +39,18 @@ def choose_device(config: Config, world: World) -> Any:
         raise UserError("--dtype bfloat16 is for CPUs: use --dtype float16 on a GPU")
     if world.local_rank >= len(gpus):
         raise UserError(f"{len(gpus)} GPUs for rank {world.local_rank} of this machine: start fewer ranks or see --gpus")
-    return _working(mx.gpu(gpus[world.local_rank]))
+    return mx.gpu(gpus[world.local_rank])
 
 
-def _working(device: Any) -> Any:
-    """The device, once a kernel has run on it: public MXNet has machine code for some generations of GPUs only."""
+def check_device(device: Any) -> None:
+    """Run a kernel: public MXNet has machine code for some generations of GPUs only. Raises UserError."""
     try:
         mx.nd.zeros((1,), device).asnumpy()
     except mx.MXNetError as error:
         said = [line.strip() for line in str(error).splitlines() if "rror" in line or "Check failed" in line] or [str(error).strip()]
         raise UserError(
             f"MXNet {mx.__version__} cannot use {device}: {said[-1][:200]}; the public GPU package knows compute capabilities 5.0 "
-            "to 8.6 (Maxwell to Ampere), not Hopper or later")
-    return device
+            "to 8.6 (Maxwell to Ampere), not Hopper or later") from None
 
 
 def seed_everything(seed: int) -> None:

@@ -359,3 +359,11 @@ def test_a_library_that_cannot_be_loaded_is_refused(operators, tmp_path):
     path.write_bytes(b"\0" * 4096 + extension_build.library("cpu").read_bytes()[4096:])
     said, = reasons_in(tmp_path, "not at all")
     assert re.search("libmxresnet_cpu.so does not load: .*(invalid ELF header|file too short)", said)
+
+
+def test_the_networks_own_sizes_are_tried(operators, monkeypatch):
+    assert extension.large_test(mx.cpu(), 2) == ""
+    real = extension.batch_norm
+    monkeypatch.setattr(extension, "batch_norm", lambda data, name, channels, **how: real(data, name, channels, **how) * (np.nan if channels == 2048 else 1))
+    assert extension.large_test(mx.cpu(), 2) == "output is not finite for data of 2 x 7 x 7 x 2048"
+    assert extension.ready(mx.cpu(), 1) == ""
