@@ -19,6 +19,7 @@ from mxresnet.config import FIELDS
 K8S = ROOT / "k8s"
 IMAGES = {"mxresnet:gpu": "Dockerfile", "mxresnet:cpu": "Dockerfile.cpu", "mxresnet:ngc": "Dockerfile.ngc"}
 JOBS = ["mpijob.yaml", "mpijob-multi.yaml", "smoke.yaml"]
+LABELS = ["4gpu", "64gpu", "data", "smoke", "volume"]
 # What a launcher hands on; everything else about a run is the configuration's.
 ALLOWED = {"DGXSYSTEM", "DATAROOT", "LOGDIR", "LAUNCH_WAIT", "DGXNGPU", "DGXNNODES", "SUBMISSION_ORG"}
 
@@ -59,9 +60,9 @@ MPIJOB = only(
         mpiReplicaSpecs=only(["Launcher", "Worker"], Launcher=REPLICA, Worker=REPLICA)))
 
 
-def overlay(version):
+def overlay(version, folder=K8S):
     kubectl = shutil.which("kubectl") or pytest.skip("kubectl is not installed")
-    done = subprocess.run([kubectl, "kustomize", str(K8S / "overlays" / version)], text=True, capture_output=True)
+    done = subprocess.run([kubectl, "kustomize", str(folder / "overlays" / version)], text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))
 
@@ -94,8 +95,11 @@ def test_a_damaged_job_is_refused(damage):
 
 @pytest.mark.parametrize("version", ["v1", "v2beta1"])
 def test_overlays(version):
-    jobs = overlay(version)
-    assert sorted(job["metadata"]["labels"]["mxresnet/job"] for job in jobs) == ["4gpu", "64gpu", "smoke"]
+    objects = overlay(version)
+    assert sorted(one["metadata"]["labels"]["mxresnet/job"] for one in objects) == LABELS
+    jobs = [one for one in objects if one["kind"] == "MPIJob"]
+    assert len(jobs) == len(JOBS)
+    assert all(one in objects for name in ("volume.yaml", "data.yaml") for one in documents(name))
     for job in jobs:
         assert job["apiVersion"] == f"kubeflow.org/{version}"
         check_job(job)
@@ -103,6 +107,27 @@ def test_overlays(version):
         # v1 enters workers through the API with the launcher's account; v2beta1 through sshd.
         assert (launcher.get("automountServiceAccountToken") is False) == (version == "v2beta1")
         assert ("readinessProbe" in worker["containers"][0]) == (version == "v2beta1")
+
+
+@pytest.mark.parametrize("version", ["v1", "v2beta1"])
+def test_an_overlay_names_the_images_of_every_pod(version, tmp_path):
+    folder = shutil.copytree(K8S, tmp_path / "k8s", symlinks=True)
+    place = folder / "overlays" / version / "kustomization.yaml"
+    place.write_text(place.read_text().replace("newName: mxresnet", "newName: registry.example/team/mxresnet"))
+    images = re.findall(r"image: (.*)", yaml.safe_dump_all(overlay(version, folder)))
+    assert len(images) == 2 * len(JOBS) + 1
+    assert set(images) == {"registry.example/team/mxresnet:cpu", "registry.example/team/mxresnet:gpu"}
+
+
+def test_each_step_of_the_readme_applies_one_object_of_an_overlay():
+    steps = re.findall(r"kubectl (?:apply|create|delete) -[^`]*", (K8S / "README.md").read_text())
+    assert sorted(step.rpartition("=")[2] for step in steps) == LABELS
+    assert {step.rpartition("=")[0] for step in steps} == {"kubectl apply -k k8s/overlays/v2beta1 -l mxresnet/job"}
+
+
+def test_a_name_outside_base_is_a_link_into_it():
+    for path in (K8S / "base").glob("*.yaml"):
+        assert path.name == "kustomization.yaml" or (K8S / path.name).resolve() == path.resolve()
 
 
 @pytest.mark.parametrize("where, spec", pod_specs(), ids=lambda value: value if isinstance(value, str) else "")
@@ -224,3 +249,106 @@ def test_the_data_pod_waits_makes_verifies_and_is_content_with_what_is_there(few
     shutil.rmtree(archives)
     again = subprocess.run(command, text=True, capture_output=True, timeout=120)
     assert again.returncode == 0 and "are complete" in again.stdout, again.stderr
+
+
+def started(script, archives, records, **options):
+    return subprocess.Popen([str(script), str(archives), str(records)], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+
+
+def read_until(pod, words):
+    """What the pod says up to a line with these words, which must come."""
+    lines = []
+    while not lines or words not in lines[-1]:
+        lines.append(pod.stdout.readline())
+        assert lines[-1], lines
+    return lines
+
+
+def test_the_data_pod_outlives_bad_archives(few, tmp_path):
+    archives, records = tmp_path / "archives", tmp_path / "records"
+    shutil.copytree(few.parent / "images", archives)
+    bad = next((archives / "train").glob("*/*"))
+    good = bad.read_bytes()
+    bad.write_bytes(good[:-9])
+    (archives / "complete").touch()
+    pod = started(K8S / "prepare_data.sh", archives, records)
+    *said, last = read_until(pod, "mended")
+    assert f"{archives}/complete" in last and any(f"{bad}: truncated" in line for line in said)
+    assert "waiting for" in pod.stdout.readline() and not (archives / "complete").exists()
+    bad.write_bytes(good)
+    (archives / "complete").touch()
+    out = pod.communicate(timeout=120)[0]
+    assert pod.returncode == 0 and "are complete" in out, out
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    """The data pod's script where every wait is short and prepare.imagenet ends with the statuses in the file `statuses`, then with 0."""
+    programs = {
+        "k8s/prepare_data.sh": (K8S / "prepare_data.sh").read_text(),
+        "setup_env.sh": f"#!/bin/sh\necho {tmp_path}/bin/python\n",
+        "bin/sleep": "#!/bin/sh\nexec /bin/sleep 0.05\n",
+        "bin/python": f"""#!/bin/sh
+echo "$*"
+[ "$2" = prepare.imagenet ] || exit 0
+status=$(head -n 1 {tmp_path}/statuses)
+sed -i 1d {tmp_path}/statuses
+exit $((status))
+"""}
+    for name, text in programs.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "statuses").touch()
+    for folder in ("archives", "records"):
+        (tmp_path / folder).mkdir()
+    command = [tmp_path / "k8s" / "prepare_data.sh", tmp_path / "archives", tmp_path / "records"]
+    environ = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    pods = []
+    yield lambda: pods.append(started(*command, env=environ)) or pods[-1]
+    for pod in pods:
+        pod.kill()
+        pod.communicate()
+
+
+@pytest.mark.parametrize("status", [1, 2, 3])
+def test_what_another_pod_would_meet_as_well_is_waited_for(stand_in, tmp_path, status):
+    (tmp_path / "statuses").write_text(f"{status}\n")
+    for name in ("archives/complete", "records/train.json", "records/val.json"):  # as with 3, records of other archives
+        (tmp_path / name).touch()
+    pod = stand_in()
+    assert not any("prepare.verify" in line for line in read_until(pod, "waiting for"))
+    assert not (tmp_path / "archives" / "complete").exists() and pod.poll() is None
+    (tmp_path / "archives" / "complete").touch()
+    out = pod.communicate(timeout=60)[0]
+    assert pod.returncode == 0 and "prepare.imagenet" in out and "prepare.verify" in out
+
+
+@pytest.mark.parametrize("status", [4, 130, 137])
+def test_what_another_pod_may_not_meet_ends_the_data_pod(stand_in, tmp_path, status):
+    (tmp_path / "statuses").write_text(f"{status}\n")
+    (tmp_path / "archives" / "complete").touch()
+    pod = stand_in()
+    out = pod.communicate(timeout=60)[0]
+    assert pod.returncode == status and "mended" not in out and (tmp_path / "archives" / "complete").exists()
+
+
+def test_a_data_pod_waits_for_the_one_that_it_replaces(stand_in, tmp_path):
+    last = stand_in()
+    read_until(last, "waiting for")
+    next_one = stand_in()
+    assert "another data pod" in next_one.stdout.readline()
+    (tmp_path / "archives" / "complete").touch()
+    assert last.wait(timeout=60) == 0
+    assert "prepare.verify" in next_one.communicate(timeout=60)[0] and next_one.returncode == 0
+    # One that is told to stop while it waits does so at once, and lets the next one in.
+    (tmp_path / "archives" / "complete").unlink()
+    last = stand_in()
+    read_until(last, "waiting for")
+    next_one = stand_in()
+    read_until(next_one, "another data pod")
+    last.terminate()
+    assert last.wait(timeout=60) == 143
+    read_until(next_one, "waiting for /")
+    next_one.terminate()
+    assert next_one.wait(timeout=60) == 143
