@@ -32,6 +32,8 @@ WORKDIR /workspace/mxresnet
 # At the same path: Horovod's library has it in it.
 COPY --from=build /workspace/mxresnet /workspace/mxresnet
 COPY . .
+# This is the environment: setup_env.sh need not make one. (It could not import MXNet to see that, for which there has to be a GPU.)
+RUN ./setup_env.sh --fingerprint >.venv/.ready
 COPY k8s/image/ssh_config /etc/ssh/ssh_config.d/mpi.conf
 COPY k8s/image/sshd_config /etc/ssh/sshd_config.d/mpi.conf
 ENV PATH=/workspace/mxresnet/.venv/bin:$PATH

@@ -7,11 +7,11 @@
 # ranks of this machine and shows their progress. Started by mpirun or srun it runs just that rank. In the launcher of an
 # MPIJob it starts itself as every rank on the workers.
 # DGXSYSTEM=<name> picks config_<name>.sh; without it the hardware decides. LOGDIR (./results) gets the log.
-# Exit status: 0 target accuracy reached, 3 missed, 2 a mistake in settings or data, anything else a failure.
+# Exit status: 0 target accuracy reached (or nothing to reach: no RESULT line then), 3 missed, 2 a mistake in settings or data, anything else a failure.
 set -euo pipefail
 mpi_words=""
 cd "$(dirname "${BASH_SOURCE[0]}")"
-source ./run_to_its_end.sh
+source ./launch_common.sh
 source ./k8s/launch.sh
 
 # Before there are ranks. As a container's first process a script is told to stop in vain, unless it says what it does then.
@@ -22,8 +22,6 @@ done
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "run_and_time.sh: $*"; exit 2; }
-
-systems() { local file; for file in config_*.sh; do [[ $file == *common.sh ]] || printf '%s ' "${file:7:-3}"; done | sed 's/ $//'; }
 
 # Prints the configuration for so many GPUs of a name and of so many GiB, or nothing.
 system_for() {
@@ -67,12 +65,26 @@ choose_system() {
 }
 
 prepare_builtin_data() {
-    local python=$1 images=$DATAROOT.images
+    local python=$1 images=$DATAROOT.images status=0
     [ ! -f "$DATAROOT/val.json" ] || [ ! -f "$DATAROOT/train.json" ] || return 0
     [ "$BUILTIN_DATA" = digits ] || die "BUILTIN_DATA=$BUILTIN_DATA is not a built-in data set: use digits"
     mkdir -p "$(dirname "$DATAROOT")"
-    "$python" -m prepare.digits "$images" >&2
-    "$python" -m prepare.imagenet "$images" "$DATAROOT" >&2
+    "$python" -m prepare.digits "$images" >&2 && "$python" -m prepare.imagenet "$images" "$DATAROOT" >&2 || status=$?
+    [ "$status" != 3 ] || status=2 # something else is there; 3 is a missed target here
+    [ "$status" = 0 ] || say "run_and_time.sh: the built-in data set could not be made in DATAROOT=$DATAROOT (DGXSYSTEM=CPU trains on other data)"
+    return "$status"
+}
+
+# Shows what python -m mxresnet shows without a run, and refuses what this script must know.
+look_at_flags() {
+    local word
+    for word in "$@"; do
+        case $word in
+            --help | -h | --print-config) [ "${rank:-0}" = 0 ] || exit 0; exec "${command[@]}" ;;
+            --log-file | --log-file=*) die "--log-file: the log goes to LOGDIR, named by DATESTAMP and TRIAL" ;;
+        esac
+    done
+    [ -z "${LOG_FILE:-}" ] || die "LOG_FILE=$LOG_FILE: the log goes to LOGDIR, named by DATESTAMP and TRIAL"
 }
 
 # Runs mpirun and returns its status. What the ranks write goes to standard output; mpirun's own words are kept for explain.
@@ -173,7 +185,7 @@ main() {
 
     if [ -z "$rank" ] && in_a_launcher; then
         [ -n "${DGXSYSTEM:-}" ] || die "DGXSYSTEM is not set, and an MPIJob's launcher does not see the workers' hardware: set it to one of: $(systems)"
-        [ -f "config_$DGXSYSTEM.sh" ] || die "DGXSYSTEM=$DGXSYSTEM has no config_$DGXSYSTEM.sh: use one of: $(systems)"
+        check_system
         python=$(./setup_env.sh)
         launch_job "$python" "$@" || status=$?
         explain "$status"
@@ -181,14 +193,17 @@ main() {
     fi
     if [ -z "${DGXSYSTEM:-}" ]; then
         choose_system
+        [ "$DGXSYSTEM" != CPU_digits ] || [ -z "${DATAROOT:-}" ] ||
+            die "DATAROOT=$DATAROOT is set and this machine has no GPU: set DGXSYSTEM too (CPU trains on what is there, CPU_digits puts the built-in digits there)"
         [ "${rank:-0}" != 0 ] || say "Configuration $DGXSYSTEM, chosen from the hardware found: $hardware (DGXSYSTEM=<name> picks another: $(systems))"
     fi
-    [ -f "config_$DGXSYSTEM.sh" ] || die "DGXSYSTEM=$DGXSYSTEM has no config_$DGXSYSTEM.sh: use one of: $(systems)"
+    check_system
     # A launcher that exported a configuration from outside a container says so: the container's need not be the same.
     # shellcheck source=config_CPU_digits.sh
     [ "${CONFIG_LOADED:-}" = "$DGXSYSTEM" ] || source "./config_$DGXSYSTEM.sh"
     python=$(./setup_env.sh)
     command=("$python" -m mxresnet "$@")
+    look_at_flags "$@"
     read -ra bind <<<"${BIND:-}"
     [ -z "${BIND:-}" ] || bind=(./bind.sh "${bind[@]}" --)
     [ "${rank:-0}" = 0 ] || exec "${bind[@]}" "${command[@]}"
@@ -209,6 +224,7 @@ main() {
     [ -n "${STARTED_BY:-}" ] || explain "$status"
     say "log: $LOG_FILE"
     [ "$status" -eq 0 ] || exit "$status"
+    grep -q '"key": "eval_accuracy"' "$LOG_FILE" || exit 0 # nothing was to be reached: --synth-data, --profile, fewer epochs
     echo "RESULT,IMAGE_CLASSIFICATION,,$(($(date +%s) - started)),$(id -un),$(date -d "@$started" '+%Y-%m-%d %I:%M:%S %p')"
 }
 

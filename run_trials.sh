@@ -13,13 +13,13 @@
 #   SUBMISSION_ORG, SUBMISSION_PLATFORM, ... go into the logs; what run_and_time.sh reads (DGXSYSTEM, DATAROOT, ...) works here
 #
 # A trial that misses its target does not stop the others; one that fails does, and what was not run is said.
-# Exit status: 0 every trial reached its target and the official checker accepts every log; 3 some missed the target;
+# Exit status: 0 every trial reached its target and the official checker accepts every log; 3 some missed or had none;
 # 4 none missed, but the checker refuses a log; 2 a mistake in settings or data; anything else is that of the failed trial.
 #
 # Sourced, it only defines functions: run.sub and run_with_docker.sh replace one_trial, drop_caches and run_python.
 set -euo pipefail
-# shellcheck source=run_to_its_end.sh
-source "$(dirname "${BASH_SOURCE[0]}")/run_to_its_end.sh"
+# shellcheck source=launch_common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/launch_common.sh"
 
 self=${0##*/}
 
@@ -32,6 +32,9 @@ drop_caches() { sync && { echo 3 >/proc/sys/vm/drop_caches; } 2>/dev/null; }
 # Becomes a trial, with the exported DATESTAMP, TRIAL, SEED and CACHE_CLEARED; arguments are flags of mxresnet. Runs in a
 # subshell and must replace it (exec), or else a signal would end the subshell only.
 one_trial() { exec ./run_and_time.sh "$@"; }
+
+# Prints the settings of a trial, or says in one line what is wrong with them.
+show_settings() { (one_trial --print-config "$@"); }
 
 # Runs the environment's python where the trials run. $there is what LOGDIR is called there.
 run_python() { "$(./setup_env.sh)" "$@"; }
@@ -66,6 +69,13 @@ choose_seeds() {
 }
 
 check_settings() {
+    local word
+    for word in "$@"; do
+        case $word in
+            --seed | --seed=*) die "--seed: every trial has its own; set SEED or SEEDS" ;;
+            --log-file | --log-file=*) die "--log-file: the logs go to LOGDIR" ;;
+        esac
+    done
     NEXP=${NEXP:-5} CLEAR_CACHES=${CLEAR_CACHES:-1} LOGDIR=${LOGDIR:-./results} DATESTAMP=${DATESTAMP:-$(date +%y%m%d%H%M%S)}
     [[ $NEXP =~ ^[1-9][0-9]{0,3}$ ]] || die "NEXP=$NEXP is not a number of trials"
     [[ $CLEAR_CACHES =~ ^[01]$ ]] || die "CLEAR_CACHES=$CLEAR_CACHES is neither 0 nor 1"
@@ -73,6 +83,8 @@ check_settings() {
     mkdir -p "$LOGDIR" 2>/dev/null && [ -w "$LOGDIR" ] || die "LOGDIR=$LOGDIR cannot be written: name a folder that this user may write"
     ! compgen -G "$LOGDIR/${DATESTAMP}_*" >/dev/null || die "DATESTAMP=$DATESTAMP: $LOGDIR has files of that stamp"
     export DATESTAMP LOGDIR
+    # Before anything is done to the machine.
+    TRIAL=0 SEED=${seeds[0]} CACHE_CLEARED=0 show_settings "$@" >/dev/null || exit
 }
 
 # Sets CACHE_CLEARED for the trial's log to what was done.
@@ -139,6 +151,8 @@ run_trials() {
         if check_log "$log" >"${log%.log}.check" 2>&1; then verdicts[i]=accepts; else verdicts[i]=REFUSES; fi
         if [ "$status" = 3 ]; then
             outcomes[i]="target MISSED" missed=1
+        elif [[ $(figures_of "$log") == *" -" ]]; then
+            outcomes[i]="nothing EVALUATED" missed=1
         else
             outcomes[i]=reached
             [ "${verdicts[i]}" = accepts ] || refused=1
@@ -151,7 +165,7 @@ run_trials() {
 trials() {
     local status=0
     local -a seeds=() outcomes=() verdicts=()
-    check_settings
+    check_settings "$@"
     local there=${there:-$LOGDIR}
     run_trials "$@" || status=$?
     summary >"$LOGDIR/${DATESTAMP}_summary.txt"

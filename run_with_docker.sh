@@ -21,14 +21,17 @@ names_of_config() {
         grep -vxE 'PATH|PWD|OLDPWD|SHLVL|_'
 }
 
-# Sets handed_over: -e options for the configuration's variables and the submission's, with their values here.
+# Sets handed_over: -e options for the configuration's variables, the user's settings and the submission's, with their values here.
 load_config() {
-    local name
+    local name settings
+    # shellcheck disable=SC2016  # the table's backquotes
+    settings=$(sed -n 's/^| `--[^|]*| `\([A-Z0-9_]*\)` |.*/\1/p' docs/settings.md)
     # shellcheck source=config_CPU_digits.sh
     source "./config_$DGXSYSTEM.sh"
-    DATAROOT=/data
-    for name in $(names_of_config) $(compgen -e SUBMISSION_) DGXSYSTEM DATAROOT; do
-        handed_over+=(-e "$name=${!name}")
+    export DATAROOT=/data
+    # shellcheck disable=SC2046,SC2086  # names
+    for name in $(read_by_a_rank $(names_of_config) $settings $(compgen -e SUBMISSION_) DATAROOT | sort -u); do
+        case $name in LOG_FILE | LOGDIR | SEED | TRIAL | DATESTAMP) ;; *) handed_over+=(-e "$name=${!name}") ;; esac
     done
     handed_over+=(-e "CONFIG_LOADED=$DGXSYSTEM" -e LOGDIR=/results)
 }
@@ -67,7 +70,7 @@ main() {
     local handed_over=() there=/results
     [ -n "${CONT:-}" ] || die "CONT is not set: name the image"
     [ -n "${DGXSYSTEM:-}" ] || die "DGXSYSTEM is not set: it picks config_<DGXSYSTEM>.sh"
-    [ -f "config_$DGXSYSTEM.sh" ] || die "DGXSYSTEM=$DGXSYSTEM has no config_$DGXSYSTEM.sh"
+    check_system
     [ -d "${DATADIR:-}" ] || die "DATADIR=${DATADIR:-} is not a folder: it holds the data set"
     command -v docker >/dev/null || die "docker is not found on PATH"
     load_config

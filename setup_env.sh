@@ -3,6 +3,7 @@
 # An active python that already has mxnet and horovod (a container) is used as it is and nothing is installed.
 # Otherwise .venv is made beside this file, from the Python package index and a C++ compiler alone.
 # Safe to interrupt: the next call goes on where the last one stopped.
+# --fingerprint prints what .venv/.ready holds when .venv is up to date, for an image that fills .venv by itself.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -95,6 +96,10 @@ assert hvd.mpi_built() and hvd.gloo_built(), "Horovod was built without MPI or G
 
 main() {
     local active python
+    if [ "${1:-}" = --fingerprint ]; then
+        fingerprint
+        return
+    fi
     active=$(command -v python || command -v python3 || true)
     if [ -n "$active" ] && [ "${active#"$venv"/}" = "$active" ] && "$active" -c 'import mxnet, horovod.mxnet' 2>/dev/null; then
         echo "$active"
@@ -123,4 +128,4 @@ main() {
     echo "$venv/bin/python"
 }
 
-main
+main "$@"

@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # The launcher of an MPIJob (mpi-operator's kubeflow.org/v2beta1 over ssh, training-operator's v1 over kubectl exec): starts
-# ./run_and_time.sh as every rank on the workers. Sourced by run_and_time.sh, whose say, die and start_ranks it uses.
+# ./run_and_time.sh as every rank on the workers. Sourced by run_and_time.sh, whose say, die and start_ranks it
+# uses, with launch_common.sh.
 #
 #   DGXSYSTEM       the configuration; its ranks must be the host file's
 #   LAUNCH_WAIT     seconds to wait for the workers' names and ssh (300)
@@ -70,14 +71,8 @@ choose_what_travels() {
     local python=$1 name settings
     settings=$("$python" -c 'from mxresnet.config import FIELDS; print(*(f.metadata["env"] for f in FIELDS.values()))')
     travels=()
-    for name in $(compgen -e); do
-        case " $settings DGXSYSTEM DGXNGPU DGXNNODES BIND LOGDIR DATESTAMP TRIAL PATH LD_LIBRARY_PATH PYTHONPATH STARTED_BY " in
-            *" $name "*) travels+=(-x "$name") ;;
-            *) case $name in
-                MXNET_* | HOROVOD_* | NCCL_* | OMP_* | DALI_* | UCX_* | MALLOC_* | DMLC_*) travels+=(-x "$name") ;;
-            esac ;;
-        esac
-    done
+    # shellcheck disable=SC2086  # names
+    for name in $(read_by_a_rank $settings PATH LD_LIBRARY_PATH PYTHONPATH STARTED_BY); do travels+=(-x "$name"); done
 }
 
 # The interface of the default route: pods have others (docker0, a service mesh's) on which they do not reach each other.

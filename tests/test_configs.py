@@ -5,6 +5,8 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
+import shutil
 import subprocess
 
 import pytest
@@ -179,3 +181,17 @@ def test_a_configuration_of_several_machines_is_not_started_on_one():
     env = {"PATH": os.environ["PATH"], "DGXSYSTEM": "DGXA100_multi_8x8x51"}
     done = subprocess.run(["./run_and_time.sh"], cwd=ROOT, text=True, capture_output=True, env=env)
     assert done.returncode == 2 and "is for 8 machines" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_an_environment_that_an_image_made_is_taken_as_it_is(tmp_path):
+    """As in Dockerfile: .venv first on PATH, neither a compiler nor, without a GPU, an MXNet that can be imported."""
+    for name in ("constraints.txt", "setup.py", "setup_env.sh"):
+        shutil.copy(ROOT / name, tmp_path)
+    python_path = tmp_path / ".venv" / "bin" / "python"
+    python_path.parent.mkdir(parents=True)
+    python_path.symlink_to("/usr/bin/false")
+    env = {"PATH": f"{python_path.parent}:/usr/bin:/bin"}
+    step, = re.findall(r"^RUN (\./setup_env\.sh .*)$", (ROOT / "Dockerfile").read_text(), re.M)
+    subprocess.run(["sh", "-ec", step], cwd=tmp_path, check=True, env=env)
+    done = subprocess.run(["./setup_env.sh"], cwd=tmp_path, env=env, text=True, capture_output=True, timeout=20)
+    assert (done.returncode, done.stdout) == (0, f"{python_path}\n"), done.stderr

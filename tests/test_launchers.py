@@ -21,12 +21,12 @@ one_trial() {
     local plan; read -ra plan <<<"$PLAN"; plan=${plan[TRIAL - 1]}
     echo "$TRIAL $SEED $CACHE_CLEARED" >>"$LOGDIR.trials"
     [ "$plan" != hang ] || exec sleep 60
-    sed "s/STOP/$((1600000000000 + 60000 * ${plan#*:}))/; s/ACCURACY/${ACCURACY:-0.76}/" "$TEMPLATE" \\
+    sed "s/STOP/$((1600000000000 + 60000 * ${plan#*:}))/; s/ACCURACY/${ACCURACY:-0.76}/; ${LEFT_OUT:+/$LEFT_OUT/d}" "$TEMPLATE" \\
         >"$LOGDIR/${DATESTAMP}_$TRIAL.log"
     exit "${plan%:*}"
 }
 """
-SCRIPT = f"source ./run_trials.sh; {TRIAL} check_log() {{ grep -q 'eval_accuracy.*0.76' \"$1\"; }}; drop_caches() {{ $DROP; }}; trials"
+SCRIPT = f"source ./run_trials.sh; {TRIAL} show_settings() {{ :; }}; check_log() {{ grep -q 'eval_accuracy.*0.76' \"$1\"; }}; drop_caches() {{ $DROP; }}; trials"
 
 
 def start(command, tmp_path, **environ):
@@ -115,6 +115,17 @@ def test_one_missed_target_is_the_slowest_and_does_not_stop_the_rest(trials):
     assert "dropped: 12.000 minutes" in done.stdout
 
 
+def test_trials_that_evaluated_nothing_reached_nothing(trials):
+    done = trials("0:1 0:2 0:3", LEFT_OUT="eval_accuracy")
+    assert done.returncode == 3 and {row[5] for row in rows(done.stdout)} == {"nothing EVALUATED"} and "no Olympic mean" in done.stdout
+
+
+@pytest.mark.parametrize("flags, words", [(["--seed", "5"], "--seed: every trial"), (["--log-file=x"], "--log-file: the logs"), (["--lr", "fast"], "--lr: 'fast'")])
+def test_a_flag_that_is_wrong_for_trials_is_refused_before_anything_is_done(few, tmp_path, flags, words):
+    done = finish(start(["./run_trials.sh", *flags], tmp_path, DATAROOT=str(few), DGXSYSTEM="CPU_digits", NEXP="1"))
+    assert done.returncode == 2 and words in done.stderr and "trial 1" not in done.stderr and done.stdout == "", done.stderr
+
+
 def test_two_missed_targets_leave_no_mean(trials):
     done = trials("0:12 3:5 0:10 3:5 0:13")
     assert done.returncode == 3 and "no Olympic mean" in done.stdout and "dropped" not in done.stdout
@@ -192,6 +203,7 @@ def wait_for(condition, seconds=20):
 DOCKER = """
 printf '%s\\037' "$@" >>"$CALLS"; echo >>"$CALLS"
 case "$*" in
+    *--print-config*) [ -z "${WRONG:-}" ] || { echo "mxresnet: $WRONG" >&2; exit 2; } ;;
     *" ./run_and_time.sh"*)
         for word do case $word in TRIAL=*) n=${word#*=} ;; DATESTAMP=*) stamp=${word#*=} ;; esac; done
         [ -z "${HANG:-}" ] || exec sleep 60
@@ -218,17 +230,23 @@ def asked(tmp_path):
 
 
 def test_docker_gets_the_configuration_and_the_container_goes_away(docker, tmp_path):
-    done = finish(docker("--lr", "3", DGXSYSTEM="A100-40GB_4gpu", SUBMISSION_ORG="My Org", LR="1"))
+    done = finish(docker("--lr", "3", DGXSYSTEM="A100-40GB_4gpu", SUBMISSION_ORG="My Org", LR="1", DISP_BATCHES="7", NCCL_DEBUG="INFO", SOMETHING="else"))
     assert done.returncode == 0, done.stderr
     calls = asked(tmp_path)
-    assert [call[0] for call in calls] == ["run", "exec", "exec", "exec", "exec", "exec", "exec", "rm"]
+    assert [call[0] for call in calls] == ["run"] + ["exec"] * 7 + ["rm"]
+    assert calls.pop(2)[-4:] == ["./run_and_time.sh", "--print-config", "--lr", "3"]
     assert "mxresnet.package" in calls[6] and "/results/s_package" in calls[6] and "/results/s_2.log" in calls[6]
     assert calls[0][calls[0].index("--gpus") + 1] == "all" and f"{tmp_path}/data:/data:ro" in calls[0] and "image:1" in calls[0]
     assert calls[2][-3:] == ["./run_and_time.sh", "--lr", "3"] and "mlperf_logging.compliance_checker" in calls[3]
     handed_over = dict(calls[2][i + 1].split("=", 1) for i, word in enumerate(calls[2]) if word == "-e")
     own = {"DGXSYSTEM": "A100-40GB_4gpu", "CONFIG_LOADED": "A100-40GB_4gpu", "DATAROOT": "/data", "LOGDIR": "/results",
-           "SUBMISSION_ORG": "My Org", "TRIAL": "1", "DATESTAMP": "s", "CACHE_CLEARED": "0", "SEED": handed_over["SEED"]}
+           "SUBMISSION_ORG": "My Org", "DISP_BATCHES": "7", "NCCL_DEBUG": "INFO", "TRIAL": "1", "DATESTAMP": "s", "CACHE_CLEARED": "0", "SEED": handed_over["SEED"]}
     assert handed_over == {**exported("A100-40GB_4gpu"), **own}
+
+
+def test_docker_hears_of_wrong_settings_before_a_trial(docker, tmp_path):
+    done = finish(docker("--lr", "fast", DGXSYSTEM="DGXA100", WRONG="--lr: 'fast' is not a value", CLEAR_CACHES="1"))
+    assert done.returncode == 2 and "'fast'" in done.stderr and [call[0] for call in asked(tmp_path)] == ["run", "exec", "exec", "rm"]
 
 
 def test_docker_for_the_cpu_asks_for_no_gpus(docker, tmp_path):

@@ -50,6 +50,10 @@ def test_a_missed_target_prints_no_result(few, tmp_path):
     ([], {"SEED": "x"}, ["SEED", "x"]),
     (["--data-root", "/nowhere"], {}, ["/nowhere"]),
     ([], {"LOGDIR": "/proc/nothing"}, ["LOGDIR=/proc/nothing"]),
+    (["--log-file", "x"], {}, ["--log-file", "LOGDIR"]),
+    ([], {"LOG_FILE": "x"}, ["LOG_FILE=x", "LOGDIR"]),
+    ([], {"DGXSYSTEM": "CPU_common"}, ["DGXSYSTEM=CPU_common"]),
+    ([], {"DGXSYSTEM": "", "CUDA_VISIBLE_DEVICES": ""}, ["DATAROOT=", "no GPU", "DGXSYSTEM"]),
 ])
 def test_a_mistake_is_said_once_and_has_status_2(few, tmp_path, flags, more, words):
     done = run_and_time(*flags, env=environment(few, tmp_path, **more))
@@ -58,6 +62,35 @@ def test_a_mistake_is_said_once_and_has_status_2(few, tmp_path, flags, more, wor
     assert len(said) == 1, done.stderr
     for word in words:
         assert word in said[0]
+
+
+@pytest.mark.parametrize("ranks", ["0", "many"])
+def test_a_number_of_ranks_that_is_none_is_refused(few, tmp_path, ranks):
+    done = run_and_time(env=environment(few, tmp_path, DGXNGPU=ranks))
+    assert done.returncode == 2 and f"DGXNGPU={ranks}" in done.stderr and done.stderr.count("\n") == 1 and done.stdout == ""
+
+
+def test_the_built_in_data_does_not_take_the_place_of_other_data(few, tmp_path):
+    """Records without manifests, as im2rec makes them."""
+    records = tmp_path / "records"
+    records.mkdir()
+    for path in few.glob("*.rec"):
+        (records / path.name).write_bytes(path.read_bytes())
+    done = run_and_time(env=environment(records, tmp_path))
+    assert done.returncode == 2 and f"DATAROOT={records}" in done.stderr and done.stdout == "", done.stderr
+    assert sorted(path.name for path in records.iterdir()) == ["train.rec", "val.rec"]
+
+
+@pytest.mark.parametrize("flag, words", [("--help", "usage: python -m mxresnet"), ("--print-config", '"batch_size": 64')])
+def test_what_is_only_shown_is_no_run(few, tmp_path, flag, words):
+    done = run_and_time(flag, env=environment(few, tmp_path))
+    assert done.returncode == 0 and done.stdout.count(words) == 1 and "RESULT" not in done.stdout, done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_run_with_nothing_to_reach_has_no_result(few, tmp_path):
+    done = run_and_time(*QUICK, "--eval-period", "9", "--eval-offset", "8", env=environment(few, tmp_path, DGXNGPU="1"))
+    assert done.returncode == 0 and done.stdout == "" and "nothing was evaluated" in done.stderr, done.stderr
 
 
 def test_inside_mpirun_it_is_one_rank_and_rank_0_prints_the_result(few, tmp_path):

@@ -18,7 +18,7 @@ case "$*" in
     *" ./run_and_time.sh"*)
         echo "$DATAROOT $LOGDIR $CONFIG_LOADED $LR $SEED" >>"$CALLS.seen"
         echo ':::MLLOG of the ranks'; echo 'RESULT of rank 0'
-        echo ':::MLLOG "key": "run_stop"' >"$RESULTS/${DATESTAMP}_$TRIAL.log" ;;
+        printf ':::MLLOG %s\n' '"key": "eval_accuracy", "value": 0.76, "epoch_num": 3' '"key": "run_stop"' >"$RESULTS/${DATESTAMP}_$TRIAL.log" ;;
 esac
 """
 
@@ -51,12 +51,20 @@ def test_by_hand_it_submits_itself_with_the_sizes_of_the_configuration(slurm, tm
     assert asked(tmp_path) == [[*options, "--partition=gpu", "./run.sub", "--lr", "3"]]
 
 
+def test_what_the_configuration_finds_out_here_is_not_for_the_jobs_machines(slurm, tmp_path):
+    stand_in(tmp_path / "bin", "sbatch", 'env >"$CALLS"')
+    assert slurm(DGXSYSTEM="CPU").returncode == 0
+    names = {line.split("=")[0] for line in (tmp_path / "calls").read_text().splitlines()}
+    assert "DGXSYSTEM" in names and not names & {"OMP_NUM_THREADS", "DTYPE", "IMAGE_SHAPE", "BATCHSIZE"}
+
+
 def test_with_pyxis_everything_runs_in_the_container(slurm, tmp_path):
     job = {"SLURM_JOB_ID": "42", "SLURM_JOB_NUM_NODES": "8", "SLURM_NTASKS_PER_NODE": "8"}
     done = slurm("--lr", "3", DGXSYSTEM="DGXA100_multi_8x8x51", CONT="image:1", SEEDS="5 6", **job)
     assert done.returncode == 0, done.stderr
     mounts = f"--container-mounts={tmp_path}/data:/data:ro,{tmp_path}/results:/results"
-    make, probe, *rest = asked(tmp_path)
+    make, probe, look, *rest = asked(tmp_path)
+    assert look[-4:] == ["mxresnet", "--print-config", "--lr", "3"] and mounts in look
     assert make == ["--ntasks=8", "--ntasks-per-node=1", "--mpi=none", "--container-image=image:1", "--container-name=mxresnet_42", "true"]
     assert probe[-1] == "true" and len(rest) == 7
     for drop, trial, check in (rest[:3], rest[3:6]):
@@ -75,7 +83,8 @@ def test_a_container_needs_pmix(slurm):
 
 
 @pytest.mark.parametrize("environ, words", [
-    ({}, "DGXSYSTEM is not set"), ({"DGXSYSTEM": "PDP11"}, "PDP11"), ({"DGXSYSTEM": "DGXA100", "DATADIR": "/nowhere"}, "DATADIR=/nowhere"),
+    ({}, "DGXSYSTEM is not set"), ({"DGXSYSTEM": "PDP11"}, "PDP11"), ({"DGXSYSTEM": "DGXA100_common"}, "DGXSYSTEM=DGXA100_common has no"),
+    ({"DGXSYSTEM": "DGXA100", "NEXP": "many"}, "NEXP=many"), ({"DGXSYSTEM": "CPU", "DGXNGPU": "0"}, "DGXNGPU=0"), ({"DGXSYSTEM": "DGXA100", "DATADIR": "/nowhere"}, "DATADIR=/nowhere"),
     ({"DGXSYSTEM": "DGXA100", "CONT": "image:1", "DATADIR": ""}, "DATADIR is not set")])
 def test_a_mistake_is_said_before_anything_is_submitted(slurm, tmp_path, environ, words):
     done = slurm(**environ)

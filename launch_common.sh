@@ -1,7 +1,24 @@
 # shellcheck shell=bash
-# Runs a command that must not outlive the script which started it. Sourced by run_and_time.sh and run_trials.sh.
+# What run_and_time.sh and run_trials.sh share: which configurations there are, which variables a rank reads, and how a command
+# is run that must not outlive the script which started it. Uses their die.
 stopped_by=""       # the signal that told the script to stop
 stop_is_noted_in="" # a file that then gets the line "told to stop"; none when empty
+
+systems() { local file; for file in config_*.sh; do [[ $file == *common.sh ]] || printf '%s ' "${file:7:-3}"; done | sed 's/ $//'; }
+
+# Refuses a DGXSYSTEM that has no configuration file of its own.
+check_system() { [[ " $(systems) " == *" $DGXSYSTEM "* ]] || die "DGXSYSTEM=$DGXSYSTEM has no config_$DGXSYSTEM.sh: use one of: $(systems)"; }
+
+# Prints the variables here that a rank reads: settings (the arguments), what scripts hand on, and what libraries read.
+read_by_a_rank() {
+    local name
+    for name in $(compgen -e); do
+        case " $* DGXSYSTEM DGXNGPU DGXNNODES BIND LOGDIR DATESTAMP TRIAL " in
+            *" $name "*) echo "$name" ;;
+            *) case $name in MXNET_* | HOROVOD_* | NCCL_* | OMP_* | DALI_* | UCX_* | MALLOC_* | DMLC_*) echo "$name" ;; esac ;;
+        esac
+    done
+}
 
 note_stop() {
     stopped_by=$1
