@@ -7,7 +7,9 @@
 #   BIND           arguments of bind.sh; not set: ranks are not bound
 #   BUILTIN_DATA   data set that run_and_time.sh makes itself
 [[ ${DGXNGPU:-1} =~ ^[1-9][0-9]*$ && ${DGXNNODES:-1} =~ ^[1-9][0-9]*$ ]] || {
-    echo "config_common.sh: DGXNGPU=${DGXNGPU:-} ranks on each of DGXNNODES=${DGXNNODES:-1} machines: both must be whole numbers from 1 on" >&2
+    mistake="DGXNGPU=${DGXNGPU:-} ranks on each of DGXNNODES=${DGXNNODES:-1} machines: both must be whole numbers from 1 on"
+    ! declare -F die >/dev/null || die "$mistake"
+    echo "config_common.sh: $mistake" >&2
     exit 2
 }
 export KVSTORE=horovod

@@ -1,6 +1,8 @@
 # shellcheck shell=bash
 # What run_and_time.sh and run_trials.sh share: which configurations there are, which variables a rank reads, and how a command
 # is run that must not outlive the script which started it. Uses their die.
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || { echo "${0##*/}: bash $BASH_VERSION is too old: 4.4 or newer is needed" >&2; exit 2; }
+
 stopped_by=""       # the signal that told the script to stop
 stop_is_noted_in="" # a file that then gets the line "told to stop"; none when empty
 

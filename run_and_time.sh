@@ -21,7 +21,8 @@ for signal in INT TERM HUP; do
 done
 
 say() { printf '%s\n' "$*" >&2; }
-die() { say "run_and_time.sh: $*"; exit 2; }
+# Ranks that find the same mistake leave it to rank 0 to say so: the launcher then ends them.
+die() { [ "${rank:-0}" = 0 ] || { trap - INT TERM HUP; sleep 5; }; say "run_and_time.sh: $*"; exit 2; }
 
 # Prints the configuration for so many GPUs of a name and of so many GiB, or nothing.
 system_for() {
@@ -75,14 +76,18 @@ prepare_builtin_data() {
     return "$status"
 }
 
-# Shows what python -m mxresnet shows without a run, and refuses what this script must know.
+# Shows what python -m mxresnet shows without a run.
 look_at_flags() {
     local word
     for word in "$@"; do
-        case $word in
-            --help | -h | --print-config) [ "${rank:-0}" = 0 ] || exit 0; exec "${command[@]}" ;;
-            --log-file | --log-file=*) die "--log-file: the log goes to LOGDIR, named by DATESTAMP and TRIAL" ;;
-        esac
+        case $word in --help | -h | --print-config) [ "${rank:-0}" = 0 ] || exit 0; exec "${command[@]}" ;; esac
+    done
+}
+
+refuse_log_file() {
+    local word
+    for word in "$@"; do
+        [[ $word != --log-file && $word != --log-file=* ]] || die "--log-file: the log goes to LOGDIR, named by DATESTAMP and TRIAL"
     done
     [ -z "${LOG_FILE:-}" ] || die "LOG_FILE=$LOG_FILE: the log goes to LOGDIR, named by DATESTAMP and TRIAL"
 }
@@ -182,6 +187,7 @@ main() {
     local python started status=0 rank command hardware bind
     rank=${OMPI_COMM_WORLD_RANK:-${PMIX_RANK:-}}
     [ -n "$rank" ] || [ -z "${SLURM_STEP_ID:-}" ] || rank=${SLURM_PROCID:-}
+    refuse_log_file "$@"
 
     if [ -z "$rank" ] && in_a_launcher; then
         [ -n "${DGXSYSTEM:-}" ] || die "DGXSYSTEM is not set, and an MPIJob's launcher does not see the workers' hardware: set it to one of: $(systems)"
@@ -197,10 +203,9 @@ main() {
             die "DATAROOT=$DATAROOT is set and this machine has no GPU: set DGXSYSTEM too (CPU trains on what is there, CPU_digits puts the built-in digits there)"
         [ "${rank:-0}" != 0 ] || say "Configuration $DGXSYSTEM, chosen from the hardware found: $hardware (DGXSYSTEM=<name> picks another: $(systems))"
     fi
-    check_system
     # A launcher that exported a configuration from outside a container says so: the container's need not be the same.
     # shellcheck source=config_CPU_digits.sh
-    [ "${CONFIG_LOADED:-}" = "$DGXSYSTEM" ] || source "./config_$DGXSYSTEM.sh"
+    [ "${CONFIG_LOADED:-}" = "$DGXSYSTEM" ] || { check_system; source "./config_$DGXSYSTEM.sh"; }
     python=$(./setup_env.sh)
     command=("$python" -m mxresnet "$@")
     look_at_flags "$@"

@@ -34,7 +34,9 @@ drop_caches() { sync && { echo 3 >/proc/sys/vm/drop_caches; } 2>/dev/null; }
 one_trial() { exec ./run_and_time.sh "$@"; }
 
 # Prints the settings of a trial, or says in one line what is wrong with them.
-show_settings() { (one_trial --print-config "$@"); }
+show_settings() { one_trial --print-config "$@"; }
+
+leave_early() { [ -z "$stopped_by" ] || say "$self: stopped by SIG$stopped_by"; exit "$1"; }
 
 # Runs the environment's python where the trials run. $there is what LOGDIR is called there.
 run_python() { "$(./setup_env.sh)" "$@"; }
@@ -68,14 +70,21 @@ choose_seeds() {
     [ "$(printf '%s\n' "${seeds[@]}" | sort -nu | wc -l)" = "$NEXP" ] || die "SEEDS=$SEEDS: every trial needs a seed of its own"
 }
 
-check_settings() {
+# Refuses flags that a single run may have and trials may not.
+check_flags() {
     local word
     for word in "$@"; do
         case $word in
             --seed | --seed=*) die "--seed: every trial has its own; set SEED or SEEDS" ;;
             --log-file | --log-file=*) die "--log-file: the logs go to LOGDIR" ;;
+            --help | -h | --print-config) die "$word: ./run_and_time.sh shows that" ;;
         esac
     done
+    [ -z "${LOG_FILE:-}" ] || die "LOG_FILE=$LOG_FILE: the logs go to LOGDIR"
+}
+
+check_settings() {
+    check_flags "$@"
     NEXP=${NEXP:-5} CLEAR_CACHES=${CLEAR_CACHES:-1} LOGDIR=${LOGDIR:-./results} DATESTAMP=${DATESTAMP:-$(date +%y%m%d%H%M%S)}
     [[ $NEXP =~ ^[1-9][0-9]{0,3}$ ]] || die "NEXP=$NEXP is not a number of trials"
     [[ $CLEAR_CACHES =~ ^[01]$ ]] || die "CLEAR_CACHES=$CLEAR_CACHES is neither 0 nor 1"
@@ -84,7 +93,7 @@ check_settings() {
     ! compgen -G "$LOGDIR/${DATESTAMP}_*" >/dev/null || die "DATESTAMP=$DATESTAMP: $LOGDIR has files of that stamp"
     export DATESTAMP LOGDIR
     # Before anything is done to the machine.
-    TRIAL=0 SEED=${seeds[0]} CACHE_CLEARED=0 show_settings "$@" >/dev/null || exit
+    TRIAL=0 SEED=${seeds[0]} CACHE_CLEARED=0 run_to_its_end show_settings "$@" >/dev/null || leave_early $?
 }
 
 # Sets CACHE_CLEARED for the trial's log to what was done.

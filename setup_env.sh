@@ -95,13 +95,14 @@ assert hvd.mpi_built() and hvd.gloo_built(), "Horovod was built without MPI or G
 }
 
 main() {
-    local active python
+    # Not by importing them: that may need a GPU, which an MPIJob's launcher has not.
+    local active python has_both='import importlib.util as u; raise SystemExit(not (u.find_spec("mxnet") and u.find_spec("horovod.mxnet")))'
     if [ "${1:-}" = --fingerprint ]; then
         fingerprint
         return
     fi
     active=$(command -v python || command -v python3 || true)
-    if [ -n "$active" ] && [ "${active#"$venv"/}" = "$active" ] && "$active" -c 'import mxnet, horovod.mxnet' 2>/dev/null; then
+    if [ -n "$active" ] && [ "${active#"$venv"/}" = "$active" ] && "$active" -c "$has_both" 2>/dev/null; then
         echo "$active"
         return
     fi

@@ -69,7 +69,7 @@ check_mpirun() {
 # Sets travels: -x NAME for every variable here that a rank reads. Nothing else of this pod's environment gets to the workers.
 choose_what_travels() {
     local python=$1 name settings
-    settings=$("$python" -c 'from mxresnet.config import FIELDS; print(*(f.metadata["env"] for f in FIELDS.values()))')
+    settings=$("$python" -c 'from mxresnet.config import FIELDS; print(*(f.metadata["env"] for f in FIELDS.values()))') || exit
     travels=()
     # shellcheck disable=SC2086  # names
     for name in $(read_by_a_rank $settings PATH LD_LIBRARY_PATH PYTHONPATH STARTED_BY); do travels+=(-x "$name"); done
@@ -91,7 +91,7 @@ launch_job() {
     shift
     [ -f "$hostfile" ] || die "this is an MPIJob's launcher without $hostfile: the operator writes it into the first container only"
     ranks=$(slots)
-    wanted=$(ranks_of_config)
+    wanted=$(ranks_of_config) || exit
     [ "$ranks" = "$wanted" ] || die "$hostfile has room for $ranks ranks (replicas x slotsPerWorker) and DGXSYSTEM=$DGXSYSTEM is for $wanted (DGXNNODES x DGXNGPU): make them the same"
     mpirun=$(dirname "$python")/mpirun
     [ -x "$mpirun" ] || mpirun=$(command -v mpirun) || die "mpirun is not found beside $python nor on PATH: install Open MPI 4.1"

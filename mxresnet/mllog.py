@@ -121,7 +121,9 @@ class RunLog:
 
     def hyperparameters(self, config: Config, plan: Plan, ranks: int) -> None:
         """What was set, under the optimizer's own keys. Decay steps are logged in epochs, as the reference does."""
-        if plan.polynomial:
+        if plan.drop_factor >= 1:
+            pass  # a constant rate has no schedule to tell of
+        elif plan.polynomial:
             for family in ("sgd", "lars"):
                 self._event(f"{family}_opt_learning_rate_decay_poly_power", POLYNOMIAL_POWER)
                 self._event(f"{family}_opt_end_learning_rate", END_LEARNING_RATE)

@@ -120,7 +120,7 @@ def test_trials_that_evaluated_nothing_reached_nothing(trials):
     assert done.returncode == 3 and {row[5] for row in rows(done.stdout)} == {"nothing EVALUATED"} and "no Olympic mean" in done.stdout
 
 
-@pytest.mark.parametrize("flags, words", [(["--seed", "5"], "--seed: every trial"), (["--log-file=x"], "--log-file: the logs"), (["--lr", "fast"], "--lr: 'fast'")])
+@pytest.mark.parametrize("flags, words", [(["--seed", "5"], "--seed: every trial"), (["--log-file=x"], "--log-file: the logs"), (["--print-config"], "./run_and_time.sh shows that"), (["--lr", "fast"], "--lr: 'fast'")])
 def test_a_flag_that_is_wrong_for_trials_is_refused_before_anything_is_done(few, tmp_path, flags, words):
     done = finish(start(["./run_trials.sh", *flags], tmp_path, DATAROOT=str(few), DGXSYSTEM="CPU_digits", NEXP="1"))
     assert done.returncode == 2 and words in done.stderr and "trial 1" not in done.stderr and done.stdout == "", done.stderr

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import mxnet as mx
 import pytest
+from conftest import python
 
 from mxresnet.config import Config, UserError
 from mxresnet.schedule import make_blocks, make_plan
@@ -80,3 +81,17 @@ def test_blocks_cover_every_epoch_once(epochs, period, offset):
 def test_more_ranks_than_images_is_refused():
     with pytest.raises(UserError, match="2 training images .* 3 ranks"):
         make_plan(Config(), 2, 3)
+
+
+@pytest.mark.parametrize("factor, logged", [(1.0, 0), (0.1, 4)])
+def test_a_constant_rate_is_not_logged_as_a_schedule(factor, logged):
+    code = f"""
+from mxresnet.config import Config
+from mxresnet.mllog import RunLog
+from mxresnet.schedule import make_plan
+config = Config(batch_size=4, lr_step_epochs="pow2", lr_factor={factor}, warmup_epochs=2, num_epochs=9)
+RunLog(0).hyperparameters(config, make_plan(config, 100, 1), 1)
+"""
+    done = python("-c", code)
+    assert done.stdout.count("decay_poly_power") + done.stdout.count("end_learning_rate") == logged, done.stdout + done.stderr
+    assert "base_learning_rate" in done.stdout

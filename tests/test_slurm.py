@@ -84,7 +84,8 @@ def test_a_container_needs_pmix(slurm):
 
 @pytest.mark.parametrize("environ, words", [
     ({}, "DGXSYSTEM is not set"), ({"DGXSYSTEM": "PDP11"}, "PDP11"), ({"DGXSYSTEM": "DGXA100_common"}, "DGXSYSTEM=DGXA100_common has no"),
-    ({"DGXSYSTEM": "DGXA100", "NEXP": "many"}, "NEXP=many"), ({"DGXSYSTEM": "CPU", "DGXNGPU": "0"}, "DGXNGPU=0"), ({"DGXSYSTEM": "DGXA100", "DATADIR": "/nowhere"}, "DATADIR=/nowhere"),
+    ({"DGXSYSTEM": "DGXA100", "NEXP": "many"}, "NEXP=many"), ({"DGXSYSTEM": "CPU", "DGXNGPU": "0"}, "DGXNGPU=0"),
+    ({"DGXSYSTEM": "CPU", "LOG_FILE": "x"}, "LOG_FILE=x"), ({"DGXSYSTEM": "DGXA100", "DATADIR": "/nowhere"}, "DATADIR=/nowhere"),
     ({"DGXSYSTEM": "DGXA100", "CONT": "image:1", "DATADIR": ""}, "DATADIR is not set")])
 def test_a_mistake_is_said_before_anything_is_submitted(slurm, tmp_path, environ, words):
     done = slurm(**environ)
