@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Copies what a plan says into a record file: workers read and frame pieces, one thread writes them in order."""
 
-import errno
 import hashlib
 import os
 import queue
@@ -20,7 +19,6 @@ from prepare.sources import ImageReader
 
 HELD = 3  # pieces on their way to the file: being hashed, being written, just asked for
 BODY = recordio.FRAME_BYTES + recordio.IMAGE_HEADER_BYTES  # where an image begins in its record, bytes
-NOT_THE_IMAGES_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 @dataclass
@@ -55,8 +53,7 @@ def build_piece(plan: Plan, first, last, buffer, reader, check):
         except SourceError as error:
             bad[number] = str(error)
         except OSError as error:
-            if error.errno in NOT_THE_IMAGES_FAULT:
-                raise
+            reader.raise_outage(error, first + number)
             bad[number] = "cannot be read: %s" % error.strerror
     for number, reason in check(raw, starts + BODY, sizes):
         bad.setdefault(number, reason)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where images come from: what a source holds, and the bytes of one image. Knows nothing of records or labels."""
 
+import errno
 import hashlib
 import os
 import stat
@@ -14,6 +15,12 @@ from prepare.listing import Folder, Listing, Problem, SourceError, is_image_name
 
 
 OFFICIAL = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
+# What storage or this process lacks for a while: no image is to blame. Not every system has each of these numbers.
+OUTAGES = {
+    getattr(errno, name)
+    for name in "EMFILE ENFILE ENOMEM EIO ESTALE ETIMEDOUT ENOTCONN EHOSTDOWN ENODEV ENXIO EREMOTEIO".split()
+    if hasattr(errno, name)
+}
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,7 @@ def find_half(source, prefix):
 def class_archives(folder):
     """Returns the names of the .tar files in a folder, but for the official ones, and those of its sub-folders."""
     with os.scandir(folder) as entries:
-        found = [(entry.name, entry.is_dir()) for entry in entries]
+        found = [(entry.name, is_folder(entry)) for entry in entries]
     names = sorted(name for name, is_folder in found if name.endswith(".tar") and not is_folder)
     return [name for name in names if name not in OFFICIAL.values()], {name for name, is_folder in found if is_folder}
 
@@ -113,12 +120,13 @@ def list_folder(top, workers=1):
             with os.scandir(absolute) as entries:
                 for entry in entries:
                     path = relative + "/" + entry.name if relative else entry.name
-                    if entry.is_dir():
+                    if is_folder(entry):
                         folder.has_folders = True
                         deeper.append((path, ancestors + (identity,)))
                     else:
                         scan_file(entry, path, folder, problems, ignored)
         except OSError as error:
+            raise_outage(error, absolute, top)
             problems.append(Problem(absolute, "cannot be listed: %s" % error.strerror))
         with lock:
             listing.folders.append(folder)
@@ -134,12 +142,40 @@ def list_folder(top, workers=1):
     return listing
 
 
+def is_folder(entry):
+    """Whether a directory entry is a folder or leads to one. What cannot be followed is none: scan_file says why."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        raise_outage(error, entry.path)
+        return False
+
+
+def raise_outage(error, path, *above):
+    """Raises an OSError that names `path` if `error`, met there, says more of the storage than of the file.
+
+    So does a file that is not there when the folder that held it, one of `above`, is gone or empty too: an unmounted
+    share leaves an empty folder.
+    """
+    if error.errno in OUTAGES:
+        raise OSError(error.errno, error.strerror, path) from None
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        for place in above:
+            if not os.path.isfile(place) and not (os.path.isdir(place) and os.listdir(place)):
+                # Not ENOENT: a path that was there is no mistake in the command line.
+                raise OSError(errno.ENODEV, "was there and is gone", place) from None
+        if above and os.path.exists(path):
+            raise OSError(errno.ENODEV, "was gone for a moment", path) from None
+
+
 def scan_file(entry, path, folder, problems, ignored):
     """Adds one directory entry that is not a folder to `folder`, `problems` or `ignored`."""
     try:
         status = entry.stat()
     except OSError as error:
-        reason = "a symbolic link to something that is not there" if entry.is_symlink() else error.strerror
+        raise_outage(error, entry.path)
+        dangling = error.errno != errno.ELOOP and entry.is_symlink()
+        reason = "a symbolic link to something that is not there" if dangling else error.strerror
         problems.append(Problem(entry.path, reason))
         return
     if not is_image_name(entry.name):
@@ -179,7 +215,11 @@ class ImageReader:
         self._open = []
         if len(plan.archives) <= self.KEPT_OPEN:
             for archive in plan.archives:
-                self._open.append(os.open(archive, os.O_RDONLY))
+                try:
+                    self._open.append(os.open(archive, os.O_RDONLY))
+                except OSError as error:
+                    raise_outage(error, archive, archive)
+                    raise
 
     def __enter__(self):
         return self
@@ -193,8 +233,7 @@ class ImageReader:
         """Fills `view` with the image of this record. Raises OSError, or SourceError when its size has changed."""
         plan = self._plan
         if not plan.archives:
-            path = plan.paths[record]
-            self._read_file(self._top + (os.path.basename(path) if plan.flat else path), view)
+            self._read_file(self._file(record), view)
             return
         number = plan.archive_numbers[record]
         if self._open:
@@ -205,6 +244,20 @@ class ImageReader:
                 read_exactly(descriptor, view, int(plan.offsets[record]))
             finally:
                 os.close(descriptor)
+
+    def _file(self, record):
+        path = self._plan.paths[record]
+        return self._top + (os.path.basename(path) if self._plan.flat else path)
+
+    def raise_outage(self, error, record):
+        """Raises an OSError if `error`, met when this record was read, is not its image's fault."""
+        if self._plan.archives:
+            archive = self._plan.archives[self._plan.archive_numbers[record]]
+            raise_outage(error, archive, self._plan.top, archive)
+        else:
+            path = self._file(record)
+            # The folder that really holds it: the image may be a link to other storage.
+            raise_outage(error, path, self._plan.top, os.path.dirname(os.path.realpath(path)))
 
     @staticmethod
     def _read_file(path, view):
