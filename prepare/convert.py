@@ -197,7 +197,7 @@ def copy(plan: Plan, edges, record, journal, done, workers, check, keep_going, p
 
 
 def convert(plan: Plan, folder, workers, check, keep_going, description, progress):
-    """Writes the files of plan.prefix to `folder`; returns the manifest. Goes on where a killed run stopped.
+    """Writes the files of plan.prefix to `folder` if they are not there; returns the manifest. Goes on after a killed run.
 
     `keep_going`: leave bad images out; otherwise all of them are found, nothing is left behind and BadImages lists them.
     `description`: the manifest's "source" and "options". `progress(records, image bytes)` is called as work gets done.
@@ -206,6 +206,10 @@ def convert(plan: Plan, folder, workers, check, keep_going, description, progres
     part = output.part_folder(folder, plan.prefix)
     journal = output.Journal(part, {"digest": plan.digest, "check": description["options"]["check"]})
     try:
+        # Another process may have finished this half since the caller looked; nobody can any more.
+        if output.is_finished(folder, plan.prefix, description["source"]["identity"], description["options"]):
+            output.sweep(folder, plan.prefix)
+            return output.load_manifest(folder, plan.prefix)
         output.take_back(folder, plan.prefix)
         done, edges = Done(plan), plan.pieces()
         path = os.path.join(part, plan.prefix + ".rec")
@@ -224,6 +228,10 @@ def convert(plan: Plan, folder, workers, check, keep_going, description, progres
         return manifest
     except SourceError:
         shutil.rmtree(part)
+        raise
+    except output.Refused:
+        if not journal.lines:  # nothing was begun
+            shutil.rmtree(part, ignore_errors=True)
         raise
     finally:
         journal.close()

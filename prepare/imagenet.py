@@ -35,6 +35,10 @@ class Unreadable(PermissionError):
     """The source may not be looked at, which trying again does not change; a destination is another matter."""
 
 
+class WrongPath(Exception):
+    """The command line names a folder that cannot be meant."""
+
+
 def parse(argv):
     parser = argparse.ArgumentParser(
         prog="python -m prepare.imagenet",
@@ -79,6 +83,8 @@ def main(argv=None):
         return 0
     except (FileNotFoundError, FileExistsError, NotADirectoryError, Unreadable) as error:
         return fail(2, "%s: %s" % (error.filename, error.strerror))
+    except WrongPath as error:
+        return fail(2, str(error))
     except ImportError as error:
         return fail(2, "--check=decode needs NVIDIA DALI: %s" % error)
     except BadImages as error:
@@ -156,6 +162,14 @@ def looking_at_the_source():
         raise Unreadable(error.errno, error.strerror, error.filename) from None
 
 
+def check_apart(folder, source):
+    """Raises WrongPath when `folder` is one that images are looked for in: it would be a class of the next run."""
+    for prefix in PREFIXES:
+        images_there = os.path.realpath(os.path.join(source, prefix))
+        if os.path.isdir(images_there) and (os.path.realpath(folder) + os.sep).startswith(images_there + os.sep):
+            raise WrongPath("%s: is in the source's own folder %s: choose another" % (folder, images_there))
+
+
 def run(arguments):
     """Does what the command line says. Raises what `main` turns into an exit status."""
     folder = arguments.folder
@@ -164,7 +178,11 @@ def run(arguments):
     with looking_at_the_source():
         halves = sources.find_halves(arguments.source, arguments.val_labels)
         identities = {prefix: halves[prefix].identity() for prefix in PREFIXES}
+    check_apart(folder, arguments.source)
     todo = [prefix for prefix in PREFIXES if not output.is_finished(folder, prefix, identities[prefix], options)]
+    for prefix in PREFIXES:
+        if prefix not in todo and not arguments.dry_run:
+            output.sweep(folder, prefix)
     if not todo:
         say("%s: complete since an earlier run" % folder)
         return

@@ -120,8 +120,16 @@ class Journal:
             raise Refused("%s: another conversion is writing here: wait for it" % folder) from None
         except OSError:
             pass  # a file system without locks
+        if not self._is_in_place():  # whoever held the lock has removed the folder since this file was opened
+            raise Refused("%s: another conversion was writing here: run it again" % folder)
         self._waiting = []
         self.lines = self._read(header)
+
+    def _is_in_place(self):
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._file.name))
+        except OSError:
+            return False
 
     def _read(self, header):
         self._file.seek(0)
@@ -197,8 +205,12 @@ def is_finished(folder, prefix, identity, options):
             "%s: was made from %s, as it was then, with %s: choose another folder, or remove its files"
             % (path, manifest["source"]["path"], flags)
         )
-    shutil.rmtree(part_folder(folder, prefix), ignore_errors=True)
     return True
+
+
+def sweep(folder, prefix):
+    """Removes what a finished half's conversion left when it died after its last rename."""
+    shutil.rmtree(part_folder(folder, prefix), ignore_errors=True)
 
 
 def load_manifest(folder, prefix):
@@ -215,16 +227,20 @@ def load_manifest(folder, prefix):
 
 
 def bytes_written(folder, prefix):
-    """How much of the record file an earlier run left."""
-    try:
-        return os.path.getsize(os.path.join(part_folder(folder, prefix), prefix + ".rec"))
-    except OSError:
-        return 0
+    """How much of the record file of an unfinished half an earlier run left, in its part folder or already renamed."""
+    for place in (folder, part_folder(folder, prefix)):
+        try:
+            return os.path.getsize(os.path.join(place, prefix + ".rec"))
+        except OSError:
+            pass
+    return 0
 
 
 def take_back(folder, prefix):
     """Undoes a publication that was cut off before the manifest: the record file goes back to be looked at again."""
     record = os.path.join(folder, prefix + ".rec")
+    if os.path.exists(manifest_path(folder, prefix)):  # without locks on this file system nothing else tells
+        raise Refused("%s: has appeared meanwhile: another conversion was writing here" % manifest_path(folder, prefix))
     if os.path.exists(record):
         os.replace(record, os.path.join(part_folder(folder, prefix), prefix + ".rec"))
 
@@ -238,7 +254,7 @@ def publish(folder, prefix, manifest):
     sync_folder(folder)
     os.replace(os.path.join(part, prefix + ".json"), manifest_path(folder, prefix))
     sync_folder(folder)
-    shutil.rmtree(part)
+    sweep(folder, prefix)
 
 
 def parsed(line):

@@ -226,6 +226,17 @@ def test_half_unpacked_class_archives(tmp_path, source):
     assert len(lines) == 1 and "n03000000.tar: not unpacked" in lines[0]
 
 
+@pytest.mark.parametrize("place", ["train", "train/out", "val/n01440764", "link/out"])
+def test_a_destination_where_images_are_looked_for(tmp_path, source, place):
+    os.symlink("train", str(source / "link"))
+    before = sorted(str(path) for path in source.rglob("*"))
+    result = trees.prepare(source, source / place)
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1, result.stderr
+    assert "%s: is in the source's own folder" % (source / place) in result.stderr
+    assert sorted(str(path) for path in source.rglob("*")) == before
+    assert trees.prepare(source, source / "training").returncode == 0  # its name only begins like that
+
+
 def test_dry_run_writes_nothing(tmp_path, source):
     result = trees.prepare(source, tmp_path / "out", "--dry-run")
     assert result.returncode == 0 and "would write" in result.stdout and "21 images in 3 classes" in result.stdout

@@ -4,6 +4,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 import pytest
 
 import prepare_trees as trees
+from prepare import output
 
 # Runs the command with small pieces and dies, as if by kill -9, at its n-th step that changes the disk; a write that is
 # cut off writes half of its bytes. Prints the number of steps when it gets through.
@@ -177,3 +179,118 @@ def test_damaged_output_is_refused(tmp_path, source):
     assert result.returncode == 3 and "has 1000 bytes" in result.stderr
     (tmp_path / "out" / "train.json").write_text(json.dumps({"version": 7}))
     assert "is not a manifest" in trees.prepare(source, tmp_path / "out").stderr
+
+
+# Stops itself when it has looked at both halves, as a slow listing would: what it saw of the destination is old by then.
+LATE = """
+import os, signal, sys
+from prepare import imagenet
+check = imagenet.check_space
+def stopped(*arguments):
+    os.kill(os.getpid(), signal.SIGSTOP)
+    check(*arguments)
+imagenet.check_space = stopped
+sys.exit(imagenet.main(sys.argv[1:]))
+"""
+
+
+def late(source, folder, meanwhile):
+    """Runs the command; `meanwhile` is called when it has looked and not yet begun to write."""
+    command = [sys.executable, "-c", LATE, str(source), str(folder)]
+    process = subprocess.Popen(command, cwd=trees.REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    _, status = os.waitpid(process.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    meanwhile()
+    process.send_signal(signal.SIGCONT)
+    output, errors = process.communicate()
+    assert "Traceback" not in errors
+    return process.returncode, output, errors
+
+
+def times(folder):
+    return {name: os.stat(str(folder / name)).st_ctime_ns for name in os.listdir(str(folder))}
+
+
+def test_a_half_that_another_process_finished_is_left_alone(tmp_path, source):
+    found = {}
+
+    def meanwhile():
+        assert trees.prepare(source, tmp_path / "out").returncode == 0
+        found.update(times(tmp_path / "out"))
+
+    status, _, errors = late(source, tmp_path / "out", meanwhile)
+    assert (status, errors) == (0, "")
+    assert times(tmp_path / "out") == found  # a rename would show in these times too
+
+
+def test_a_half_that_another_source_gave_meanwhile(tmp_path, source):
+    trees.write(tmp_path / "other", trees.small(seed=2))
+    found = {}
+
+    def meanwhile():
+        assert trees.prepare(tmp_path / "other", tmp_path / "out").returncode == 0
+        found.update(times(tmp_path / "out"))
+
+    status, _, errors = late(source, tmp_path / "out", meanwhile)
+    assert status == 3 and "was made from" in errors
+    assert times(tmp_path / "out") == found
+
+
+def test_a_published_record_file_is_not_taken_back(tmp_path, source):
+    assert trees.prepare(source, tmp_path / "out").returncode == 0
+    found = times(tmp_path / "out")
+    (tmp_path / "out" / "val.part").mkdir()
+    with pytest.raises(output.Refused, match="another conversion"):
+        output.take_back(str(tmp_path / "out"), "val")
+    (tmp_path / "out" / "val.part").rmdir()
+    assert times(tmp_path / "out") == found
+
+
+def test_a_journal_that_was_removed_is_not_written_to(tmp_path, monkeypatch):
+    """The one who had the lock finished and removed the folder after this one had opened the journal."""
+    flock = output.fcntl.flock
+    monkeypatch.setattr(output.fcntl, "flock", lambda file, how: (shutil.rmtree(str(tmp_path / "x.part")), flock(file, how)))
+    with pytest.raises(output.Refused, match="run it again"):
+        output.Journal(str(tmp_path / "x.part"), {})
+
+
+def unpublished(source, folder):
+    """Dies when train.rec is renamed and its manifest is not."""
+    program = """
+import os, sys
+from prepare import imagenet
+replace = os.replace
+def dying(old, new):
+    if new.endswith("train.idx"): os._exit(137)
+    replace(old, new)
+os.replace = dying
+sys.exit(imagenet.main(sys.argv[1:]))
+"""
+    assert subprocess.run([sys.executable, "-c", program, str(source), str(folder)], cwd=trees.REPOSITORY).returncode == 137
+    assert (folder / "train.rec").exists() and not (folder / "train.json").exists()
+
+
+def test_what_is_renamed_already_needs_no_space(tmp_path, source):
+    unpublished(source, tmp_path / "out")
+    size = os.path.getsize(str(tmp_path / "out" / "train.rec"))
+    program = """
+import shutil, sys
+from prepare import imagenet
+class Usage: free = %d
+shutil.disk_usage = lambda _: Usage
+sys.exit(imagenet.main(sys.argv[1:]))
+""" % (size // 2)
+    command = [sys.executable, "-c", program, str(source), str(tmp_path / "out")]
+    result = subprocess.run(command, cwd=trees.REPOSITORY, stderr=subprocess.PIPE, universal_newlines=True)
+    assert result.returncode == 0, result.stderr
+    assert trees.prepare(source, tmp_path / "whole").returncode == 0
+    assert everything(tmp_path / "out") == everything(tmp_path / "whole")
+
+
+def test_a_dry_run_removes_nothing(tmp_path, source):
+    assert trees.prepare(source, tmp_path / "out").returncode == 0
+    trees.write(tmp_path / "out", {"train.part/journal": b"{}\n"})
+    assert trees.prepare(source, tmp_path / "out", "--dry-run").returncode == 0
+    assert (tmp_path / "out" / "train.part" / "journal").exists()
+    assert trees.prepare(source, tmp_path / "out").returncode == 0
+    assert not (tmp_path / "out" / "train.part").exists()
