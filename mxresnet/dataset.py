@@ -12,6 +12,7 @@ from mxresnet.config import Config, UserError
 
 IMAGENET = {"train": 1281167, "val": 50000, "classes": 1000}
 MANIFEST_VERSION = 1
+DAMAGED = "python -m prepare.verify finds a damaged record, --check=decode of prepare.imagenet an image that never was one"
 _HOW = "make it with: python -m prepare.imagenet SOURCE DESTINATION"
 
 
@@ -39,7 +40,12 @@ def _read_manifest(records: str) -> Optional[Dict[str, Any]]:
         raise UserError(f"manifest {path} is not of format mxresnet-recordio version {MANIFEST_VERSION}: {_HOW}")
     if not manifest.get("complete"):
         raise UserError(f"manifest {path} says that the data set is not whole: run python -m prepare.imagenet again")
-    for name, about in manifest["files"].items():
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(isinstance(about, dict) and "bytes" in about for about in files.values()):
+        raise UserError(f"manifest {path} does not say which files belong to it: make the data set again")
+    for name, about in files.items():
+        if not name.endswith((".rec", ".idx")):
+            continue  # what training does not read
         file_path = os.path.join(os.path.dirname(path), name)
         size = os.path.getsize(file_path) if os.path.exists(file_path) else None
         if size != about["bytes"]:

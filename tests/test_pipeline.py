@@ -287,9 +287,14 @@ class TestDescribe:
         with pytest.raises(UserError, match=f"{copied}/val.rec has 1000 bytes"):
             describe(Config(data_root=str(copied)))
 
+    def test_what_training_does_not_read_may_be_missing(self, copied):
+        for name in ("train.lst", "val.lst", "train.sums", "val.sums"):
+            (copied / name).unlink()
+        assert describe(Config(data_root=str(copied))).train_examples == 1442
+
     @pytest.mark.parametrize("change, words", [
         (('"complete": true', '"complete": false'), "not whole"), (('"version": 1', '"version": 9'), "version 1"),
-        (('"format"', "nonsense"), "cannot be read"), (("{", "[]"), "not of format"), (('"digit_3"', '"trois"'), "different classes.*trois")])
+        (('"format"', "nonsense"), "cannot be read"), (("{", "[]"), "not of format"), (('"files"', '"file"'), "does not say which files"), (('"digit_3"', '"trois"'), "different classes.*trois")])
     def test_a_manifest_that_does_not_fit_is_refused(self, copied, change, words):
         text = (copied / "train.json").read_text()
         assert change[0] in text

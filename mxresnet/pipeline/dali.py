@@ -18,6 +18,7 @@ from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 
 from mxresnet.config import Config, UserError
+from mxresnet.dataset import DAMAGED
 
 MEAN = [255 * value for value in (0.485, 0.456, 0.406)]
 STD = [255 * value for value in (0.229, 0.224, 0.225)]
@@ -164,7 +165,7 @@ class Stream:
         reasons = [re.sub(r"^.*?\[[^\]]*\.(?:cc|h|cu):\d+\]\s*", "", line) for line in lines if re.search(r"\.(?:cc|h|cu):\d+\]", line)]
         reason = "; ".join(dict.fromkeys(reasons)) or lines[0]
         return UserError(
-            f"{self._where} cannot be used: {reason} (python -m prepare.verify finds the damaged record)")
+            f"{self._where} cannot be used: {reason} {DAMAGED}")
 
 
 def _wait_until_read(array: Any) -> None:

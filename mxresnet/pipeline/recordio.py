@@ -11,6 +11,7 @@ from typing import Any, Dict, Iterator, Tuple
 import mxnet as mx
 
 from mxresnet.config import Config, UserError
+from mxresnet.dataset import DAMAGED
 
 # ImageNet's mean and deviation in pixel values, as in NVIDIA's v2.1 benchmark.
 _CHANNELS = {"mean_r": 123.675, "mean_g": 116.28, "mean_b": 103.53, "std_r": 58.395, "std_g": 57.12, "std_b": 57.375}
@@ -57,7 +58,7 @@ class Stream:
 
     def _explained(self, error: Exception) -> UserError:
         reason = next((line.split("Check failed: ")[-1] for line in str(error).splitlines() if "rror" in line or "failed" in line), str(error))
-        return UserError(f"{self._where} cannot be used: {reason.strip()} (python -m prepare.verify finds the damaged record)")
+        return UserError(f"{self._where} cannot be used: {reason.strip()} {DAMAGED}")
 
     def _converted(self, batch: Any) -> Tuple[Any, Any]:
         """From float32 NCHW with 3 channels to the network's input."""
@@ -71,10 +72,11 @@ class Stream:
 
     def next(self) -> Tuple[Any, Any]:
         try:
-            return self._converted(self._iterator.next())
-        except StopIteration:
-            self._iterator.reset()
-            return self._converted(self._iterator.next())
+            try:
+                return self._converted(self._iterator.next())
+            except StopIteration:
+                self._iterator.reset()
+                return self._converted(self._iterator.next())
         except mx.MXNetError as error:
             raise self._explained(error) from None
 
