@@ -162,8 +162,8 @@ class Finder:
             self.problem(name, "stored as a sparse file: write the archive without --sparse")
         elif member.kind not in FILES:
             self.problem(name, "not a regular file (tar type %r)" % member.kind.decode("latin-1"))
-        elif name_problem(name):
-            self.problem(name, name_problem(name))
+        elif name_problem(self.base + name):
+            self.problem(name, name_problem(self.base + name))
         else:
             self.add(name, member.size, member.offset)
 
@@ -191,7 +191,7 @@ class Finder:
         target = member.target
         if member.kind == SYMBOLIC_LINK:
             target = posixpath.normpath(posixpath.join(posixpath.dirname(member.name), target))
-        if target not in places or not is_image_name(member.name) or name_problem(member.name):
+        if target not in places or not is_image_name(member.name) or name_problem(self.base + member.name):
             return False
         places[member.name] = places[target]
         self.add(member.name, *places[target])

@@ -30,6 +30,7 @@ class Half:
     path: str
     kind: str  # "folders", "class archives" or "archive"
     label_files: Tuple[str, ...] = ()  # for images that do not stand in class folders
+    folder: str = ""  # that the archive or class archives stand in, if it should hold nothing else
 
     def list(self, workers):
         """Returns the Listing, made on `workers` threads. Raises SourceError when the source cannot be used."""
@@ -41,6 +42,8 @@ class Half:
             listing = archives.list_class_archives(self.path, class_archives(self.path)[0], workers)
         if self.label_files:
             vallabels.apply(listing, self.label_files)
+        if self.folder:
+            look_beside_archives(self.folder, listing)
         return listing
 
     def identity(self):
@@ -79,7 +82,7 @@ def find_half(source, prefix):
     if os.path.isdir(folder) and os.listdir(folder):
         names, others = class_archives(folder)
         if os.path.exists(os.path.join(folder, official)) and not others:
-            return Half(os.path.join(folder, official), "archive")
+            return Half(os.path.join(folder, official), "archive", folder=folder)
         if not names or others:
             missing = [name for name in names if os.path.splitext(name)[0] not in others]
             if missing:
@@ -88,7 +91,7 @@ def find_half(source, prefix):
                     % os.path.join(folder, missing[0])
                 )
             return Half(folder, "folders")
-        return Half(folder, "class archives")
+        return Half(folder, "class archives", folder=folder)
     for name in (official, prefix + ".tar"):
         if os.path.isfile(os.path.join(source, name)):
             return Half(os.path.join(source, name), "archive")
@@ -131,15 +134,34 @@ def list_folder(top, workers=1):
         with lock:
             listing.folders.append(folder)
             listing.problems += problems
-            for path in ignored:
-                suffix = os.path.splitext(path)[1].lower() or os.path.basename(path)
-                listing.ignored[suffix] = listing.ignored.get(suffix, 0) + 1
+            count_ignored(listing, ignored)
         return deeper
 
     level = [("", ())]
     while level:
         level = [item for found in run_all(scan, level, workers) for item in found]
     return listing
+
+
+def count_ignored(listing, paths):
+    for path in paths:
+        suffix = os.path.splitext(path)[1].lower() or os.path.basename(path)
+        listing.ignored[suffix] = listing.ignored.get(suffix, 0) + 1
+
+
+def look_beside_archives(top, listing):
+    """Adds to `listing` what stands beside the archives in the folder `top`: an image there belongs to no class."""
+    loose, problems, ignored = Folder(""), [], []
+    with os.scandir(top) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if not entry.name.endswith(".tar") and not is_folder(entry):
+                scan_file(entry, entry.name, loose, problems, ignored)
+    named = {problem.path for problem in problems}
+    listing.problems += problems
+    for path in (os.path.join(top, name) for name in loose.names):
+        if path not in named:
+            listing.problems.append(Problem(path, "stands beside archives, in no class: move it to one, or away"))
+    count_ignored(listing, ignored)
 
 
 def is_folder(entry):

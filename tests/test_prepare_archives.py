@@ -244,3 +244,65 @@ def test_large_sizes_without_the_data(tmp_path):
         assert listing.problems == [] and folder.names == ["large.jpg", "small.jpg"]
         assert list(folder.sizes) == [9 << 30, len(content)]
         assert "512 MiB" in str(make_plan("train", listing).problems[0])
+
+
+def class_archives(tmp_path, name=None):
+    """A source with an archive for each class; `name` (bytes) is that of one class, in both halves."""
+    trees.write(tmp_path / "in", trees.small())
+    for half in ("train", "val"):
+        place = tmp_path / "packed" / half
+        place.mkdir(parents=True)
+        for label in sorted(os.listdir(str(tmp_path / "in" / half))):
+            folder = tmp_path / "in" / half / label
+            trees.pack("python", "gnu", place / (label + ".tar"), folder, sorted(os.listdir(str(folder))))
+        if name is not None:
+            os.rename(os.fsencode(str(place / "n01443537.tar")), os.fsencode(str(place)) + b"/" + name + b".tar")
+    return tmp_path / "packed"
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("name", [b"a\tb", b"a\nb", b"a\rb", b"latin1\xe9"])
+def test_a_class_archive_with_a_name_that_a_list_cannot_hold(tmp_path, name, nested):
+    source = class_archives(tmp_path, name)
+    if nested:
+        for half in ("train", "val"):
+            names = [os.fsdecode(path) for path in sorted(os.listdir(os.fsencode(str(source / half))))]
+            trees.pack("python", "gnu", tmp_path / (half + ".tar"), source / half, names)
+        for half in ("train", "val"):
+            subprocess.run(["rm", "-r", str(source / half)], check=True)
+            os.rename(str(tmp_path / (half + ".tar")), str(source / (half + ".tar")))
+    result = trees.prepare(source, tmp_path / "out")
+    assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
+    reason = "not UTF-8" if b"\xe9" in name else "tab or a line break"
+    assert result.stderr.count(reason) == 7 + 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_link_in_a_class_archive_with_such_a_name(tmp_path):
+    source = class_archives(tmp_path)
+    write_members(source / "train" / "a\tb.tar", [member("1.jpg", kind=tarfile.SYMTYPE, linkname="2.jpg"), member("2.jpg", jpeg(b"2"))])
+    listing = archives.list_class_archives(str(source / "train"), ["a\tb.tar"], 1)
+    assert not any(folder.names for folder in listing.folders) and len(listing.problems) == 2
+
+
+@pytest.mark.parametrize("official", [False, True])
+def test_images_beside_archives_are_named(tmp_path, official):
+    source = class_archives(tmp_path)
+    if official:
+        subprocess.run(["rm", "-r", str(source)], check=True)
+        trees.official(tmp_path / "in", source)
+        for half in ("train", "val"):
+            (source / half).mkdir()
+            name = "ILSVRC2012_img_%s.tar" % half
+            os.rename(str(source / name), str(source / half / name))
+    assert trees.prepare(source, tmp_path / "whole").returncode == 0
+    trees.write(source, {"train/loose.jpg": jpeg(), "val/loose.png": jpeg(), "train/notes.txt": b"", "train/.hidden": b""})
+    os.symlink("nowhere", str(source / "train" / "dangling.JPEG"))
+    result = trees.prepare(source, tmp_path / "out")
+    assert result.returncode == 1 and len(result.stderr.splitlines()) == 4, result.stderr
+    for path, reason in (("train/loose.jpg", "in no class"), ("val/loose.png", "in no class"), ("train/dangling.JPEG", "symbolic link")):
+        assert any(str(source / path) + ": " in line and reason in line for line in result.stderr.splitlines())
+    assert "train: other files, left alone: 1 .hidden, 1 .txt" in result.stdout
+    result = trees.prepare(source, tmp_path / "out", "--on-error=skip")
+    assert result.returncode == 0 and "2 left out" in result.stdout
+    assert trees.contents(tmp_path / "out") == trees.contents(tmp_path / "whole")
