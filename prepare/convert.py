@@ -267,5 +267,10 @@ def finish(plan: Plan, done, part, bad, description):
         "digest": plan.digest,
         **description,
         "ignored": plan.ignored,
-        "skipped": [{"path": problem.path, "reason": problem.reason} for problem in plan.problems + bad],
+        "skipped": [{"path": below(plan.top, problem.path), "reason": problem.reason} for problem in plan.problems + bad],
     }
+
+
+def below(top, path):
+    """`path` without `top`, which says nothing once the source is moved or named another way."""
+    return path[len(top) + 1 :] if path.startswith(top + "/") else "." if path == top else path

@@ -214,16 +214,44 @@ def sweep(folder, prefix):
 
 
 def load_manifest(folder, prefix):
-    """Returns the manifest. Raises Refused when it is not one that this version understands."""
+    """Returns the manifest. Raises Refused when it is not a finished half's, or not one that this version understands."""
     path = manifest_path(folder, prefix)
     with open(path, encoding="utf-8") as stream:
         try:
             manifest = json.load(stream)
-            if (manifest["format"], manifest["version"]) == (FORMAT, VERSION):
-                return manifest
+            known = (manifest["format"], manifest["version"]) == (FORMAT, VERSION)
         except (ValueError, KeyError, TypeError):
-            pass
-    raise Refused("%s: is not a manifest of %s version %d" % (path, FORMAT, VERSION))
+            known = False
+    if not known:
+        raise Refused("%s: is not a manifest of %s version %d" % (path, FORMAT, VERSION))
+    wrong = wrong_field(manifest, [prefix + suffix for suffix in SUFFIXES])
+    if wrong:
+        raise Refused('%s: is damaged: its "%s" is not what a manifest has: remove it to make this half again' % (path, wrong))
+    return manifest
+
+
+def wrong_field(manifest, names):
+    """The name of the first field that is missing or of another kind, or None. `names`: of the data files."""
+
+    def fits(value, **kinds):
+        return isinstance(value, dict) and all(isinstance(value.get(key), kind) for key, kind in kinds.items())
+
+    def all_fit(values, **kinds):
+        return isinstance(values, list) and all(fits(value, **kinds) for value in values)
+
+    files, examples = manifest.get("files"), manifest.get("examples")
+    good = {
+        "complete": manifest.get("complete") is True,
+        "examples": isinstance(examples, int) and examples >= 0,
+        "classes": all_fit(manifest.get("classes"), name=str, label=int, examples=int),
+        "files": isinstance(files, dict)
+        and sorted(files) == sorted(names)
+        and all(fits(facts, bytes=int, sha256=str) and 0 <= facts["bytes"] < 1 << 62 for facts in files.values()),
+        "options": fits(manifest.get("options"), check=str, on_error=str),
+        "source": fits(manifest.get("source"), path=str, identity=str),
+        "skipped": all_fit(manifest.get("skipped"), path=str, reason=str),
+    }
+    return next((name for name, fine in good.items() if not fine), None)
 
 
 def bytes_written(folder, prefix):

@@ -6,6 +6,7 @@ import hashlib
 import os
 import sys
 from array import array
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -55,7 +56,7 @@ class Half:
                 self.faults.append("%s: its SHA-256 is not the manifest's" % path)
         try:
             with open(self.path(".idx")) as stream:
-                index = np.fromstring(stream.read(), dtype=np.int64, sep=" ").reshape(-1, 2)
+                index = np.array(array("q", map(int, stream.read().split()))).reshape(-1, 2)
             self.keys, self.offsets = index[:, 0], index[:, 1]
             listed, labels, self.paths = array("q"), array("f"), []
             with open(self.path(".lst"), encoding="utf-8") as stream:
@@ -65,7 +66,7 @@ class Half:
                     labels.append(float(label))
                     self.paths.append(path)
             self.labels = np.array(labels, dtype="<f4")
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise Damaged("%s: the index or the list cannot be read: %s" % (self.path(".idx"), error)) from None
         counts = {"manifest": self.manifest["examples"], ".idx": len(self.keys), ".lst": len(self.paths)}
         if len(set(counts.values())) > 1:
@@ -73,10 +74,34 @@ class Half:
         if not np.array_equal(listed, self.keys):
             raise Damaged("%s: its keys are not those of the list" % self.path(".idx"))
         self.ends = np.append(self.offsets[1:], self.manifest["files"][self.prefix + ".rec"]["bytes"])
-        if len(self.offsets) and (self.offsets[0] or (np.diff(self.offsets) <= 0).any() or (self.offsets % 4).any()):
-            raise Damaged("%s: its offsets do not follow each other" % self.path(".idx"))
+        if len(self.offsets) and (self.offsets[0] or (self.ends <= self.offsets).any() or (self.offsets % 4).any()):
+            raise Damaged("%s: its offsets do not follow each other, or lead beyond the file's end" % self.path(".idx"))
+        self.size = os.path.getsize(self.path(".rec"))
+        self.check_classes()
         with open(self.path(".sums"), "rb") as stream:
-            self.sums = np.frombuffer(stream.read(), recordio.WORD)
+            sums = stream.read()
+        if len(sums) != 4 * len(self.keys):
+            raise Damaged("%s: has %d bytes for %d records, not 4 for each" % (self.path(".sums"), len(sums), len(self.keys)))
+        self.sums = np.frombuffer(sums, recordio.WORD)
+
+    def check_classes(self):
+        """Compares the classes of the list, by label and folder, with the manifest's."""
+        found = Counter(zip(self.labels.tolist(), (os.path.dirname(path) or "." for path in self.paths)))
+        given = Counter()
+        for row in self.manifest["classes"]:
+            given[float(row["label"]), row["name"]] += row["examples"]
+        for label, name in sorted((given - found) | (found - given)):
+            self.faults.append(
+                "%s: gives class %d, %s, %d images, the list %d"
+                % (output.manifest_path(self.folder, self.prefix), label, name, given[label, name], found[label, name])
+            )
+
+    def read_records(self, stream, first, last, buffer=None):
+        """The bytes of the records `first` to `last` - 1, fewer where the file ends; into `buffer` if that is large enough."""
+        size = int(min(self.ends[last - 1], max(self.size, self.offsets[first])) - self.offsets[first])
+        if buffer is None or len(buffer) < size:
+            buffer = bytearray(size)
+        return read_fully(stream, memoryview(buffer)[:size])
 
     def fault(self, record, reason):
         self.faults.append(
@@ -100,10 +125,8 @@ class Half:
         buffers = [bytearray(), bytearray()]
         with open(self.path(".rec"), "rb", buffering=0) as stream, ThreadPoolExecutor(1) as hasher:
             for number, (first, last) in enumerate(self.chunks()):
-                size = int(self.ends[last - 1] - self.offsets[first])
-                if len(buffers[number % 2]) < size:
-                    buffers[number % 2] = bytearray(size)
-                data = read_fully(stream, memoryview(buffers[number % 2])[:size])
+                data = self.read_records(stream, first, last, buffers[number % 2])
+                buffers[number % 2] = data.obj
                 if hashed:
                     hashed.result()  # in order, and before its buffer is filled again
                 hashed = hasher.submit(digest.update, data)
@@ -137,8 +160,9 @@ class Half:
 
     def compare(self, plan, workers, progress):
         """Builds every record again from the source and compares its bytes."""
-        skipped = {fault["path"] for fault in self.manifest["skipped"]}
-        kept = [record for record, path in enumerate(plan.paths) if plan.top + "/" + path not in skipped]
+        # Older manifests give these paths with the source in front, as it was named then.
+        listed, skipped = set(self.paths), {end for fault in self.manifest["skipped"] for end in ends_of(fault["path"])}
+        kept = [record for record, path in enumerate(plan.paths) if path in listed or path not in skipped]
         plan = plan.select(kept)
         if plan.paths != self.paths or not np.array_equal(plan.labels, self.labels):
             odd = sorted(set(plan.paths) ^ set(self.paths))
@@ -148,7 +172,7 @@ class Half:
         with open(self.path(".rec"), "rb", buffering=0) as stream:
             for piece, release in build_pieces(plan, plan.pieces(), workers, images.check_nothing):
                 begin, end = int(self.offsets[piece.first]), int(self.ends[piece.last - 1])
-                data, made = read_fully(stream, memoryview(bytearray(end - begin))), b"".join(piece.views)
+                data, made = self.read_records(stream, piece.first, piece.last), b"".join(piece.views)
                 if data != made:
                     self.compare_piece(piece, data, memoryview(made))
                 release(piece.buffer)
@@ -216,6 +240,12 @@ def look_at_prefixes(words, at, lengths, keys, labels):
         good & (kinds == recordio.WHOLE) & (recordio.record_bytes(sizes) == lengths),
         good & (kinds == recordio.FIRST) & (recordio.record_bytes(sizes) < lengths),
     )
+
+
+def ends_of(path):
+    """The path, and what is left of it without its first folder, its first two, and so on."""
+    parts = path.split("/")
+    return ["/".join(parts[at:]) for at in range(len(parts))]
 
 
 def read_fully(stream, view):

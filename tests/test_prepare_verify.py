@@ -182,3 +182,108 @@ def test_decode_check_finds_what_the_ends_do_not_tell(pictures, tmp_path):
     assert len(lines) == 2 and "train/c1/scrambled.jpg: cannot be decoded: " in lines[0]
     assert trees.prepare(tmp_path / "in", tmp_path / "out", "--check=decode", "--on-error=skip").returncode == 0
     assert json.loads((tmp_path / "out" / "train.json").read_text())["examples"] == 12
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("archive", [False, True])
+def test_against_a_source_that_is_named_another_way(tmp_path, old, archive):
+    files = trees.small()
+    files["train/n01443537/n01443537_3.JPEG"] = files["val/n01443537/n01443537_1.JPEG"] = b"no image"
+    trees.write(tmp_path / "in", files)
+    if archive:
+        os.rename(str(tmp_path / "in"), str(tmp_path / "folders"))
+        trees.official(tmp_path / "folders", tmp_path / "in")
+    environment = dict(os.environ, PYTHONPATH=trees.REPOSITORY)
+    result = trees.prepare("in", "out", "--on-error=skip", cwd=str(tmp_path), env=environment)
+    assert result.returncode == 0 and result.stdout.count("1 left out") == 2, result.stderr
+    os.rename(str(tmp_path / "in"), str(tmp_path / "moved"))
+    for half in ("train", "val"):
+        manifest = json.loads((tmp_path / "out" / (half + ".json")).read_text())
+        skipped = manifest["skipped"][0]
+        assert skipped["path"] == "n01443537/n01443537_%d.JPEG" % (3 if half == "train" else 1)
+        if old:
+            skipped["path"] = "in/%s/%s" % (half, skipped["path"])
+            (tmp_path / "out" / (half + ".json")).write_text(json.dumps(manifest))
+    assert verify(tmp_path / "out", "--against", tmp_path / "moved") == ""
+    extra = jpeg(b"extra")
+    if not archive:
+        trees.write(tmp_path / "moved", {"train/n01443537/new.JPEG": extra})
+        assert "new.JPEG is in only one of them (1 such)" in verify(tmp_path / "out", "--against", tmp_path / "moved", status=1)
+
+
+@pytest.mark.parametrize("size", [-1, -3, -4, -8, 0, 1, 4])
+@pytest.mark.parametrize("option", [None, "--fast"])
+def test_damaged_sums(damaged, size, option):
+    """Of another length; what was found before is named too."""
+    path = str(damaged / "train.sums")
+    os.truncate(path, os.path.getsize(path) + size if size else 0)
+    os.truncate(str(damaged / "train.rec"), 1000)
+    errors = verify(damaged, *([option] if option else []), status=1).splitlines()
+    assert any("train.sums: has %d bytes for 92 records, not 4 for each" % os.path.getsize(path) in line for line in errors)
+    assert any("train.rec: has 1000 bytes" in line for line in errors)
+
+
+@pytest.mark.parametrize("offset", ["4000000000", "9000000000000000000", "99999999999999999999999", "-4", "1", "x"])
+def test_an_index_that_leads_beyond_the_file(whole, damaged, offset):
+    path = damaged / "train.idx"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[:-1] + [lines[-1].split("\t")[0] + "\t" + offset]) + "\n")
+    for options in ([], ["--fast"], ["--against", whole / "in"]):
+        errors = verify(damaged, *options, status=1).splitlines()
+        assert len(errors) == 2 and all("train.idx: " in line for line in errors), errors
+
+
+def test_a_manifest_that_gives_a_huge_size(whole, damaged):
+    rewrite(damaged, lambda manifest: manifest["files"]["train.rec"].update(bytes=1 << 50))
+    for options in ([], ["--fast"], ["--against", whole / "in"]):
+        assert "not %d" % (1 << 50) in verify(damaged, *options, status=1)
+
+
+def rewrite(folder, change):
+    manifest = json.loads((folder / "train.json").read_text())
+    change(manifest)
+    (folder / "train.json").write_text(json.dumps(manifest))
+
+
+DAMAGED_MANIFESTS = {
+    "no files": ("files", lambda manifest: manifest.pop("files")),
+    "a file less": ("files", lambda manifest: manifest["files"].pop("train.rec")),
+    "a sum less": ("files", lambda manifest: manifest["files"]["train.rec"].pop("sha256")),
+    "odd size": ("files", lambda manifest: manifest["files"]["train.rec"].update(bytes="12")),
+    "negative size": ("files", lambda manifest: manifest["files"]["train.rec"].update(bytes=-1)),
+    "no list": ("files", lambda manifest: manifest.update(files=["train.rec"])),
+    "incomplete": ("complete", lambda manifest: manifest.update(complete=False)),
+    "no examples": ("examples", lambda manifest: manifest.pop("examples")),
+    "odd classes": ("classes", lambda manifest: manifest.update(classes=[1, 2, 3])),
+    "no options": ("options", lambda manifest: manifest.pop("options")),
+    "no source": ("source", lambda manifest: manifest.pop("source")),
+    "odd skipped": ("skipped", lambda manifest: manifest.update(skipped=[{"reason": ""}])),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED_MANIFESTS)
+def test_damaged_manifest(whole, damaged, name):
+    field, change = DAMAGED_MANIFESTS[name]
+    rewrite(damaged, change)
+    text = 'train.json: is damaged: its "%s" is not what a manifest has' % field
+    errors = verify(damaged, status=3)
+    assert text in errors and len(errors.splitlines()) == 1
+    again = trees.prepare(whole / "in", damaged)
+    assert again.returncode == 3 and text in again.stderr and len(again.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda classes: classes[1].update(name="n99999999"),
+        lambda classes: classes[1].update(label=7),
+        lambda classes: classes[1].update(examples=29),
+        lambda classes: classes.pop(),
+        lambda classes: classes.append({"name": "n99999999", "label": 3, "examples": 5}),
+        lambda classes: (classes[0].update(label=1), classes[1].update(label=0)),
+    ],
+)
+def test_a_manifest_with_other_classes(damaged, change):
+    rewrite(damaged, lambda manifest: change(manifest["classes"]))
+    for options in ([], ["--fast"]):
+        assert "train.json: gives class " in verify(damaged, *options, status=1)
