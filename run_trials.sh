@@ -184,7 +184,18 @@ trials() {
     return "$status"
 }
 
+# Refuses a configuration that is not for this machine alone.
+check_machines() {
+    local machines
+    [ -n "${DGXSYSTEM:-}" ] || return 0
+    check_system
+    # shellcheck disable=SC2016  # for the inner shell
+    machines=$(bash -c 'set -euo pipefail; source "$1"; echo "${DGXNNODES:-1}"' - "./config_$DGXSYSTEM.sh") || exit
+    [ "$machines" = 1 ] || die "DGXSYSTEM=$DGXSYSTEM is for $machines machines: ./run.sub starts it under Slurm, k8s/ on Kubernetes"
+}
+
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then
     cd "$(dirname "${BASH_SOURCE[0]}")"
+    check_machines
     trials "$@"
 fi

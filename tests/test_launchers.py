@@ -126,6 +126,12 @@ def test_a_flag_that_is_wrong_for_trials_is_refused_before_anything_is_done(few,
     assert done.returncode == 2 and words in done.stderr and "trial 1" not in done.stderr and done.stdout == "", done.stderr
 
 
+@pytest.mark.parametrize("system, words", [("DGXA100_multi_8x8x51", "is for 8 machines"), ("PDP11", "DGXSYSTEM=PDP11 has no")])
+def test_a_configuration_for_other_machines_is_refused_before_anything_is_done(tmp_path, system, words):
+    done = finish(start(["./run_trials.sh"], tmp_path, DGXSYSTEM=system))
+    assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1 and not (tmp_path / "results").exists()
+
+
 def test_two_missed_targets_leave_no_mean(trials):
     done = trials("0:12 3:5 0:10 3:5 0:13")
     assert done.returncode == 3 and "no Olympic mean" in done.stdout and "dropped" not in done.stdout
