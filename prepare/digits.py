@@ -10,6 +10,8 @@ import shutil
 import sys
 import tempfile
 
+from prepare.progress import print_any_name
+
 SIDE = 32  # pixels; the scans are 8 x 8 and a ResNet-50 halves its input five times
 HOLDOUT = 5  # every fifth image of a class is for validation
 QUALITY = 95  # JPEG
@@ -80,6 +82,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m prepare.digits", description=__doc__.split("\n\n")[0])
     parser.add_argument("folder", metavar="DST", help="folder to make; it will hold train/ and val/")
     folder = parser.parse_args(argv).folder
+    print_any_name()
     try:
         written = write(folder)
     except OSError as error:

@@ -16,7 +16,7 @@ from prepare.convert import BadImages, convert
 from prepare.cpus import positive, usable_cpus
 from prepare.listing import SourceError
 from prepare.plan import check_no_class_lost, make_plan
-from prepare.progress import Progress
+from prepare.progress import Progress, print_any_name
 
 PREFIXES = ("val", "train")  # the small one first: what is wrong shows early
 CHECKS = {"none": lambda: images.check_nothing, "ends": lambda: images.check_ends, "decode": images.DecodeCheck}
@@ -77,6 +77,7 @@ archive come from the devkit archive, a valprep.sh or a list of synsets, in SRC 
 
 def main(argv=None):
     """Returns the exit status; STATUSES says what each means."""
+    print_any_name()
     arguments = parse(argv)
     try:
         run(arguments)

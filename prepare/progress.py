@@ -7,6 +7,12 @@ import time
 SECONDS_BETWEEN_LINES = 10
 
 
+def print_any_name():
+    """Makes sys.stdout take names that it cannot encode, written with backslashes as sys.stderr does."""
+    if hasattr(sys.stdout, "reconfigure"):  # what stands in for it, as in a notebook, may lack this
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 class Progress:
     """Counts images and bytes. Call it with what was added; close it, or use it in a `with`."""
 

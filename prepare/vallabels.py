@@ -50,8 +50,8 @@ class Labels:
             return sorted(set(self._by_name) - names)
         if not all(NUMBERED.fullmatch(name) for name in names):
             return []
-        known = ("ILSVRC2012_val_%08d.JPEG" % (at + 1) for at in range(len(self._in_order)))
-        return [name for name in known if name not in names]
+        numbers = {int(NUMBERED.fullmatch(name).group(1)) for name in names}  # whatever the extension
+        return ["ILSVRC2012_val_%08d.JPEG" % at for at in range(1, len(self._in_order) + 1) if at not in numbers]
 
 
 def read_labels(path):
@@ -75,7 +75,7 @@ def read_labels(path):
 def is_archive(path):
     try:
         return tarfile.is_tarfile(path)
-    except (EOFError, OSError, ValueError):
+    except Exception:  # each sort of compression has an error of its own for what is damaged
         return False
 
 
@@ -83,7 +83,10 @@ def read_moves(path, lines):
     """{image: class} of the lines `mv IMAGE CLASS/` of a shell script."""
     classes = {}
     for line in lines:
-        words = shlex.split(line, comments=True)
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError:  # a quotation that does not end
+            words = line.split()[:1]
         if not words or words[0] != "mv":
             continue
         target = words[-1].rstrip("/")
@@ -98,7 +101,7 @@ def read_moves(path, lines):
 def read_devkit(path):
     """The synset of every validation image, in order: ground truth IDs through meta.mat. IDs are not sorted synsets."""
     files, synsets = open_devkit(path)
-    names = {int(identity): str(synset) for identity, synset in zip(synsets["ILSVRC2012_ID"], synsets["WNID"])}
+    names = dict(zip(synsets["ILSVRC2012_ID"], synsets["WNID"]))
     try:
         return [names[int(line)] for line in files[TRUTH].decode().split()]
     except (ValueError, KeyError) as error:
@@ -110,24 +113,26 @@ def train_counts(paths):
     for path in paths:
         if os.path.isdir(path) or is_archive(path):
             synsets = open_devkit(path)[1]
-            if "num_train_images" in synsets.dtype.names:
-                return {str(name): int(count) for name, count in zip(synsets["WNID"], synsets["num_train_images"])}
+            if "num_train_images" in synsets:
+                return dict(zip(synsets["WNID"], synsets["num_train_images"]))
     return {}
 
 
 def open_devkit(path):
-    """Returns the devkit's files that matter and the table of synsets in its meta.mat. Raises SourceError."""
+    """Returns the devkit's files that matter and the columns of the table in its meta.mat. Raises SourceError."""
     try:
         from scipy.io import loadmat
     except ImportError:
         raise SourceError("%s: reading its meta.mat needs scipy: install it, or give another --val-labels" % path) from None
     try:
         files = devkit_files(path)
-        synsets = loadmat(io.BytesIO(files[META]), squeeze_me=True)["synsets"].reshape(-1)
-        synsets[["ILSVRC2012_ID", "WNID"]], files[TRUTH]  # KeyError when one is not there
+        table = loadmat(io.BytesIO(files[META]), squeeze_me=True)["synsets"].reshape(-1)
+        kinds = {"ILSVRC2012_ID": int, "WNID": str, "num_train_images": int}
+        synsets = {name: [kind(value) for value in table[name]] for name, kind in kinds.items() if name in table.dtype.names}
+        synsets["ILSVRC2012_ID"], synsets["WNID"], files[TRUTH]  # KeyError when one is not there
         return files, synsets
-    except (tarfile.TarError, EOFError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        text = "%s: cannot be read as the devkit (%s and %s in data/): %s" % (path, TRUTH, META, error)
+    except Exception as error:  # scipy and each sort of compression have errors of their own for what is damaged
+        text = "%s: cannot be read as the devkit (%s and %s in data/): %s" % (path, TRUTH, META, " ".join(str(error).split()))
         raise SourceError(text) from None
 
 
@@ -143,6 +148,8 @@ def devkit_files(path):
         for member in archive:
             if os.path.basename(member.name) in (TRUTH, META) and member.isfile():
                 files[os.path.basename(member.name)] = archive.extractfile(member).read()
+        while archive.fileobj.read(1 << 20):  # to its end, where gzip has its sum: scipy may crash on a damaged table
+            pass
     return files
 
 
@@ -181,10 +188,12 @@ def agreed(sources, names):
 
 def check_folders(listing, paths):
     """Compares the label files with the class folders that the images stand in, if these are ImageNet's images."""
-    places = {name: folder.path for folder in listing.folders for name in folder.names if NUMBERED.fullmatch(name)}
+    places = [(name, folder.path) for folder in listing.folders for name in folder.names if NUMBERED.fullmatch(name)]
     if not places:
         return
     sources = [read_labels(path) for path in paths]
-    for name, synset in agreed(sources, list(places)).items():
-        if places[name] != synset:
-            raise SourceError("%s/%s: is in %s, but %s says %s" % (listing.top, name, places[name], sources[0].path, synset))
+    classes = agreed(sources, sorted({name for name, _ in places}))
+    for name, folder in places:  # a name may stand in two folders
+        if folder != classes[name]:
+            text = "%s/%s: is in %s, but %s says %s" % (listing.top, name, folder, sources[0].path, classes[name])
+            raise SourceError(text)

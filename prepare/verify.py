@@ -16,7 +16,7 @@ from prepare.convert import build_pieces
 from prepare.cpus import positive, usable_cpus
 from prepare.listing import SourceError
 from prepare.plan import make_plan
-from prepare.progress import Progress
+from prepare.progress import Progress, print_any_name
 
 STATUSES = """\
 exit status:
@@ -305,6 +305,7 @@ def main(argv=None):
     parser.add_argument("--fast", action="store_true", help="read no images: only the index, the list and each record's header")
     parser.add_argument("--workers", type=positive, default=None, help="reading threads (default: 4 per usable CPU)")
     arguments = parser.parse_args(argv)
+    print_any_name()
     try:
         return verify(arguments)
     except output.Refused as error:

@@ -326,3 +326,16 @@ def test_full_disk(tmp_path, small_disk):
     again = trees.prepare(tmp_path / "in", small_disk / "out")
     assert again.returncode == 0, again.stderr
     assert trees.contents(small_disk / "out") == trees.contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict"])
+def test_any_name_can_be_printed(tmp_path, source, encoding):
+    for name in (b"latin1\xe9", b"x.latin1\xe9", "x.\u00e9".encode()):
+        with open(os.fsencode(str(source / "train" / "n01440764")) + b"/" + name, "wb"):
+            pass
+    environment = dict(os.environ, PYTHONIOENCODING=encoding)
+    odd = os.fsdecode(os.fsencode(str(tmp_path)) + b"/out\xe9")
+    result = trees.prepare(source, odd, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert "1 .latin1\\udce9" in result.stdout and "out\\udce9: writing" in result.stdout
+    assert trees.prepare(odd, module="prepare.verify", env=environment).returncode == 0

@@ -41,3 +41,11 @@ sys.exit(digits.main(sys.argv[1:]))
 """
     result = subprocess.run([sys.executable, "-c", program, str(tmp_path / "digits")], cwd=trees.REPOSITORY, stderr=subprocess.PIPE)
     assert result.returncode == 2 and os.listdir(str(tmp_path)) == []
+
+
+def test_any_folder_can_be_printed(tmp_path):
+    import prepare_trees as trees
+
+    odd = os.fsdecode(os.fsencode(str(tmp_path)) + b"/digits\xe9")
+    result = trees.prepare(odd, module="prepare.digits", env=dict(os.environ, PYTHONIOENCODING="utf-8:strict"))
+    assert result.returncode == 0 and "digits\\udce9: 10 classes" in result.stdout, result.stderr

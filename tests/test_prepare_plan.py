@@ -197,6 +197,7 @@ def test_a_missing_validation_image_does_not_move_the_others_labels(source):
         (gzip.compress(b"no archive"), "neither"),
         (b"mv a.JPEG\n", "not a line `mv IMAGE CLASS/`"),
         (b"mv a.JPEG n1/\nmv a.JPEG n2/\n", "to n1 and to n2"),
+        (b"mv a.JPEG n1/\nmv it's n02/\n", "not a line `mv IMAGE CLASS/`: mv it's n02/"),
     ],
 )
 def test_bad_label_files(tmp_path, content, reason):
