@@ -156,10 +156,12 @@ def check_space(folder, needed):
 
 @contextlib.contextmanager
 def looking_at_the_source():
-    """Tells a PermissionError of the source from one of the destination."""
+    """Tells a PermissionError of the source from one of the destination; a link to itself is no better."""
     try:
         yield
-    except PermissionError as error:
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.ELOOP):
+            raise
         raise Unreadable(error.errno, error.strerror, error.filename) from None
 
 

@@ -205,6 +205,15 @@ def test_wrong_paths(tmp_path, source, arguments, status, reason):
     assert result.returncode == status and reason in result.stderr and len(result.stderr.splitlines()) == 1, result.stderr
 
 
+@pytest.mark.parametrize("path", ["loop", "in/train/c.tar"])
+def test_an_archive_or_a_source_that_links_to_itself(tmp_path, path):
+    trees.write(tmp_path, {"in/val/c/1.JPEG": jpeg(), "in/train/d.tar": bytes(1024)})
+    os.symlink(os.path.basename(path), str(tmp_path / path))
+    result = trees.prepare(tmp_path / path.split("/")[0], tmp_path / "out")
+    assert result.returncode == 2, result.stderr
+    assert result.stderr == "prepare.imagenet: %s: Too many levels of symbolic links\n" % (tmp_path / path)
+
+
 @pytest.mark.parametrize("option", ["--workers=0", "--workers=many", "--check=some", "--on-error=maybe", "--unknown"])
 def test_wrong_options(tmp_path, source, option):
     result = trees.prepare(source, tmp_path / "out", option)

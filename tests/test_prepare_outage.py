@@ -103,6 +103,23 @@ sources.os.preadv = fail
     assert run("", source, tmp_path / "out", "--on-error=skip").returncode == 0
 
 
+def test_a_source_that_is_away_for_a_moment(tmp_path, source, whole):
+    happening = """
+opened, failed = os.open, []
+def fail_once(path, *arguments, opened=opened, failed=failed):  # exec's own names are not seen later
+    if str(path).endswith(".JPEG") and not failed:
+        failed.append(path)
+        raise FileNotFoundError(errno.ENOENT, "No such file", path)
+    return opened(path, *arguments)
+os.open = fail_once
+"""
+    result = run(happening, source, tmp_path / "out", "--on-error=skip")
+    assert result.returncode == 4 and ".JPEG: was gone for a moment; " in result.stderr, result.stderr
+    result = run("", source, tmp_path / "out", "--on-error=skip")
+    assert result.returncode == 0 and "0 left out" in result.stdout
+    assert trees.contents(tmp_path / "out") == trees.contents(whole / "out")
+
+
 def test_an_image_that_goes_away_is_a_bad_image(tmp_path, source):
     lost = "for name in sorted(os.listdir({0!r}))[:9]: os.unlink(os.path.join({0!r}, name))".format(str(source / "train" / "n01443537"))
     result = run(lost, source, tmp_path / "out")
