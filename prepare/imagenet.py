@@ -10,6 +10,7 @@ import errno
 import os
 import shutil
 import sys
+import traceback
 
 from prepare import images, labels, output, sources, vallabels
 from prepare.convert import BadImages, convert
@@ -26,7 +27,8 @@ exit status:
   1    the source has problems (all are listed), or is not what it should be
   2    wrong command line, or a path that does not exist or may not be read
   3    the destination holds something else: nothing was touched
-  4    writing failed, or there is not enough space; run it again to go on
+  4    writing failed, the source went away, or there is not enough space; run it again to go on
+  70   a failure, of which the lines before tell; run it again to go on
   130  interrupted; run it again to go on
 """
 
@@ -99,6 +101,9 @@ def main(argv=None):
         return fail(4, "%s: %s; when that is mended, the same command goes on" % (where, error.strerror))
     except KeyboardInterrupt:
         return fail(130, "interrupted; run the same command again to go on")
+    except Exception:  # no memory, or a mistake of ours; Python's own status for it, 1, stands for a bad source here
+        traceback.print_exc()
+        return fail(70, "ended by what is shown above; the same command goes on")
 
 
 def fail(status, text):

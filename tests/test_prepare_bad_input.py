@@ -12,6 +12,7 @@ import time
 import pytest
 
 import prepare_trees as trees
+from prepare import imagenet
 from prepare_trees import jpeg
 
 
@@ -348,3 +349,12 @@ def test_any_name_can_be_printed(tmp_path, source, encoding):
     assert result.returncode == 0, result.stderr
     assert "1 .latin1\\udce9" in result.stdout and "out\\udce9: writing" in result.stdout
     assert trees.prepare(odd, module="prepare.verify", env=environment).returncode == 0
+
+
+def test_a_failure_that_is_not_the_sources_has_a_status_of_its_own(tmp_path, monkeypatch, capsys):
+    """1 would tell the data pod that the archives are bad."""
+    def no_memory(arguments):
+        raise MemoryError("no more")
+    monkeypatch.setattr(imagenet, "run", no_memory)
+    assert imagenet.main([str(tmp_path), str(tmp_path / "out")]) == 70
+    assert "MemoryError: no more" in capsys.readouterr().err
