@@ -112,12 +112,13 @@ def test_goes_on_rather_than_begins_again(tmp_path, source):
 
 def test_killed_at_random_moments(tmp_path):
     trees.write(tmp_path / "in", trees.small(train=1500, val=10))
+    started = time.monotonic()
     assert trees.prepare(tmp_path / "in", tmp_path / "whole").returncode == 0
-    moments, kills = random.Random(5), 0
+    moments, kills, seconds = random.Random(5), 0, time.monotonic() - started
     command = [sys.executable, "-m", "prepare.imagenet", str(tmp_path / "in"), str(tmp_path / "out"), "--workers=2"]
     for _ in range(12):
         process = subprocess.Popen(command, cwd=trees.REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(moments.uniform(0.1, 0.5))
+        time.sleep(moments.uniform(0.2, 0.7) * seconds)
         process.send_signal(signal.SIGKILL)
         kills += process.wait() == -signal.SIGKILL
     assert kills
