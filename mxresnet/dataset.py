@@ -12,7 +12,7 @@ from mxresnet.config import Config, UserError
 
 IMAGENET = {"train": 1281167, "val": 50000, "classes": 1000}
 MANIFEST_VERSION = 1
-DAMAGED = "python -m prepare.verify finds a damaged record, --check=decode of prepare.imagenet an image that never was one"
+DAMAGED = "(python -m prepare.verify finds a damaged record, --check=decode of prepare.imagenet an image that never was one)"
 _HOW = "make it with: python -m prepare.imagenet SOURCE DESTINATION"
 
 
