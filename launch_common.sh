@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What run_and_time.sh and run_trials.sh share: which configurations there are, which variables a rank reads, and how a command
-# is run that must not outlive the script which started it. Uses their die.
+# What run_and_time.sh and run_trials.sh share: which configurations there are and what they say, which flags and variables a
+# rank may have, and how a command is run that must not outlive the script which started it. Uses their die.
 ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || { echo "${0##*/}: bash $BASH_VERSION is too old: 4.4 or newer is needed" >&2; exit 2; }
 
 stopped_by=""       # the signal that told the script to stop
@@ -10,6 +10,21 @@ systems() { local file; for file in config_*.sh; do [[ $file == *common.sh ]] ||
 
 # Refuses a DGXSYSTEM that has no configuration file of its own.
 check_system() { [[ " $(systems) " == *" $DGXSYSTEM "* ]] || die "DGXSYSTEM=$DGXSYSTEM has no config_$DGXSYSTEM.sh: use one of: $(systems)"; }
+
+# Prints what a command prints once the configuration has been read. In a shell of its own: nothing of it stays here.
+from_config() {
+    # shellcheck disable=SC2016  # for the inner shell
+    bash -c 'set -euo pipefail; source "$1"; eval "$2"' - "./config_$DGXSYSTEM.sh" "$1"
+}
+
+# Refuses another place for the log, given the flags of a run.
+refuse_log_file() {
+    local word
+    for word in "$@"; do
+        [[ $word != --log-file && $word != --log-file=* ]] || die "--log-file: the logs go to LOGDIR, named by DATESTAMP and TRIAL"
+    done
+    [ -z "${LOG_FILE:-}" ] || die "LOG_FILE=$LOG_FILE: the logs go to LOGDIR, named by DATESTAMP and TRIAL"
+}
 
 # Prints the variables here that a rank reads: settings (the arguments), what scripts hand on, and what libraries read.
 read_by_a_rank() {

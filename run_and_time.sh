@@ -7,7 +7,8 @@
 # ranks of this machine and shows their progress. Started by mpirun or srun it runs just that rank. In the launcher of an
 # MPIJob it starts itself as every rank on the workers.
 # DGXSYSTEM=<name> picks config_<name>.sh; without it the hardware decides. LOGDIR (./results) gets the log.
-# Exit status: 0 target accuracy reached (or nothing to reach: no RESULT line then), 3 missed, 2 a mistake in settings or data, anything else a failure.
+# Exit status: 0 target accuracy reached (or nothing to reach: no RESULT line then), 3 missed, 2 a mistake in settings or data,
+# anything else a failure.
 set -euo pipefail
 mpi_words=""
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -82,14 +83,6 @@ look_at_flags() {
     for word in "$@"; do
         case $word in --help | -h | --print-config) [ "${rank:-0}" = 0 ] || exit 0; exec "${command[@]}" ;; esac
     done
-}
-
-refuse_log_file() {
-    local word
-    for word in "$@"; do
-        [[ $word != --log-file && $word != --log-file=* ]] || die "--log-file: the log goes to LOGDIR, named by DATESTAMP and TRIAL"
-    done
-    [ -z "${LOG_FILE:-}" ] || die "LOG_FILE=$LOG_FILE: the log goes to LOGDIR, named by DATESTAMP and TRIAL"
 }
 
 # Runs mpirun and returns its status. What the ranks write goes to standard output; mpirun's own words are kept for explain.

@@ -73,14 +73,13 @@ choose_seeds() {
 # Refuses flags that a single run may have and trials may not.
 check_flags() {
     local word
+    refuse_log_file "$@"
     for word in "$@"; do
         case $word in
             --seed | --seed=*) die "--seed: every trial has its own; set SEED or SEEDS" ;;
-            --log-file | --log-file=*) die "--log-file: the logs go to LOGDIR" ;;
             --help | -h | --print-config) die "$word: ./run_and_time.sh shows that" ;;
         esac
     done
-    [ -z "${LOG_FILE:-}" ] || die "LOG_FILE=$LOG_FILE: the logs go to LOGDIR"
 }
 
 check_settings() {
@@ -189,8 +188,8 @@ check_machines() {
     local machines
     [ -n "${DGXSYSTEM:-}" ] || return 0
     check_system
-    # shellcheck disable=SC2016  # for the inner shell
-    machines=$(bash -c 'set -euo pipefail; source "$1"; echo "${DGXNNODES:-1}"' - "./config_$DGXSYSTEM.sh") || exit
+    # shellcheck disable=SC2016  # for the other shell
+    machines=$(from_config 'echo "${DGXNNODES:-1}"') || exit
     [ "$machines" = 1 ] || die "DGXSYSTEM=$DGXSYSTEM is for $machines machines: ./run.sub starts it under Slurm, k8s/ on Kubernetes"
 }
 

@@ -5,10 +5,10 @@
     python benchmarks/gpu_batch_norm.py --cpu       the same checks on the plain C++ library, to check the checks
 
 Wants an NVIDIA GPU, PyTorch for it, numpy, g++, and cuDNN 8 with its headers, or 9, which has the same functions still (PyTorch's
-wheels bring cuDNN; CUDA's own headers, of the same CUDA, come from a toolkit or NVIDIA's wheels). Builds batch_norm_cudnn.cc, the file that MXNet's operators call, as a library
-of its own. Compares forward, backward and running statistics with numpy in float64 on many sizes and says whether a second
-run gives the same bits. Then times each batch norm of ResNet-50 in turn with PyTorch's batch_norm, add and relu (channels
-last, float16, as they come) and with a copy. --sanitize runs the checks under compute-sanitizer, which must be installed.
+wheels bring cuDNN; CUDA's own headers, of the same CUDA, come from a toolkit or NVIDIA's wheels). Builds batch_norm_cudnn.cc, the
+file that MXNet's operators call, as a library of its own. Compares forward, backward and running statistics with numpy in float64
+on many sizes and says whether a second run gives the same bits. Then times each batch norm of ResNet-50 in turn with PyTorch's
+batch_norm, add and relu (channels last, float16, as they come) and with a copy. --sanitize runs the checks under compute-sanitizer, which must be installed.
 
 NOT RUN on a GPU yet: there was none where this was written. Only the checks and the compilation have been.
 """

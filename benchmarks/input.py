@@ -16,7 +16,6 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-import time
 
 import step
 
@@ -95,15 +94,10 @@ def difference(records, options, device_id):
 
 
 def work(kind, options):
-    """A contender's process: one turn for each line that comes in, its seconds out."""
+    """A contender's process."""
     read = reader(kind, options)
     read(options.batches)
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        read(FILLED)
-        start = time.perf_counter()
-        read(options.batches)
-        print("seconds", time.perf_counter() - start, flush=True)
+    step.serve(lambda: read(options.batches), first=lambda: read(FILLED))
 
 
 def contender(kind, options, records):

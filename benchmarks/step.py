@@ -101,13 +101,19 @@ STEPPERS = {"bare": mxnet_stepper, "torch": torch_stepper, "compiled": compiled_
 
 
 def work(kind, batch, size, dtype):
-    """A contender's process: one step for each line that comes in, its seconds out."""
+    """A contender's process."""
     step = STEPPERS[kind](batch, size, dtype)
     step()
+    serve(step)
+
+
+def serve(turn, first=lambda: None):
+    """What take_turns() talks to: a turn for each line that comes in, its seconds out, without those of what comes first."""
     print("ready", flush=True)
     for _ in sys.stdin:
+        first()
         start = time.perf_counter()
-        step()
+        turn()
         print("seconds", time.perf_counter() - start, flush=True)
 
 

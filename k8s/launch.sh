@@ -18,8 +18,8 @@ slots() {
 
 # Prints the ranks that the configuration is for.
 ranks_of_config() {
-    # shellcheck disable=SC2016  # for the inner shell
-    bash -c 'set -euo pipefail; source "$1"; echo $((DGXNGPU * ${DGXNNODES:-1}))' - "./config_$DGXSYSTEM.sh"
+    # shellcheck disable=SC2016  # for the other shell
+    from_config 'echo $((DGXNGPU * ${DGXNNODES:-1}))'
 }
 
 # Prints why a worker cannot be reached, or nothing.

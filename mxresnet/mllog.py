@@ -121,13 +121,11 @@ class RunLog:
 
     def hyperparameters(self, config: Config, plan: Plan, ranks: int) -> None:
         """What was set, under the optimizer's own keys. Decay steps are logged in epochs, as the reference does."""
-        if plan.drop_factor >= 1:
-            pass  # a constant rate has no schedule to tell of
-        elif plan.polynomial:
+        if plan.polynomial and not plan.constant_rate:
             for family in ("sgd", "lars"):
                 self._event(f"{family}_opt_learning_rate_decay_poly_power", POLYNOMIAL_POWER)
                 self._event(f"{family}_opt_end_learning_rate", END_LEARNING_RATE)
-        else:
+        elif not plan.constant_rate:
             self._event("opt_learning_rate_decay_boundary_epochs", [step // plan.steps_per_epoch for step in plan.drop_steps])
         self._event("d_batch_size", config.batch_size)
         self._event("s_optimizer", config.optimizer)

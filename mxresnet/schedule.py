@@ -40,13 +40,18 @@ class Plan:
     warmup_is_constant: bool
     blocks: Tuple[Block, ...]
 
+    @property
+    def constant_rate(self) -> bool:
+        """Whether a factor of 1 or more switches the schedule off."""
+        return self.drop_factor >= 1
+
     def learning_rate(self, update: int) -> float:
         """Linear warm-up, then polynomial decay of power 2 to 1e-4, or a drop by a factor after each of drop_steps.
 
-        A factor of 1 or more switches the schedule off. Source: the MLPerf Training v2.1 rules; MXNet's PolyScheduler
+        Source: the MLPerf Training v2.1 rules; MXNet's PolyScheduler
         and MultiFactorScheduler, whose "constant" warm-up starts at zero and stays there.
         """
-        if self.drop_factor >= 1:
+        if self.constant_rate:
             return self.peak_lr
         if self.warmup_steps and update <= self.warmup_steps:
             return 0.0 if self.warmup_is_constant and update < self.warmup_steps else self.peak_lr * update / self.warmup_steps

@@ -49,6 +49,20 @@ def prepare(*arguments, module="prepare.imagenet", **options):
     return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, **options)
 
 
+def stopping_in(module, function):
+    """The command as a program that stops itself (SIGSTOP) each time this function of one of prepare's modules is called."""
+    return """
+import os, signal, sys
+from prepare import imagenet, %(module)s as there
+real = there.%(function)s
+def stopped(*arguments):
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return real(*arguments)
+there.%(function)s = stopped
+sys.exit(imagenet.main(sys.argv[1:]))
+""" % {"module": module, "function": function}
+
+
 def im2rec(source, folder, threads=1):
     """MXNet's own converter, both steps for both halves, in processes of their own."""
     import mxnet

@@ -286,17 +286,7 @@ def test_interrupted(tmp_path):
 
 
 def test_two_at_once(tmp_path, source):
-    program = """
-import os, signal, sys
-from prepare import convert, imagenet
-copy = convert.copy
-def stopped(*arguments):
-    os.kill(os.getpid(), signal.SIGSTOP)
-    copy(*arguments)
-convert.copy = stopped
-sys.exit(imagenet.main(sys.argv[1:]))
-"""
-    command = [sys.executable, "-c", program, str(source), str(tmp_path / "out")]
+    command = [sys.executable, "-c", trees.stopping_in("convert", "copy"), str(source), str(tmp_path / "out")]
     process = subprocess.Popen(command, cwd=trees.REPOSITORY, stdout=subprocess.DEVNULL)
     for _ in ("val", "train"):
         _, status = os.waitpid(process.pid, os.WUNTRACED)

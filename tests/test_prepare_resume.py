@@ -182,22 +182,11 @@ def test_damaged_output_is_refused(tmp_path, source):
     assert "is not a manifest" in trees.prepare(source, tmp_path / "out").stderr
 
 
-# Stops itself when it has looked at both halves, as a slow listing would: what it saw of the destination is old by then.
-LATE = """
-import os, signal, sys
-from prepare import imagenet
-check = imagenet.check_space
-def stopped(*arguments):
-    os.kill(os.getpid(), signal.SIGSTOP)
-    check(*arguments)
-imagenet.check_space = stopped
-sys.exit(imagenet.main(sys.argv[1:]))
-"""
-
-
 def late(source, folder, meanwhile):
-    """Runs the command; `meanwhile` is called when it has looked and not yet begun to write."""
-    command = [sys.executable, "-c", LATE, str(source), str(folder)]
+    """Runs the command; `meanwhile` is called when it has looked at both halves, as a slow listing would, and not yet begun to
+    write: what it saw of the destination is old by then.
+    """
+    command = [sys.executable, "-c", trees.stopping_in("imagenet", "check_space"), str(source), str(folder)]
     process = subprocess.Popen(command, cwd=trees.REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
     _, status = os.waitpid(process.pid, os.WUNTRACED)
     assert os.WIFSTOPPED(status)
