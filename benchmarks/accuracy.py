@@ -24,9 +24,35 @@ import step
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SIDE = 32
 FLAGS = [
-    "--image-shape", f"4,{SIDE},{SIDE}", "--resize", SIDE, "--min-random-area", 0.5, "--batch-size", 128, "--optimizer", "sgdwfastlars",
-    "--lr", 4, "--wd", 1e-4, "--lr-step-epochs", "pow2", "--warmup-epochs", 1, "--label-smoothing", 0.1, "--fuse-bn-relu", 1,
-    "--accuracy-threshold", 1, "--dali-threads", 1, "--disp-batches", 0]
+    "--image-shape",
+    f"4,{SIDE},{SIDE}",
+    "--resize",
+    SIDE,
+    "--min-random-area",
+    0.5,
+    "--batch-size",
+    128,
+    "--optimizer",
+    "sgdwfastlars",
+    "--lr",
+    4,
+    "--wd",
+    1e-4,
+    "--lr-step-epochs",
+    "pow2",
+    "--warmup-epochs",
+    1,
+    "--label-smoothing",
+    0.1,
+    "--fuse-bn-relu",
+    1,
+    "--accuracy-threshold",
+    1,
+    "--dali-threads",
+    1,
+    "--disp-batches",
+    0,
+]
 
 
 def idx(path, header_bytes):
@@ -42,20 +68,47 @@ def write_jpegs(source, folder, images):
 
     for half, name, most in (("train", "train", images), ("val", "t10k", None)):
         pixels = idx(source / f"{name}-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)[:most]
-        for number, (image, label) in enumerate(zip(pixels, idx(source / f"{name}-labels-idx1-ubyte.gz", 8))):
+        for number, (image, label) in enumerate(
+            zip(pixels, idx(source / f"{name}-labels-idx1-ubyte.gz", 8))
+        ):
             place = folder / half / f"class_{label}"
             place.mkdir(parents=True, exist_ok=True)
             padded = cv2.copyMakeBorder(image, 2, 2, 2, 2, cv2.BORDER_CONSTANT)
-            cv2.imwrite(str(place / f"{number:05d}.jpg"), cv2.cvtColor(padded, cv2.COLOR_GRAY2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])
+            cv2.imwrite(
+                str(place / f"{number:05d}.jpg"),
+                cv2.cvtColor(padded, cv2.COLOR_GRAY2BGR),
+                [cv2.IMWRITE_JPEG_QUALITY, 95],
+            )
 
 
 def train(records, dtype, seed, epochs):
     """Accuracy after the last epoch, evaluated only there."""
     command = [
-        sys.executable, "-m", "mxresnet", "--data-root", records, *FLAGS, "--dtype", dtype, "--seed", seed, "--num-epochs", epochs,
-        "--eval-period", epochs, "--eval-offset", epochs - 1]
+        sys.executable,
+        "-m",
+        "mxresnet",
+        "--data-root",
+        records,
+        *FLAGS,
+        "--dtype",
+        dtype,
+        "--seed",
+        seed,
+        "--num-epochs",
+        epochs,
+        "--eval-period",
+        epochs,
+        "--eval-offset",
+        epochs - 1,
+    ]
     done = subprocess.run(
-        list(map(str, command)), cwd=ROOT, env={**os.environ, **step.environment("bare", 1)}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        list(map(str, command)),
+        cwd=ROOT,
+        env={**os.environ, **step.environment("bare", 1)},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     found = re.findall(rf"after epoch {epochs}: accuracy ([\d.]+)", done.stdout)
     if len(found) != 1:
         raise SystemExit(f"{dtype}, seed {seed} failed:\n{done.stdout[-3000:]}")
@@ -64,7 +117,9 @@ def train(records, dtype, seed, epochs):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=pathlib.Path)
     for name, default in (("images", 12000), ("epochs", 6), ("seeds", 5), ("jobs", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -72,13 +127,23 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         jpegs, records = pathlib.Path(scratch, "jpegs"), pathlib.Path(scratch, "records")
         write_jpegs(options.folder, jpegs, options.images)
-        subprocess.run([sys.executable, "-m", "prepare.imagenet", jpegs, records], cwd=ROOT, check=True)
-        runs = [(dtype, seed) for seed in range(1, options.seeds + 1) for dtype in ("float32", "bfloat16")]
+        subprocess.run(
+            [sys.executable, "-m", "prepare.imagenet", jpegs, records], cwd=ROOT, check=True
+        )
+        runs = [
+            (dtype, seed)
+            for seed in range(1, options.seeds + 1)
+            for dtype in ("float32", "bfloat16")
+        ]
         with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-            found = dict(zip(runs, pool.map(lambda run: train(records, *run, options.epochs), runs)))
+            found = dict(
+                zip(runs, pool.map(lambda run: train(records, *run, options.epochs), runs))
+            )
     for dtype in ("float32", "bfloat16"):
         values = [value for run, value in found.items() if run[0] == dtype]
-        print(f"{dtype:8} {' '.join(f'{value:.4f}' for value in values)}  mean {statistics.mean(values):.4f} ({statistics.stdev(values):.4f})")
+        print(
+            f"{dtype:8} {' '.join(f'{value:.4f}' for value in values)}  mean {statistics.mean(values):.4f} ({statistics.stdev(values):.4f})"
+        )
 
 
 if __name__ == "__main__":

@@ -35,16 +35,27 @@ def make(folder):
     import sklearn.datasets
 
     images = pathlib.Path(sklearn.datasets.__file__).parent / "images"
-    random, scenes = np.random.RandomState(0), [cv2.imread(str(path)) for path in sorted(images.glob("*.jpg"))]
+    random, scenes = (
+        np.random.RandomState(0),
+        [cv2.imread(str(path)) for path in sorted(images.glob("*.jpg"))],
+    )
     for number in range(PHOTOGRAPHS):
         scene = scenes[number % len(scenes)]
         top, left = random.randint(scene.shape[0] - HEIGHT), random.randint(scene.shape[1] - WIDTH)
         for half in ("train", "val"):
             place = folder / "jpegs" / half / f"class_{number % CLASSES}"
             place.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(place / f"{number}.jpg"), scene[top:top + HEIGHT, left:left + WIDTH], [cv2.IMWRITE_JPEG_QUALITY, 90])
+            cv2.imwrite(
+                str(place / f"{number}.jpg"),
+                scene[top : top + HEIGHT, left : left + WIDTH],
+                [cv2.IMWRITE_JPEG_QUALITY, 90],
+            )
     subprocess.run(
-        [sys.executable, "-m", "prepare.imagenet", folder / "jpegs", folder / "records"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        [sys.executable, "-m", "prepare.imagenet", folder / "jpegs", folder / "records"],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     return folder / "records"
 
 
@@ -54,9 +65,20 @@ def configured(records, options, gpu):
 
     types = {"dtype": "float16", "input_layout": "NHWC"} if gpu else {}
     config = Config(
-        data_root=str(records), image_shape=(4, 224, 224), batch_size=options.batch, dali_threads=options.threads, dali_roi_decode=1,
-        num_examples=PHOTOGRAPHS, num_val_examples=PHOTOGRAPHS, num_classes=CLASSES, **types)
-    return config, {name: config.path(name) for name in ("data_train", "data_train_idx", "data_val", "data_val_idx")}
+        data_root=str(records),
+        image_shape=(4, 224, 224),
+        batch_size=options.batch,
+        dali_threads=options.threads,
+        dali_roi_decode=1,
+        num_examples=PHOTOGRAPHS,
+        num_val_examples=PHOTOGRAPHS,
+        num_classes=CLASSES,
+        **types,
+    )
+    return config, {
+        name: config.path(name)
+        for name in ("data_train", "data_train_idx", "data_val", "data_val_idx")
+    }
 
 
 def reader(kind, options):
@@ -66,11 +88,15 @@ def reader(kind, options):
     config, paths = configured(options.records, options, kind == "gpu")
     backend = pipeline.load(config)
     if kind != "mxresnet":
-        graph = backend.build(config, paths, 0, 1, 0 if kind == "gpu" else None, seed=1, training=True)
+        graph = backend.build(
+            config, paths, 0, 1, 0 if kind == "gpu" else None, seed=1, training=True
+        )
         return lambda batches: [graph.run() and None for _ in range(batches)]
     import mxnet as mx
 
-    train = pipeline.Train(backend.Stream(config, paths, 0, 1, mx.cpu(), seed=1, training=True), options.batch, 1)
+    train = pipeline.Train(
+        backend.Stream(config, paths, 0, 1, mx.cpu(), seed=1, training=True), options.batch, 1
+    )
     return lambda batches: [None for _ in train.batches(batches)]
 
 
@@ -82,14 +108,21 @@ def difference(records, options, device_id):
 
     config, paths = configured(records, options, gpu=True)
     backend = pipeline.load(config)
-    here, there = (backend.build(config, paths, 0, 1, device, seed=1, training=False) for device in (None, device_id))
+    here, there = (
+        backend.build(config, paths, 0, 1, device, seed=1, training=False)
+        for device in (None, device_id)
+    )
     pixels, labels = [], []
     for _ in range(PHOTOGRAPHS // options.batch):
         (image, label), (other, other_label) = here.run(), there.run()
         other = other.as_cpu() if hasattr(other, "as_cpu") else other
-        image, other = (np.asarray(output.as_tensor()).astype(np.float32) for output in (image, other))
+        image, other = (
+            np.asarray(output.as_tensor()).astype(np.float32) for output in (image, other)
+        )
         pixels.append(np.abs(image - other)[..., :3].mean(axis=(0, 1, 2)) * backend.STD)
-        labels.append(np.abs(np.asarray(label.as_tensor()) - np.asarray(other_label.as_tensor())).max())
+        labels.append(
+            np.abs(np.asarray(label.as_tensor()) - np.asarray(other_label.as_tensor())).max()
+        )
     return float(np.mean(pixels)), float(max(labels))
 
 
@@ -101,24 +134,46 @@ def work(kind, options):
 
 
 def contender(kind, options, records):
-    command = [sys.executable, __file__, "--work", kind, "--records", records, *(
-        word for name in ("threads", "batch", "batches") for word in (f"--{name}", str(getattr(options, name))))]
+    command = [
+        sys.executable,
+        __file__,
+        "--work",
+        kind,
+        "--records",
+        records,
+        *(
+            word
+            for name in ("threads", "batch", "batches")
+            for word in (f"--{name}", str(getattr(options, name)))
+        ),
+    ]
     return subprocess.Popen(
-        list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **step.environment("bare", 1)})
+        list(map(str, command)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **step.environment("bare", 1)},
+    )
 
 
 def compare_pixels(records, options):
     try:
         pixels, labels = difference(records, options, device_id=0)
     except RuntimeError as error:
-        raise SystemExit(f"DALI's graph does not run on GPU 0: {str(error).strip().splitlines()[0]}")
-    print(f"GPU and CPU: validation pixels differ by {pixels:.2f} steps of 8 bits on average, labels by {labels:.0f}")
+        raise SystemExit(
+            f"DALI's graph does not run on GPU 0: {str(error).strip().splitlines()[0]}"
+        )
+    print(
+        f"GPU and CPU: validation pixels differ by {pixels:.2f} steps of 8 bits on average, labels by {labels:.0f}"
+    )
     if pixels > ALIKE or labels:
         raise SystemExit("the two are not the same pipeline")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name, default in (("threads", 2), ("batch", 32), ("rounds", 15), ("batches", 10)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--gpu", action="store_true")
@@ -140,10 +195,14 @@ def main():
         for process in processes.values():
             process.kill()
     images = options.batch * options.batches
-    print(f"{options.threads} threads, batch {options.batch}, {options.rounds} rounds of {options.batches} batches, {size / 1000:.0f} kB an image")
+    print(
+        f"{options.threads} threads, batch {options.batch}, {options.rounds} rounds of {options.batches} batches, {size / 1000:.0f} kB an image"
+    )
     for kind, values in seconds.items():
         print(f"{kind:8} {step.quartiles([images / value for value in values])} images/s")
-    print(f"{own} reads at {step.quartiles([bare / other for bare, other in zip(seconds['dali'], seconds[own])])} of dali's speed")
+    print(
+        f"{own} reads at {step.quartiles([bare / other for bare, other in zip(seconds['dali'], seconds[own])])} of dali's speed"
+    )
 
 
 if __name__ == "__main__":

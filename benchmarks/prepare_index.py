@@ -62,7 +62,11 @@ def main():
         path = os.path.join(folder, "ILSVRC2012_img_train.tar")
         start = time.perf_counter()
         write_archive(path)
-        print("stand-in of %.1f GB written in %.0f s" % (os.path.getsize(path) / 1e9, time.perf_counter() - start), flush=True)
+        print(
+            "stand-in of %.1f GB written in %.0f s"
+            % (os.path.getsize(path) / 1e9, time.perf_counter() - start),
+            flush=True,
+        )
         root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         for workers in ("1", "4"):
             os.spawnl(os.P_WAIT, sys.executable, sys.executable, "-c", PLAN, path, root, workers)

@@ -27,7 +27,12 @@ def main():
         command = [sys.executable, "-m", "prepare.imagenet"]
         whole, out = os.path.join(folder, "whole"), os.path.join(folder, "out")
         start = time.perf_counter()
-        subprocess.run(command + [os.path.join(folder, "folders"), whole], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            command + [os.path.join(folder, "folders"), whole],
+            check=True,
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+        )
         longest = time.perf_counter() - start
         while kills < wanted or os.path.exists(out):
             source = os.path.join(folder, ("folders", "archives")[finished % 2])
@@ -38,16 +43,29 @@ def main():
                 process.send_signal(signal.SIGKILL)
                 process.wait()
                 kills += 1
-                place = " ".join(sorted(os.listdir(out))) if os.path.exists(out) else "nothing written yet"
+                place = (
+                    " ".join(sorted(os.listdir(out)))
+                    if os.path.exists(out)
+                    else "nothing written yet"
+                )
                 places[place] = places.get(place, 0) + 1
                 continue
             assert status == 0, "exit status %d" % status
-            for name in [half + suffix for half in ("train", "val") for suffix in (".rec", ".idx", ".lst", ".sums")]:
-                same = filecmp.cmp(os.path.join(whole, name), os.path.join(out, name), shallow=False)
+            for name in [
+                half + suffix
+                for half in ("train", "val")
+                for suffix in (".rec", ".idx", ".lst", ".sums")
+            ]:
+                same = filecmp.cmp(
+                    os.path.join(whole, name), os.path.join(out, name), shallow=False
+                )
                 assert same, "%s differs after %d kills" % (name, kills)
             shutil.rmtree(out)
             finished += 1
-        print("%d kills in %d conversions, every result byte-identical; what stood in the folder at a kill:" % (kills, finished))
+        print(
+            "%d kills in %d conversions, every result byte-identical; what stood in the folder at a kill:"
+            % (kills, finished)
+        )
         for place, count in sorted(places.items(), key=lambda item: -item[1]):
             print("%4d  %s" % (count, place))
     finally:

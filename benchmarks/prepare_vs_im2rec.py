@@ -22,7 +22,8 @@ import numpy as np
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 START, END = b"\xff\xd8\xff\xe0\x00\x04xx\xff\xda", b"\xff\xd9"
 
-SLOW = """
+SLOW = (
+    """
 import os, sys, time
 inner, delay = os.preadv, float(sys.argv[1])
 def slow(*arguments):
@@ -32,7 +33,9 @@ os.preadv = slow
 sys.path.insert(0, %r)
 from prepare.imagenet import main
 sys.exit(main(sys.argv[2:]))
-""" % ROOT
+"""
+    % ROOT
+)
 
 
 def make(folder, images, kilobytes, classes):
@@ -57,7 +60,11 @@ def make(folder, images, kilobytes, classes):
                     tar.add(os.path.join(place, image), arcname=image)
             outer.add(inner, arcname=name + ".tar")
             os.remove(inner)
-    shutil.copytree(os.path.join(folder, "folders", "val"), os.path.join(folder, "archives", "val"), dirs_exist_ok=True)
+    shutil.copytree(
+        os.path.join(folder, "folders", "val"),
+        os.path.join(folder, "archives", "val"),
+        dirs_exist_ok=True,
+    )
     return total
 
 
@@ -67,7 +74,9 @@ def timed(command, output):
     os.makedirs(output)
     os.sync()
     start = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+    subprocess.run(
+        command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT
+    )
     return time.perf_counter() - start
 
 
@@ -78,15 +87,27 @@ def im2rec(source, output, threads):
     script = os.path.join(os.path.dirname(mxnet.__file__), "tools", "im2rec.py")
     steps = ("--list --recursive", "--pass-through --num-thread %d" % threads)
     places = "%s/train %s/train" % (output, source)
-    return ["sh", "-c", " && ".join("%s %s %s %s" % (sys.executable, script, step, places) for step in steps)]
+    return [
+        "sh",
+        "-c",
+        " && ".join("%s %s %s %s" % (sys.executable, script, step, places) for step in steps),
+    ]
 
 
 def compete(folder, total, images, rounds, threads):
     folders, archives = os.path.join(folder, "folders"), os.path.join(folder, "archives")
-    out = {name: os.path.join(folder, "out", name) for name in ("im2rec", "folders", "archives", "cat")}
+    out = {
+        name: os.path.join(folder, "out", name) for name in ("im2rec", "folders", "archives", "cat")
+    }
     ours = [sys.executable, "-m", "prepare.imagenet"]
-    contestants = {"im2rec --num-thread %d" % count: (im2rec(folders, out["im2rec"], count), out["im2rec"]) for count in threads}
-    contestants["cat"] = (["sh", "-c", "find %s/train -type f | xargs cat > %s/all" % (folders, out["cat"])], out["cat"])
+    contestants = {
+        "im2rec --num-thread %d" % count: (im2rec(folders, out["im2rec"], count), out["im2rec"])
+        for count in threads
+    }
+    contestants["cat"] = (
+        ["sh", "-c", "find %s/train -type f | xargs cat > %s/all" % (folders, out["cat"])],
+        out["cat"],
+    )
     contestants["prepare, folders"] = (ours + [folders, out["folders"]], out["folders"])
     contestants["prepare, archives"] = (ours + [archives, out["archives"]], out["archives"])
     seconds = {name: [] for name in contestants}
@@ -96,16 +117,31 @@ def compete(folder, total, images, rounds, threads):
             seconds[name].append(timed(command, output))
     for suffix in (".rec", ".idx", ".lst"):
         for name in ("folders", "archives"):
-            same = filecmp.cmp(out["im2rec"] + "/train" + suffix, out[name] + "/train" + suffix, shallow=False)
+            same = filecmp.cmp(
+                out["im2rec"] + "/train" + suffix, out[name] + "/train" + suffix, shallow=False
+            )
             assert same, "train%s differs between im2rec and prepare from %s" % (suffix, name)
     median = {name: statistics.median(values) for name, values in seconds.items()}
     for name, value in median.items():
         spread = "%.2f-%.2f" % (min(seconds[name]), max(seconds[name]))
-        print("%-24s %6.2f s (%s)  %6.0f images/s  %5.0f MB/s" % (name, value, spread, images / value, total / 1e6 / value))
+        print(
+            "%-24s %6.2f s (%s)  %6.0f images/s  %5.0f MB/s"
+            % (name, value, spread, images / value, total / 1e6 / value)
+        )
     best = min((name for name in median if name.startswith("im2rec")), key=median.get)
     print("byte-identical: yes")
-    print("ratio to %s: folders %.1f, archives %.1f" % (best, median[best] / median["prepare, folders"], median[best] / median["prepare, archives"]))
-    print("ratio to cat: folders %.2f, archives %.2f" % (median["cat"] / median["prepare, folders"], median["cat"] / median["prepare, archives"]))
+    print(
+        "ratio to %s: folders %.1f, archives %.1f"
+        % (
+            best,
+            median[best] / median["prepare, folders"],
+            median[best] / median["prepare, archives"],
+        )
+    )
+    print(
+        "ratio to cat: folders %.2f, archives %.2f"
+        % (median["cat"] / median["prepare, folders"], median["cat"] / median["prepare, archives"])
+    )
     print("archives to folders: %.2f" % (median["prepare, folders"] / median["prepare, archives"]))
 
 
@@ -113,25 +149,59 @@ def slow_storage(folder, images, delay, workers):
     for kind in ("folders", "archives"):
         for count in workers:
             output = os.path.join(folder, "out")
-            seconds = timed([sys.executable, "-c", SLOW, str(delay), os.path.join(folder, kind), output, "--workers=%d" % count], output)
-            print("%-8s %3d workers: %6.0f images/s (%.0f if nothing but the delay took time)" % (kind, count, images / seconds, count / delay))
+            seconds = timed(
+                [
+                    sys.executable,
+                    "-c",
+                    SLOW,
+                    str(delay),
+                    os.path.join(folder, kind),
+                    output,
+                    "--workers=%d" % count,
+                ],
+                output,
+            )
+            print(
+                "%-8s %3d workers: %6.0f images/s (%.0f if nothing but the delay took time)"
+                % (kind, count, images / seconds, count / delay)
+            )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=12000)
-    parser.add_argument("--kilobytes", type=float, default=110, help="mean size of an image; ImageNet's is 108")
+    parser.add_argument(
+        "--kilobytes", type=float, default=110, help="mean size of an image; ImageNet's is 108"
+    )
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2, 4, 8], help="what to try for im2rec --num-thread")
-    parser.add_argument("--delay-ms", type=float, help="sleep this long in every read, and compare numbers of workers")
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 4, 16, 64], help="for --delay-ms")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        nargs="+",
+        default=[1, 2, 4, 8],
+        help="what to try for im2rec --num-thread",
+    )
+    parser.add_argument(
+        "--delay-ms",
+        type=float,
+        help="sleep this long in every read, and compare numbers of workers",
+    )
+    parser.add_argument(
+        "--workers", type=int, nargs="+", default=[1, 4, 16, 64], help="for --delay-ms"
+    )
     parser.add_argument("--folder", help="where to work (default: the system's temporary folder)")
     arguments = parser.parse_args()
     folder = tempfile.mkdtemp(dir=arguments.folder)
     try:
         total = make(folder, arguments.images, arguments.kilobytes, arguments.classes)
-        print("%d images, %.2f GB, %d CPUs" % (arguments.images, total / 1e9, len(os.sched_getaffinity(0))), flush=True)
+        print(
+            "%d images, %.2f GB, %d CPUs"
+            % (arguments.images, total / 1e9, len(os.sched_getaffinity(0))),
+            flush=True,
+        )
         if arguments.delay_ms:
             slow_storage(folder, arguments.images, arguments.delay_ms / 1000, arguments.workers)
         else:

@@ -26,21 +26,69 @@ def start(ranks, options, threads=1):
     """Start a run of 2 epochs; the first one warms up."""
     mpirun = pathlib.Path(sys.executable).parent / "mpirun"
     command = [
-        mpirun, "-np", ranks, "--oversubscribe", "--bind-to", "none", sys.executable, "-m", "mxresnet", "--synth-data", 1, "--num-classes", 1000,
-        "--num-examples", options.steps * options.batch_size * ranks, "--image-shape", f"4,{options.image},{options.image}",
-        "--resize", options.image, "--batch-size", options.batch_size, "--num-epochs", 2, "--dtype", options.dtype, "--fuse-bn-relu", 1,
-        "--warmup-epochs", 1, "--optimizer", "sgdwfastlars", "--lr-step-epochs", "pow2", "--disp-batches", 0]
+        mpirun,
+        "-np",
+        ranks,
+        "--oversubscribe",
+        "--bind-to",
+        "none",
+        sys.executable,
+        "-m",
+        "mxresnet",
+        "--synth-data",
+        1,
+        "--num-classes",
+        1000,
+        "--num-examples",
+        options.steps * options.batch_size * ranks,
+        "--image-shape",
+        f"4,{options.image},{options.image}",
+        "--resize",
+        options.image,
+        "--batch-size",
+        options.batch_size,
+        "--num-epochs",
+        2,
+        "--dtype",
+        options.dtype,
+        "--fuse-bn-relu",
+        1,
+        "--warmup-epochs",
+        1,
+        "--optimizer",
+        "sgdwfastlars",
+        "--lr-step-epochs",
+        "pow2",
+        "--disp-batches",
+        0,
+    ]
     environ = {
-        **os.environ, **step.environment("bare", threads), "OMPI_MCA_plm_rsh_agent": "/bin/false",
-        "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    return subprocess.Popen(list(map(str, command)), cwd=ROOT, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        **os.environ,
+        **step.environment("bare", threads),
+        "OMPI_MCA_plm_rsh_agent": "/bin/false",
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    }
+    return subprocess.Popen(
+        list(map(str, command)),
+        cwd=ROOT,
+        env=environ,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def bare(options):
     """Images per second of bare steps, as many as a run's last epoch has, after as many."""
-    process = step.contender("bare", argparse.Namespace(batch=options.batch_size, size=options.image, dtype=options.dtype, threads=2))
+    process = step.contender(
+        "bare",
+        argparse.Namespace(
+            batch=options.batch_size, size=options.image, dtype=options.dtype, threads=2
+        ),
+    )
     step.answer(process, "ready")
-    seconds = step.take_turns({"bare": process}, 2 * options.steps)[0]["bare"][options.steps:]
+    seconds = step.take_turns({"bare": process}, 2 * options.steps)[0]["bare"][options.steps :]
     process.kill()
     return options.batch_size * options.steps / sum(seconds)
 
@@ -64,17 +112,31 @@ def main():
     options = parser.parse_args()
     found = {}
     for number in range(1, options.rounds + 1):
-        one, two, threads, steps = speed(start(1, options)), speed(start(2, options)), speed(start(1, options, 2)), bare(options)
-        ratios = {"2 ranks to twice 1 rank": two / one / 2, "2 ranks x 1 thread to 1 rank x 2": two / threads, "loop to bare steps": threads / steps}
+        one, two, threads, steps = (
+            speed(start(1, options)),
+            speed(start(2, options)),
+            speed(start(1, options, 2)),
+            bare(options),
+        )
+        ratios = {
+            "2 ranks to twice 1 rank": two / one / 2,
+            "2 ranks x 1 thread to 1 rank x 2": two / threads,
+            "loop to bare steps": threads / steps,
+        }
         if options.control:
             both = [start(1, options), start(1, options)]
             ratios["2 ranks to two runs of 1"] = two / sum(map(speed, both))
-        print(f"round {number}: images/s: 1 rank {one:.1f}, 2 ranks {two:.1f}, 2 threads {threads:.1f}, bare {steps:.1f}; " + ", ".join(
-            f"{name} {value:.3f}" for name, value in ratios.items()), flush=True)
+        print(
+            f"round {number}: images/s: 1 rank {one:.1f}, 2 ranks {two:.1f}, 2 threads {threads:.1f}, bare {steps:.1f}; "
+            + ", ".join(f"{name} {value:.3f}" for name, value in ratios.items()),
+            flush=True,
+        )
         for name, value in ratios.items():
             found.setdefault(name, []).append(value)
     for name, values in found.items():
-        print(f"{name}: median {statistics.median(values):.3f} ({min(values):.3f}-{max(values):.3f})")
+        print(
+            f"{name}: median {statistics.median(values):.3f} ({min(values):.3f}-{max(values):.3f})"
+        )
 
 
 if __name__ == "__main__":

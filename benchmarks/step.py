@@ -31,13 +31,26 @@ def mxnet_stepper(batch, size, dtype):
     from mxresnet.trainer import Trainer
 
     config = Config(
-        dtype=dtype, image_shape=(4, size, size), resize=size, batch_size=batch, optimizer="sgdwfastlars", lr_step_epochs="pow2",
-        num_epochs=9, warmup_epochs=1, fuse_bn_relu=1, label_smoothing=0.1)
+        dtype=dtype,
+        image_shape=(4, size, size),
+        resize=size,
+        batch_size=batch,
+        optimizer="sgdwfastlars",
+        lr_step_epochs="pow2",
+        num_epochs=9,
+        warmup_epochs=1,
+        fuse_bn_relu=1,
+        label_smoothing=0.1,
+    )
     trainer = Trainer(config, make_plan(config, 1000 * batch, 1), World(), 1000, mx.cpu())
     trainer.initialise()
     trainer.warm_up()
     random = np.random.RandomState(0)
-    data = Batch(mx.nd.array(random.randn(*config.batch_shape)), mx.nd.array(random.randint(0, 1000, batch)), batch)
+    data = Batch(
+        mx.nd.array(random.randn(*config.batch_shape)),
+        mx.nd.array(random.randint(0, 1000, batch)),
+        batch,
+    )
 
     def step():
         trainer.forward(data)
@@ -55,9 +68,20 @@ def torch_stepper(batch, size, dtype, compiled=False):
         norm = torch.nn.BatchNorm2d
         conv = lambda i, o, k, s: torch.nn.Conv2d(i, o, k, s, k // 2, bias=False)  # noqa: E731
         body = torch.nn.Sequential(
-            conv(inside, filters, 1, 1), norm(filters), torch.nn.ReLU(inplace=True), conv(filters, filters, 3, stride), norm(filters),
-            torch.nn.ReLU(inplace=True), conv(filters, 4 * filters, 1, 1), norm(4 * filters))
-        body.shortcut = torch.nn.Sequential(conv(inside, 4 * filters, 1, stride), norm(4 * filters)) if project else torch.nn.Identity()
+            conv(inside, filters, 1, 1),
+            norm(filters),
+            torch.nn.ReLU(inplace=True),
+            conv(filters, filters, 3, stride),
+            norm(filters),
+            torch.nn.ReLU(inplace=True),
+            conv(filters, 4 * filters, 1, 1),
+            norm(4 * filters),
+        )
+        body.shortcut = (
+            torch.nn.Sequential(conv(inside, 4 * filters, 1, stride), norm(4 * filters))
+            if project
+            else torch.nn.Identity()
+        )
         return Residual(body)
 
     class Residual(torch.nn.Module):
@@ -70,13 +94,20 @@ def torch_stepper(batch, size, dtype, compiled=False):
         def forward(self, x):
             return torch.relu(self.body(x) + self.shortcut(x))
 
-    layers = [torch.nn.Conv2d(3, 64, 7, 2, 3, bias=False), torch.nn.BatchNorm2d(64), torch.nn.ReLU(inplace=True), torch.nn.MaxPool2d(3, 2, 1)]
+    layers = [
+        torch.nn.Conv2d(3, 64, 7, 2, 3, bias=False),
+        torch.nn.BatchNorm2d(64),
+        torch.nn.ReLU(inplace=True),
+        torch.nn.MaxPool2d(3, 2, 1),
+    ]
     inside = 64
     for stage, (units, filters) in enumerate(zip((3, 4, 6, 3), (64, 128, 256, 512))):
         for number in range(units):
             layers.append(unit(inside, filters, 2 if stage and not number else 1, not number))
             inside = 4 * filters
-    net = torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(inside, 1000))
+    net = torch.nn.Sequential(
+        *layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(inside, 1000)
+    )
     net = net.to(memory_format=torch.channels_last)
     net = torch.compile(net) if compiled else net
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
@@ -119,17 +150,38 @@ def serve(turn, first=lambda: None):
 
 def environment(kind, threads):
     """What config_CPU_common.sh sets for libraries. PyTorch too is kept from giving memory back: fresh pages cost it most."""
-    command = f"export DGXNGPU=1 OMP_NUM_THREADS={threads}; source {ROOT}/config_CPU_common.sh; env -0"
-    exported = subprocess.run(["bash", "-c", command], stdout=subprocess.PIPE, text=True, check=True).stdout.split("\0")
+    command = (
+        f"export DGXNGPU=1 OMP_NUM_THREADS={threads}; source {ROOT}/config_CPU_common.sh; env -0"
+    )
+    exported = subprocess.run(
+        ["bash", "-c", command], stdout=subprocess.PIPE, text=True, check=True
+    ).stdout.split("\0")
     libraries = ("MALLOC_", "OMP_") + (("MXNET_", "OMPI_") if kind == "bare" else ())
-    return {key: value for key, _, value in (line.partition("=") for line in exported) if key.startswith(libraries)}
+    return {
+        key: value
+        for key, _, value in (line.partition("=") for line in exported)
+        if key.startswith(libraries)
+    }
 
 
 def contender(kind, options, **environ):
-    command = [sys.executable, __file__, "--work", kind, "--batch", str(options.batch), "--size", str(options.size), "--dtype", options.dtype]
+    command = [
+        sys.executable,
+        __file__,
+        "--work",
+        kind,
+        "--batch",
+        str(options.batch),
+        "--size",
+        str(options.size),
+        "--dtype",
+        options.dtype,
+    ]
     path = os.pathsep.join([ROOT, os.environ.get("PYTHONPATH", "")])
     env = {**os.environ, "PYTHONPATH": path, **environment(kind, options.threads), **environ}
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+    )
 
 
 def answer(process, word, seen=None):
@@ -143,7 +195,11 @@ def answer(process, word, seen=None):
 
 def primitives(lines):
     """(description, seconds) of the convolutions in oneDNN's log of a step."""
-    rows = [line.rstrip().split(",") for line in lines if re.match(r"(dnnl|onednn|mkldnn)_verbose,exec,cpu,convolution", line)]
+    rows = [
+        line.rstrip().split(",")
+        for line in lines
+        if re.match(r"(dnnl|onednn|mkldnn)_verbose,exec,cpu,convolution", line)
+    ]
     return sorted((",".join(row[:-1]), float(row[-1]) / 1000) for row in rows)
 
 
@@ -174,19 +230,29 @@ def report(seconds, logs, batch):
     logged, bare = seconds.pop("logged"), seconds["bare"]
     for kind, values in seconds.items():
         ratios = [other / own for other, own in zip(values, bare)]
-        print(f"{kind:9} {batch / statistics.median(values):6.1f} images/s; bare is {quartiles(ratios)} times as fast")
+        print(
+            f"{kind:9} {batch / statistics.median(values):6.1f} images/s; bare is {quartiles(ratios)} times as fast"
+        )
     within = [sum(time for _, time in log) for log in logs]
-    print(f"convolutions take {quartiles([own / step for own, step in zip(within, logged)])} of a step (of the one that logs them, "
-          f"which takes {quartiles([step / own for step, own in zip(logged, bare)])} of bare), {quartiles([own / step for own, step in zip(within, bare)])} of bare's")
+    print(
+        f"convolutions take {quartiles([own / step for own, step in zip(within, logged)])} of a step (of the one that logs them, "
+        f"which takes {quartiles([step / own for step, own in zip(logged, bare)])} of bare), {quartiles([own / step for own, step in zip(within, bare)])} of bare's"
+    )
     limit = sum(min(times) for times in zip(*[[time for _, time in log] for log in logs]))
-    print(f"limit     {batch / limit:6.1f} images/s, were there nothing but {len(logs[0])} convolutions, each at its fastest: bare reaches "
-          f"{limit / statistics.median(bare):.3f} of it, {limit / min(bare):.3f} in its fastest step")
+    print(
+        f"limit     {batch / limit:6.1f} images/s, were there nothing but {len(logs[0])} convolutions, each at its fastest: bare reaches "
+        f"{limit / statistics.median(bare):.3f} of it, {limit / min(bare):.3f} in its fastest step"
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", choices=STEPPERS, help=argparse.SUPPRESS)
-    parser.add_argument("--with", dest="others", nargs="*", default=[], choices=["torch", "compiled"])
+    parser.add_argument(
+        "--with", dest="others", nargs="*", default=[], choices=["torch", "compiled"]
+    )
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--size", type=int, default=224)
@@ -203,7 +269,9 @@ def main():
     memory = peak_bytes(processes["bare"])
     for process in processes.values():
         process.kill()
-    print(f"{options.dtype}, batch {options.batch} x {options.size} x {options.size}, {options.threads} threads, {options.rounds} rounds")
+    print(
+        f"{options.dtype}, batch {options.batch} x {options.size} x {options.size}, {options.threads} threads, {options.rounds} rounds"
+    )
     report(seconds, logs, options.batch)
     print(f"bare's memory: {memory / 2**30:.2f} GiB at most")
 

@@ -39,14 +39,20 @@ def others(address, ranks, seconds):
 def cost(ranks, seconds):
     config = Config()
     dog = watchdog.listen(ranks + 1, config.watchdog_period, config.watchdog_limit)
-    process = multiprocessing.get_context("spawn").Process(target=others, args=(dog.address, ranks, seconds), daemon=True)
+    process = multiprocessing.get_context("spawn").Process(
+        target=others, args=(dog.address, ranks, seconds), daemon=True
+    )
     process.start()
     while sum(peer.rank > 0 for peer in list(dog._peers.values())) < ranks:
         time.sleep(0.1)
-    before = time.process_time()  # the main thread sleeps: all that this process uses is the watchdog's
+    before = (
+        time.process_time()
+    )  # the main thread sleeps: all that this process uses is the watchdog's
     time.sleep(seconds)
     used = time.process_time() - before
-    assert sum(peer.rank > 0 for peer in list(dog._peers.values())) == ranks, "some ranks were lost meanwhile"
+    assert sum(peer.rank > 0 for peer in list(dog._peers.values())) == ranks, (
+        "some ranks were lost meanwhile"
+    )
     process.terminate()
     dog._leaving = True
     return used * 60 / seconds
@@ -58,7 +64,10 @@ def main():
     parser.add_argument("--seconds", type=float, default=60)
     options = parser.parse_args()
     for ranks in options.ranks:
-        print(f"{ranks:4d} other ranks: {cost(ranks, options.seconds):.3f} CPU seconds a minute", flush=True)
+        print(
+            f"{ranks:4d} other ranks: {cost(ranks, options.seconds):.3f} CPU seconds a minute",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

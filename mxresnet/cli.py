@@ -15,7 +15,15 @@ from typing import List, Optional, Sequence, Tuple
 
 from mxresnet import config as settings
 from mxresnet.config import Config, UserError
-from mxresnet.distributed import AgreedError, World, attempt, join, launched_rank, rank_seeds, start_horovod
+from mxresnet.distributed import (
+    AgreedError,
+    World,
+    attempt,
+    join,
+    launched_rank,
+    rank_seeds,
+    start_horovod,
+)
 
 REACHED, FAILED, MISTAKE, MISSED = 0, 1, 2, 3
 
@@ -35,11 +43,15 @@ def notes(config: Config, has_manifests: bool, backend: str) -> List[str]:
     """What a reader of the result must know of where the images came from."""
     said = []
     if not has_manifests:
-        said.append("the data set has no manifest (train.json, val.json): its counts are taken from the settings")
+        said.append(
+            "the data set has no manifest (train.json, val.json): its counts are taken from the settings"
+        )
     if backend.endswith(".synthetic"):
         said.append("random images (--synth-data): nothing is learned or evaluated")
     if backend.endswith(".recordio"):
-        said.append("images come from MXNet's ImageRecordIter, not DALI: it resizes without antialiasing, which may change accuracy a little")
+        said.append(
+            "images come from MXNet's ImageRecordIter, not DALI: it resizes without antialiasing, which may change accuracy a little"
+        )
     return said
 
 
@@ -51,10 +63,13 @@ def train(config: Config, world: World) -> Optional[bool]:
         if config.expected_ranks not in (0, world.size):
             raise UserError(
                 f"{world.size} ranks were started and EXPECTED_RANKS is {config.expected_ranks}: the launcher and MPI do not "
-                "agree on the machines (mpirun --version: Open MPI 4 is needed)")
+                "agree on the machines (mpirun --version: Open MPI 4 is needed)"
+            )
         data = dataset.describe(config)
         if config.top_k > data.classes:
-            raise UserError(f"--top-k {config.top_k} is above the {data.classes} classes of the data set")
+            raise UserError(
+                f"--top-k {config.top_k} is above the {data.classes} classes of the data set"
+            )
         return data, schedule.make_plan(config, data.train_examples, world.size)
 
     data, plan = world.together(look)
@@ -76,25 +91,39 @@ def train(config: Config, world: World) -> Optional[bool]:
     seed_everything(my_seed)
     log_files = [open(config.log_file, "a")] if config.log_file and world.rank == 0 else []
     shown = progress.Progress(
-        plan, data.train_examples, config.batch_size * world.size, config.disp_batches, world.rank, [sys.stderr, *log_files])
+        plan,
+        data.train_examples,
+        config.batch_size * world.size,
+        config.disp_batches,
+        world.rank,
+        [sys.stderr, *log_files],
+    )
     shown.say(
         f"ResNet-{config.num_layers}, {world.size} x {device.device_type}, batch {config.batch_size} a rank, seed {seed}: "
         f"{data.train_examples:,} training and {data.val_examples:,} validation images of {data.classes:,} classes, "
-        f"{plan.steps_per_epoch:,} steps an epoch")
+        f"{plan.steps_per_epoch:,} steps an epoch"
+    )
     for text in notes(config, data.has_manifests, backend.__name__) + without_effect(
-            config, device.device_type == "gpu", without_extension):
+        config, device.device_type == "gpu", without_extension
+    ):
         shown.say(f"note: {text}")
-    trainer = world.together(lambda: Trainer(config, plan, world, data.classes, device, without_extension))
+    trainer = world.together(
+        lambda: Trainer(config, plan, world, data.classes, device, without_extension)
+    )
     pipelines = pipeline.Pipelines(backend, config, data, world, device, my_seed)
     timer = timing.Timing(config, trainer.wait)
-    reached = loop.run(config, data, plan, world, mllog.RunLog(world.rank), shown, trainer, pipelines, timer)
+    reached = loop.run(
+        config, data, plan, world, mllog.RunLog(world.rank), shown, trainer, pipelines, timer
+    )
     trainer.wait()
     world.leave()
     return reached
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    parsed, problem = attempt(lambda: settings.parse(sys.argv[1:] if argv is None else argv, os.environ))
+    parsed, problem = attempt(
+        lambda: settings.parse(sys.argv[1:] if argv is None else argv, os.environ)
+    )
     config, only_print = parsed or (None, False)
     if only_print:
         print(settings.to_json(config))
@@ -105,7 +134,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         world = join(alive.watchdog_period, alive.watchdog_limit)
     except Exception:
-        sys.stderr.write(f"mxresnet: rank {launched_rank()} failed to join the others:\n{traceback.format_exc()}")
+        sys.stderr.write(
+            f"mxresnet: rank {launched_rank()} failed to join the others:\n{traceback.format_exc()}"
+        )
         sys.stderr.flush()
         os._exit(FAILED)  # not through MPI's own end, which may wait for the others
     try:

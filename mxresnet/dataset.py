@@ -35,14 +35,28 @@ def _read_manifest(records: str) -> Optional[Dict[str, Any]]:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise UserError(f"manifest {path} cannot be read ({error}): make the data set again") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != "mxresnet-recordio" or manifest.get("version") != MANIFEST_VERSION:
-        raise UserError(f"manifest {path} is not of format mxresnet-recordio version {MANIFEST_VERSION}: {_HOW}")
+        raise UserError(
+            f"manifest {path} cannot be read ({error}): make the data set again"
+        ) from None
+    if (
+        not isinstance(manifest, dict)
+        or manifest.get("format") != "mxresnet-recordio"
+        or manifest.get("version") != MANIFEST_VERSION
+    ):
+        raise UserError(
+            f"manifest {path} is not of format mxresnet-recordio version {MANIFEST_VERSION}: {_HOW}"
+        )
     if not manifest.get("complete"):
-        raise UserError(f"manifest {path} says that the data set is not whole: run python -m prepare.imagenet again")
+        raise UserError(
+            f"manifest {path} says that the data set is not whole: run python -m prepare.imagenet again"
+        )
     files = manifest.get("files")
-    if not isinstance(files, dict) or not all(isinstance(about, dict) and "bytes" in about for about in files.values()):
-        raise UserError(f"manifest {path} does not say which files belong to it: make the data set again")
+    if not isinstance(files, dict) or not all(
+        isinstance(about, dict) and "bytes" in about for about in files.values()
+    ):
+        raise UserError(
+            f"manifest {path} does not say which files belong to it: make the data set again"
+        )
     for name, about in files.items():
         if not name.endswith((".rec", ".idx")):
             continue  # what training does not read
@@ -50,13 +64,17 @@ def _read_manifest(records: str) -> Optional[Dict[str, Any]]:
         size = os.path.getsize(file_path) if os.path.exists(file_path) else None
         if size != about["bytes"]:
             found = "is missing" if size is None else f"has {size} bytes"
-            raise UserError(f"{file_path} {found}, its manifest {path} says {about['bytes']} bytes: make the data set again")
+            raise UserError(
+                f"{file_path} {found}, its manifest {path} says {about['bytes']} bytes: make the data set again"
+            )
     return manifest
 
 
 def _check_file(path: str, what: str) -> None:
     if not os.path.isfile(path):
-        raise UserError(f"{what} {path} do not exist: give --data-root the folder of the data set, or {_HOW}")
+        raise UserError(
+            f"{what} {path} do not exist: give --data-root the folder of the data set, or {_HOW}"
+        )
     if not os.access(path, os.R_OK):
         raise UserError(f"{what} {path} cannot be read by this user: change its permissions")
     if os.path.getsize(path) == 0:
@@ -65,8 +83,11 @@ def _check_file(path: str, what: str) -> None:
 
 def _as_set(config: Config, has_manifests: bool) -> DataSet:
     return DataSet(
-        config.num_examples or IMAGENET["train"], config.num_val_examples or IMAGENET["val"],
-        config.num_classes or IMAGENET["classes"], has_manifests)
+        config.num_examples or IMAGENET["train"],
+        config.num_val_examples or IMAGENET["val"],
+        config.num_classes or IMAGENET["classes"],
+        has_manifests,
+    )
 
 
 def describe(config: Config) -> DataSet:
@@ -84,11 +105,20 @@ def describe(config: Config) -> DataSet:
     names = [[entry["name"] for entry in manifest["classes"]] for manifest in (train, val)]
     if names[0] != names[1]:
         odd = sorted(set(names[0]) ^ set(names[1]))[:3]
-        raise UserError(f"training and validation set have different classes (such as {', '.join(odd)}): make the data set again")
+        raise UserError(
+            f"training and validation set have different classes (such as {', '.join(odd)}): make the data set again"
+        )
     classes = len(names[0])
-    for flag, asked, found in (("--num-classes", config.num_classes, classes), ("--num-val-examples", config.num_val_examples, val["examples"])):
+    for flag, asked, found in (
+        ("--num-classes", config.num_classes, classes),
+        ("--num-val-examples", config.num_val_examples, val["examples"]),
+    ):
         if asked not in (0, found):
-            raise UserError(f"{flag} {asked}, but the data set in {os.path.dirname(config.path('data_train'))} has {found}")
+            raise UserError(
+                f"{flag} {asked}, but the data set in {os.path.dirname(config.path('data_train'))} has {found}"
+            )
     if config.num_examples > train["examples"]:
-        raise UserError(f"--num-examples {config.num_examples}, but the data set has only {train['examples']}")
+        raise UserError(
+            f"--num-examples {config.num_examples}, but the data set has only {train['examples']}"
+        )
     return DataSet(config.num_examples or train["examples"], val["examples"], classes, True)

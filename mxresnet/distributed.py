@@ -79,15 +79,24 @@ class World:
 
     def agree(self, problem: Optional[UserError]) -> None:
         """Raise AgreedError on every rank when any rank has a problem, so that none waits for one that left."""
-        problems = self._mpi.allgather(problem and str(problem)) if self._mpi else [problem and str(problem)]
+        problems = (
+            self._mpi.allgather(problem and str(problem))
+            if self._mpi
+            else [problem and str(problem)]
+        )
         ranks_of: Dict[str, List[int]] = {}
         for rank, text in enumerate(problems):
             if text:
                 ranks_of.setdefault(text, []).append(rank)
         if ranks_of:
-            raise AgreedError("; ".join(
-                text if len(ranks) == self.size else f"rank {', '.join(map(str, ranks))}: {text}"
-                for text, ranks in ranks_of.items()))
+            raise AgreedError(
+                "; ".join(
+                    text
+                    if len(ranks) == self.size
+                    else f"rank {', '.join(map(str, ranks))}: {text}"
+                    for text, ranks in ranks_of.items()
+                )
+            )
 
     def together(self, what: Callable[[], Value]) -> Value:
         """Return what() when every rank could do it. Raises AgreedError on every rank when it raises UserError on any."""
@@ -119,9 +128,13 @@ class World:
             return
         length = -(-len(arrays) // groups)
         for first in range(0, len(arrays), length):
-            self._hvd.grouped_allreduce_(list(arrays[first:first + length]), name=f"{name}.{first}", priority=-first)
+            self._hvd.grouped_allreduce_(
+                list(arrays[first : first + length]), name=f"{name}.{first}", priority=-first
+            )
 
-    def group_sums(self, ranks: int, names: Sequence[str]) -> Dict[str, Callable[[np.ndarray], np.ndarray]]:
+    def group_sums(
+        self, ranks: int, names: Sequence[str]
+    ) -> Dict[str, Callable[[np.ndarray], np.ndarray]]:
         """For each name a function that adds a float64 array up over this rank's group of neighbouring ranks.
 
         Each has a communicator of its own: the functions may be called in any order and at the same time. Raises
@@ -133,7 +146,9 @@ class World:
         sizes = self._mpi.allgather(self.local_size) if self._mpi else [self.local_size]
         wrong = [size for size in sizes if size % ranks]
         if wrong:
-            raise UserError(f"--bn-group {ranks} does not divide the {wrong[0]} ranks of a machine: start a multiple of {ranks} on each")
+            raise UserError(
+                f"--bn-group {ranks} does not divide the {wrong[0]} ranks of a machine: start a multiple of {ranks} on each"
+            )
         group = self._mpi.Split(self.rank // ranks, self.rank)
 
         def over(communicator: Any) -> Callable[[np.ndarray], np.ndarray]:
@@ -141,6 +156,7 @@ class World:
                 total = np.empty_like(array)
                 communicator.Allreduce(array, total)
                 return total
+
             return add
 
         return {name: over(group.Dup()) for name in names}
@@ -191,11 +207,16 @@ def _start_watchdog(comm: Any, period: float, limit: float) -> Optional[watchdog
         return None
     if rank:
         dog = watchdog.connect(rank, address)
-    missing = [name for name in comm.allgather("" if dog else f"rank {rank} on {socket.gethostname()}") if name]
+    missing = [
+        name
+        for name in comm.allgather("" if dog else f"rank {rank} on {socket.gethostname()}")
+        if name
+    ]
     if rank == 0 and missing:
         sys.stderr.write(
             f"note: the watchdog on {address.name}, port {address.port}, is not reached by {', '.join(missing)}: "
-            "if one of them is stopped or cut off the network, the run may wait for ever\n")
+            "if one of them is stopped or cut off the network, the run may wait for ever\n"
+        )
     return dog
 
 
@@ -221,7 +242,14 @@ def join(period: float = 0, limit: float = 0) -> World:
     local = comm.Split_type(MPI.COMM_TYPE_SHARED)
     dog = _start_watchdog(comm, period, limit) if period and comm.Get_size() > 1 else None
     signal.alarm(0)
-    return World(comm.Get_rank(), comm.Get_size(), local.Get_rank(), local.Get_size(), _mpi=comm, _watchdog=dog)
+    return World(
+        comm.Get_rank(),
+        comm.Get_size(),
+        local.Get_rank(),
+        local.Get_size(),
+        _mpi=comm,
+        _watchdog=dog,
+    )
 
 
 def start_horovod(world: World) -> World:

@@ -33,17 +33,34 @@ OPERATORS = ("mxresnet_batch_norm", "mxresnet_batch_norm_relu", "mxresnet_batch_
 SELF_TEST_SECONDS = 180
 PR_SET_PDEATHSIG = 1  # Linux's <sys/prctl.h>
 _EPSILON, _MOMENTUM = 1e-5, 0.9
-_SIZES = ((112, 64), (56, 256), (7, 2048))  # pixels a side and channels of ResNet-50's first, largest and last batch norms
+_SIZES = (
+    (112, 64),
+    (56, 256),
+    (7, 2048),
+)  # pixels a side and channels of ResNet-50's first, largest and last batch norms
 # What MXNet can be told and the interface of its extensions does not pass on: variable, which values, what would go wrong.
 _CANNOT = {
     "MXNET_EXEC_INPLACE_GRAD_SUM_CAP": (
-        lambda text: text.isdigit() and int(text) < 8, "below its default, 8, a gradient may have to be added to, and its operators would overwrite it"),
-    "MXNET_BACKWARD_DO_MIRROR": (lambda text: text not in ("", "0"), "forward would run twice, and its operators count running statistics in it")}
+        lambda text: text.isdigit() and int(text) < 8,
+        "below its default, 8, a gradient may have to be added to, and its operators would overwrite it",
+    ),
+    "MXNET_BACKWARD_DO_MIRROR": (
+        lambda text: text not in ("", "0"),
+        "forward would run twice, and its operators count running statistics in it",
+    ),
+}
 
 
 def batch_norm(
-        x: Any, name: str, channels: int, eps: float = _EPSILON, momentum: float = _MOMENTUM, layout: str = "NHWC", relu: bool = False,
-        addend: Any = None) -> Any:
+    x: Any,
+    name: str,
+    channels: int,
+    eps: float = _EPSILON,
+    momentum: float = _MOMENTUM,
+    layout: str = "NHWC",
+    relu: bool = False,
+    addend: Any = None,
+) -> Any:
     """batch_norm(x), relu(batch_norm(x)), or with an addend, of x's shape, relu(batch_norm(x) + addend), for training only.
 
     Its arguments and auxiliary states are float32, named and initialized as those of mx.sym.BatchNorm(name=name,
@@ -54,7 +71,8 @@ def batch_norm(
     parameters = [mx.sym.var(f"{name}_{part}", shape=(channels,)) for part in ("gamma", "beta")]
     statistics = [
         mx.sym.var(f"{name}_moving_mean", shape=(channels,), init=mx.init.Zero()),
-        mx.sym.var(f"{name}_moving_var", shape=(channels,), init=mx.init.One())]
+        mx.sym.var(f"{name}_moving_var", shape=(channels,), init=mx.init.One()),
+    ]
     inputs = [x, *parameters, *statistics] + ([] if addend is None else [addend])
     operator = getattr(mx.sym, OPERATORS[int(relu) if addend is None else 2])
     return operator(*inputs, name=name, eps=eps, momentum=momentum, layout=layout)[0]
@@ -90,8 +108,17 @@ def _unfit(device: Any) -> str:
     if facts["mxnet"] != mx.__version__:
         return f"{path.name} was built for MXNet {facts['mxnet']} and this is {mx.__version__} ({extension_build.COMMAND} --{_kind(device)})"
     if facts["sources"] != extension_build.source_hash():
-        return f"{path.name} is older than its sources ({extension_build.COMMAND} --{_kind(device)})"
-    return next((f"{name}={os.environ[name]}: {why}" for name, (wrong, why) in _CANNOT.items() if wrong(os.environ.get(name, ""))), "")
+        return (
+            f"{path.name} is older than its sources ({extension_build.COMMAND} --{_kind(device)})"
+        )
+    return next(
+        (
+            f"{name}={os.environ[name]}: {why}"
+            for name, (wrong, why) in _CANNOT.items()
+            if wrong(os.environ.get(name, ""))
+        ),
+        "",
+    )
 
 
 def _tried_elsewhere(device: Any, batch_size: int) -> str:
@@ -100,8 +127,20 @@ def _tried_elsewhere(device: Any, batch_size: int) -> str:
     root = pathlib.Path(__file__).resolve().parent.parent
     with tempfile.TemporaryFile() as output:
         child = subprocess.Popen(
-            [sys.executable, "-m", "mxresnet.extension", "test", "--batch-size", str(batch_size), *where], cwd=root, stdin=subprocess.DEVNULL, stdout=output,
-            stderr=subprocess.STDOUT)
+            [
+                sys.executable,
+                "-m",
+                "mxresnet.extension",
+                "test",
+                "--batch-size",
+                str(batch_size),
+                *where,
+            ],
+            cwd=root,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
         try:
             status = child.wait(SELF_TEST_SECONDS)
         except subprocess.TimeoutExpired:
@@ -111,7 +150,13 @@ def _tried_elsewhere(device: Any, batch_size: int) -> str:
         lines = output.read().decode(errors="replace").strip().splitlines() or ["no message"]
     if status < 0:
         return f"its self-test was ended by signal {-status}"
-    return "" if status == 0 else lines[-1] if status == 1 else f"its self-test ended with status {status}: {lines[-1]}"
+    return (
+        ""
+        if status == 0
+        else lines[-1]
+        if status == 1
+        else f"its self-test ended with status {status}: {lines[-1]}"
+    )
 
 
 def _load(device: Any) -> str:
@@ -121,7 +166,9 @@ def _load(device: Any) -> str:
     path = extension_build.library(_kind(device))
     if not all(hasattr(mx.sym, name) for name in OPERATORS):
         try:
-            ctypes.CDLL(str(path), mode=os.RTLD_LAZY | os.RTLD_LOCAL)  # names a library that is missing, as MXNet does not
+            ctypes.CDLL(
+                str(path), mode=os.RTLD_LAZY | os.RTLD_LOCAL
+            )  # names a library that is missing, as MXNet does not
             mx.library.load(str(path), verbose=False)
         except (OSError, mx.MXNetError) as error:
             return f"{path.name} does not load: {_short(error)}"
@@ -137,24 +184,36 @@ def _load(device: Any) -> str:
     return ""
 
 
-_loaded: List[str] = []  # the kind of library that this process's MXNet has: one only, as the operators' names are the same
+_loaded: List[
+    str
+] = []  # the kind of library that this process's MXNet has: one only, as the operators' names are the same
 
 
 def _short(error: Exception) -> str:
     """The line of a message that says something: MXNet puts its own place in its source, a stack trace and all that
     extensions ever complained about around it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    ours = [line[line.index("mxresnet_batch_norm"):] for line in lines if "operators.cc[" in line and "mxresnet_batch_norm" in line]
+    ours = [
+        line[line.index("mxresnet_batch_norm") :]
+        for line in lines
+        if "operators.cc[" in line and "mxresnet_batch_norm" in line
+    ]
     return (ours or lines or [type(error).__name__])[-1][:300]
 
 
-def _step(symbol: Any, device: Any, arrays: Dict[str, np.ndarray], dtype: str) -> Dict[str, np.ndarray]:
+def _step(
+    symbol: Any, device: Any, arrays: Dict[str, np.ndarray], dtype: str
+) -> Dict[str, np.ndarray]:
     """One training step of a symbol named bn: its output, gradients and new running statistics, by name."""
     import mxnet as mx
 
     inputs = [name for name in symbol.list_arguments() if name in ("data", "addend")]
     executor = symbol.simple_bind(
-        device, grad_req="write", type_dict={name: dtype for name in inputs}, **{name: arrays[name].shape for name in inputs})
+        device,
+        grad_req="write",
+        type_dict=dict.fromkeys(inputs, dtype),
+        **{name: arrays[name].shape for name in inputs},
+    )
     for name, array in [*executor.arg_dict.items(), *executor.aux_dict.items()]:
         array[:] = arrays[name]
     executor.forward(is_train=True)
@@ -186,16 +245,24 @@ def self_test(device: Any) -> str:
     arrays = _arrays(channels=12)
     pixels = arrays["data"].size / 12
     data, addend = mx.sym.var("data"), mx.sym.var("addend")
-    plain = mx.sym.BatchNorm(data, name="bn", fix_gamma=False, eps=_EPSILON, momentum=_MOMENTUM, axis=3)
+    plain = mx.sym.BatchNorm(
+        data, name="bn", fix_gamma=False, eps=_EPSILON, momentum=_MOMENTUM, axis=3
+    )
     pairs = [
         (batch_norm(data, "bn", 12), plain),
         (batch_norm(data, "bn", 12, relu=True), mx.sym.relu(plain)),
-        (batch_norm(data, "bn", 12, addend=addend), mx.sym.relu(plain + addend))]
+        (batch_norm(data, "bn", 12, addend=addend), mx.sym.relu(plain + addend)),
+    ]
     for operator, (ours, stock) in zip(OPERATORS, pairs):
-        found, expected = _step(ours, device, arrays, dtype), _step(stock, mx.cpu(), arrays, "float32")
+        found, expected = (
+            _step(ours, device, arrays, dtype),
+            _step(stock, mx.cpu(), arrays, "float32"),
+        )
         # Stock operators on a CPU keep the biased variance.
         kept = _MOMENTUM * arrays["bn_moving_var"]
-        expected["bn_moving_var"] = kept + (expected["bn_moving_var"] - kept) * pixels / (pixels - 1)
+        expected["bn_moving_var"] = kept + (expected["bn_moving_var"] - kept) * pixels / (
+            pixels - 1
+        )
         for name, value in expected.items():
             error = np.abs(found[name].astype(np.float64) - value).max() / np.abs(value).max()
             if not error <= tolerance:  # also when it is not a number
@@ -212,7 +279,12 @@ def large_test(device: Any, batch_size: int) -> str:
         shape = (batch_size, size, size, channels)
         arrays = {name: np.full(shape, 0.5, np.float16) for name in ("data", "addend", "head")}
         arrays["data"][::2] = 1
-        arrays.update({f"bn_{name}": np.ones(channels, np.float32) for name in ("gamma", "beta", "moving_mean", "moving_var")})
+        arrays.update(
+            {
+                f"bn_{name}": np.ones(channels, np.float32)
+                for name in ("gamma", "beta", "moving_mean", "moving_var")
+            }
+        )
         data, addend = mx.sym.var("data"), mx.sym.var("addend")
         for how in ({}, {"relu": True}, {"addend": addend}):
             found = _step(batch_norm(data, "bn", channels, **how), device, arrays, dtype)
@@ -231,20 +303,41 @@ def _test(device: Any, batch_size: int = 0) -> str:
 
 
 def _parse(argv: Optional[Sequence[str]]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m mxresnet.extension", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m mxresnet.extension", description=__doc__.splitlines()[0]
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, help in (("build", "make the library"), ("test", "compare its operators with MXNet's own")):
+    for name, help in (
+        ("build", "make the library"),
+        ("test", "compare its operators with MXNet's own"),
+    ):
         command = commands.add_parser(name, help=help)
         kind = command.add_mutually_exclusive_group(required=True)
-        kind.add_argument("--cpu", action="store_true", help="the one for tests: float32, plain C++")
+        kind.add_argument(
+            "--cpu", action="store_true", help="the one for tests: float32, plain C++"
+        )
         if name == "build":
-            kind.add_argument("--gpu", action="store_true", help="the one for training: float16, channel last, cuDNN")
+            kind.add_argument(
+                "--gpu",
+                action="store_true",
+                help="the one for training: float16, channel last, cuDNN",
+            )
             command.add_argument(
-                "--cuda", action="append", default=[], metavar="DIR",
-                help="where to look first for CUDA 11 and cuDNN 8: a toolkit, or what pip install --target DIR made of NVIDIA's wheels; may be repeated")
+                "--cuda",
+                action="append",
+                default=[],
+                metavar="DIR",
+                help="where to look first for CUDA 11 and cuDNN 8: a toolkit, or what pip install --target DIR made of NVIDIA's wheels; may be repeated",
+            )
         else:
             kind.add_argument("--gpu", type=int, nargs="?", const=0, metavar="N", help="on GPU N")
-            command.add_argument("--batch-size", type=int, default=0, metavar="N", help="ResNet-50's own sizes too, with N images")
+            command.add_argument(
+                "--batch-size",
+                type=int,
+                default=0,
+                metavar="N",
+                help="ResNet-50's own sizes too, with N images",
+            )
     return parser.parse_args(argv)
 
 
@@ -255,7 +348,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         if options.command == "build":
             print(extension_build.build("cpu" if options.cpu else "gpu", options.cuda))
             return 0
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a rank that is killed takes a hanging test along
+        ctypes.CDLL(None).prctl(
+            PR_SET_PDEATHSIG, signal.SIGKILL
+        )  # a rank that is killed takes a hanging test along
         import mxnet as mx
 
         reason = _test(mx.cpu() if options.cpu else mx.gpu(options.gpu), options.batch_size)

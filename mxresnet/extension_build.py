@@ -56,7 +56,9 @@ def mxnet_folder() -> pathlib.Path:
     folder = pathlib.Path(next(iter(spec.submodule_search_locations)))
     for needed in ("include/mxnet/lib_api.h", "src/lib_api.cc", "libinfo.py"):
         if not (folder / needed).is_file():
-            raise UserError(f"{folder / needed} is missing: MXNet 1.9.1's wheels have it, this MXNet cannot be extended")
+            raise UserError(
+                f"{folder / needed} is missing: MXNet 1.9.1's wheels have it, this MXNet cannot be extended"
+            )
     return folder
 
 
@@ -76,19 +78,41 @@ class CudaFiles:
     def __init__(self, folders: Sequence[str]):
         spec = importlib.util.find_spec("nvidia")
         wheels = list(spec.submodule_search_locations) if spec else []
-        places = [pathlib.Path(p) for p in [*folders, os.environ.get("CUDA_HOME", ""), "/usr/local/cuda", "/usr"] if p]
-        self._roots = [root for place in places for root in (place, *sorted(place.glob("nvidia/*")))]
+        places = [
+            pathlib.Path(p)
+            for p in [*folders, os.environ.get("CUDA_HOME", ""), "/usr/local/cuda", "/usr"]
+            if p
+        ]
+        self._roots = [
+            root for place in places for root in (place, *sorted(place.glob("nvidia/*")))
+        ]
         self._roots += [root for wheel in wheels for root in sorted(pathlib.Path(wheel).glob("*"))]
-        headers = {name: self._header(*name) for name in (
-            ("cudnn_version.h", "cudnn"), ("cuda_runtime_api.h", "cuda-runtime"), ("crt/host_config.h", "cuda-nvcc"))}
+        headers = {
+            name: self._header(*name)
+            for name in (
+                ("cudnn_version.h", "cudnn"),
+                ("cuda_runtime_api.h", "cuda-runtime"),
+                ("crt/host_config.h", "cuda-nvcc"),
+            )
+        }
         self.includes = list(dict.fromkeys(headers.values()))
         # The compiler looks in /usr/include anyway, and told to, it looks there before C++'s own headers, which then fail.
-        self.flags = [word for folder in self.includes if folder != pathlib.Path("/usr/include") for word in ("-isystem", folder)]
+        self.flags = [
+            word
+            for folder in self.includes
+            if folder != pathlib.Path("/usr/include")
+            for word in ("-isystem", folder)
+        ]
         version, runtime, _ = headers.values()
         self.cudnn = _defined(version / "cudnn_version.h", "CUDNN_MAJOR")
         self.cuda = _defined(runtime / "cuda_runtime_api.h", "CUDART_VERSION") // 1000
-        suffix = f"{self.cuda}.0" if self.cuda == 11 else str(self.cuda)  # of the library's name, as CUDA has it
-        self.libraries = [self._library(f"libcudnn.so.{self.cudnn}"), self._library(f"libcudart.so.{suffix}")]
+        suffix = (
+            f"{self.cuda}.0" if self.cuda == 11 else str(self.cuda)
+        )  # of the library's name, as CUDA has it
+        self.libraries = [
+            self._library(f"libcudnn.so.{self.cudnn}"),
+            self._library(f"libcudart.so.{suffix}"),
+        ]
 
     def _header(self, name: str, wheel: str) -> pathlib.Path:
         for root in self._roots:
@@ -96,17 +120,22 @@ class CudaFiles:
                 return root / "include"
         raise UserError(
             f"{name} is in no CUDA folder: install the CUDA {CUDA}.8 toolkit and cuDNN {CUDNN}, or pip install --target DIR --no-deps "
-            f"nvidia-cudnn-cu11==8.9.6.50 nvidia-cuda-runtime-cu11==11.8.89 nvidia-cuda-nvcc-cu11==11.8.89 and give --cuda DIR ({wheel} has it)")
+            f"nvidia-cudnn-cu11==8.9.6.50 nvidia-cuda-runtime-cu11==11.8.89 nvidia-cuda-nvcc-cu11==11.8.89 and give --cuda DIR ({wheel} has it)"
+        )
 
     def _library(self, name: str) -> pathlib.Path:
         for root in self._roots:
             for folder in ("lib64", "lib", "lib/x86_64-linux-gnu", "targets/x86_64-linux/lib"):
                 if (root / folder / name).is_file():
                     return root / folder / name
-        raise UserError(f"{name} is in no CUDA folder, though its headers are in {self.includes[0]}: give its folder with --cuda DIR")
+        raise UserError(
+            f"{name} is in no CUDA folder, though its headers are in {self.includes[0]}: give its folder with --cuda DIR"
+        )
 
 
-def compile_library(sources: Sequence[pathlib.Path], target: pathlib.Path, flags: Sequence[str]) -> None:
+def compile_library(
+    sources: Sequence[pathlib.Path], target: pathlib.Path, flags: Sequence[str]
+) -> None:
     """Compile and link with g++ (or $CXX), so that the target is there whole or not at all. Raises UserError."""
     compiler = os.environ.get("CXX", "g++")
     if not shutil.which(compiler):
@@ -114,12 +143,16 @@ def compile_library(sources: Sequence[pathlib.Path], target: pathlib.Path, flags
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.stem}.{os.getpid()}.part.so")
     command = [compiler, *FLAGS, "-o", partial, *sources, *flags]
-    done = subprocess.run(list(map(str, command)), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run(
+        list(map(str, command)), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     try:
         if done.returncode:
             log = target.with_suffix(".log")
             log.write_text(done.stdout)
-            first = next((line for line in done.stdout.splitlines() if "error" in line.lower()), "no message")
+            first = next(
+                (line for line in done.stdout.splitlines() if "error" in line.lower()), "no message"
+            )
             raise UserError(f"{compiler} failed: {first.strip()} (all of it: {log})")
         os.replace(partial, target)
     finally:
@@ -135,13 +168,24 @@ def build(kind: str, cuda_folders: Sequence[str] = ()) -> pathlib.Path:
     facts = {"kind": kind, "mxnet": version, "interface": str(interface), "sources": source_hash()}
     number = sum(int(part) * factor for part, factor in zip(version.split("."), (10000, 100, 1)))
     flags: List[str] = [
-        "-I", SOURCES, "-isystem", mxnet / "include", f"-DMXRESNET_MXNET_VERSION={number}",
-        "-DMXRESNET_BUILD=" + json.dumps(_MARK + json.dumps(facts))]
-    sources = [SOURCES / "operators.cc", SOURCES / f"batch_norm_{'cudnn' if kind == 'gpu' else kind}.cc", mxnet / "src/lib_api.cc"]
+        "-I",
+        SOURCES,
+        "-isystem",
+        mxnet / "include",
+        f"-DMXRESNET_MXNET_VERSION={number}",
+        "-DMXRESNET_BUILD=" + json.dumps(_MARK + json.dumps(facts)),
+    ]
+    sources = [
+        SOURCES / "operators.cc",
+        SOURCES / f"batch_norm_{'cudnn' if kind == 'gpu' else kind}.cc",
+        mxnet / "src/lib_api.cc",
+    ]
     if kind == "gpu":
         cuda = CudaFiles(cuda_folders)
         if (cuda.cudnn, cuda.cuda) != (CUDNN, CUDA):
-            raise UserError(f"cuDNN {cuda.cudnn} and CUDA {cuda.cuda} were found ({', '.join(map(str, cuda.includes))}) and MXNet's wheel uses cuDNN {CUDNN} and CUDA {CUDA}: give their folder with --cuda DIR")
+            raise UserError(
+                f"cuDNN {cuda.cudnn} and CUDA {cuda.cuda} were found ({', '.join(map(str, cuda.includes))}) and MXNet's wheel uses cuDNN {CUDNN} and CUDA {CUDA}: give their folder with --cuda DIR"
+            )
         flags += ["-DMXRESNET_GPU", *cuda.flags, *cuda.libraries]
     compile_library(sources, library(kind), flags)
     return library(kind)

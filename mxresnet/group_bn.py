@@ -32,7 +32,11 @@ class _GroupBatchNorm(mx.operator.CustomOp):
 
     def _sums(self, *arrays: Any) -> np.ndarray:
         """A float64 row for each array: its sums over all but the channels."""
-        return mx.nd.stack(*(array.sum(axis=self._axis, exclude=True) for array in arrays)).asnumpy().astype(np.float64)
+        return (
+            mx.nd.stack(*(array.sum(axis=self._axis, exclude=True) for array in arrays))
+            .asnumpy()
+            .astype(np.float64)
+        )
 
     def _spread(self, channels: Any, like: Any) -> Any:
         """Float32 values of the channels, from either side, so that they broadcast against an array on its device."""
@@ -40,7 +44,14 @@ class _GroupBatchNorm(mx.operator.CustomOp):
         shape[self._axis] = -1
         return mx.nd.array(channels, ctx=like.context, dtype="float32").reshape(shape)
 
-    def forward(self, is_train: bool, req: List[str], in_data: List[Any], out_data: List[Any], aux: List[Any]) -> None:
+    def forward(
+        self,
+        is_train: bool,
+        req: List[str],
+        in_data: List[Any],
+        out_data: List[Any],
+        aux: List[Any],
+    ) -> None:
         x, gamma, beta = (array.astype("float32", copy=False) for array in in_data)
         mean, inverse = aux[0], 1 / mx.nd.sqrt(aux[1] + self._eps)
         if is_train:
@@ -52,15 +63,25 @@ class _GroupBatchNorm(mx.operator.CustomOp):
             inverse = self._inverse = 1 / np.sqrt(variance + self._eps)
             # The running variance is the unbiased one, over the whole group, as in NVIDIA's MXNet.
             for running, new in zip(aux, (mean, variance * self._count / max(self._count - 1, 1))):
-                running[:] = self._momentum * running + (1 - self._momentum) * mx.nd.array(new, ctx=running.context, dtype=running.dtype)
+                running[:] = self._momentum * running + (1 - self._momentum) * mx.nd.array(
+                    new, ctx=running.context, dtype=running.dtype
+                )
         scale = self._spread(gamma, x) * self._spread(inverse, x)
         y = centred * scale + self._spread(beta, x)
         self.assign(out_data[0], req[0], y.astype(in_data[0].dtype, copy=False))
 
     def backward(
-            self, req: List[str], out_grad: List[Any], in_data: List[Any], out_data: List[Any], in_grad: List[Any],
-            aux: List[Any]) -> None:
-        x, gamma, dy = (array.astype("float32", copy=False) for array in (*in_data[:2], out_grad[0]))
+        self,
+        req: List[str],
+        out_grad: List[Any],
+        in_data: List[Any],
+        out_data: List[Any],
+        in_grad: List[Any],
+        aux: List[Any],
+    ) -> None:
+        x, gamma, dy = (
+            array.astype("float32", copy=False) for array in (*in_data[:2], out_grad[0])
+        )
         inverse = self._spread(self._inverse, x)
         normalized = (x - self._spread(self._mean, x)) * inverse
         # Gradients of beta and gamma are this rank's own part: the ranks' average completes them.
@@ -69,7 +90,9 @@ class _GroupBatchNorm(mx.operator.CustomOp):
         dx = self._spread(gamma, x) * inverse * (dy - beta_mean - normalized * gamma_mean)
         self.assign(in_grad[0], req[0], dx.astype(in_grad[0].dtype, copy=False))
         for gradient, request, value in zip(in_grad[1:], req[1:], own[::-1]):
-            self.assign(gradient, request, mx.nd.array(value, ctx=gradient.context, dtype=gradient.dtype))
+            self.assign(
+                gradient, request, mx.nd.array(value, ctx=gradient.context, dtype=gradient.dtype)
+            )
 
 
 @mx.operator.register(GROUP_BATCH_NORM)

@@ -36,7 +36,9 @@ def is_adapted(name: str) -> bool:
 class Lars(mx.optimizer.Optimizer):
     """Use with an lr_scheduler that answers any update number; float16 weights get float32 master weights."""
 
-    def __init__(self, momentum: float, eta: float, eps: float, decay_bias: bool = True, **kwargs: Any):
+    def __init__(
+        self, momentum: float, eta: float, eps: float, decay_bias: bool = True, **kwargs: Any
+    ):
         self._undecayed = ("gamma", "beta") if decay_bias else ("gamma", "beta", "bias")
         super().__init__(multi_precision=True, **kwargs)
         self.momentum, self.eta, self.eps = momentum, eta, eps
@@ -45,7 +47,9 @@ class Lars(mx.optimizer.Optimizer):
         self._splits: Dict[Tuple[int, ...], List[tuple]] = {}
 
     def set_wd_mult(self, args_wd_mult: dict) -> None:
-        self.wd_mult = {name: 0.0 for name in self.idx2name.values() if name.endswith(self._undecayed)}
+        self.wd_mult = {
+            name: 0.0 for name in self.idx2name.values() if name.endswith(self._undecayed)
+        }
         self.wd_mult.update(args_wd_mult)
 
     def create_state(self, index: int, weight: Any) -> Any:
@@ -71,8 +75,14 @@ class Lars(mx.optimizer.Optimizer):
             rates = nd.full((len(tensors),), rate, ctx=decays.context)
             if adapted:
                 rates = nd.multi_lars(
-                    rates, _squares([t[0] for t in tensors]), _squares([t[1] for t in tensors]), decays,
-                    eta=self.eta, eps=self.eps, rescale_grad=self.rescale_grad)
+                    rates,
+                    _squares([t[0] for t in tensors]),
+                    _squares([t[1] for t in tensors]),
+                    decays,
+                    eta=self.eta,
+                    eps=self.eps,
+                    rescale_grad=self.rescale_grad,
+                )
             momentum = self.momentum * (correction if adapted else 1.0)
             if adapted and decays.context.device_type == "cpu" and tensors[0][3] is None:
                 self._apply_one_by_one(tensors, rates.asnumpy(), wds, momentum)
@@ -88,30 +98,52 @@ class Lars(mx.optimizer.Optimizer):
             all_wds = self._get_wds(index)
             self._splits[index] = []
             for adapted in (True, False):
-                positions = [p for p, i in enumerate(index) if is_adapted(self.idx2name[i]) == adapted]
+                positions = [
+                    p for p, i in enumerate(index) if is_adapted(self.idx2name[i]) == adapted
+                ]
                 if positions:
                     wds = [all_wds[p] for p in positions]
-                    self._splits[index].append((positions, wds, nd.array(wds, ctx=ctx, dtype="float32"), adapted))
+                    self._splits[index].append(
+                        (positions, wds, nd.array(wds, ctx=ctx, dtype="float32"), adapted)
+                    )
         return self._splits[index]
 
-    def _apply_one_by_one(self, tensors: List[tuple], rates: Any, wds: Sequence[float], momentum: float) -> None:
+    def _apply_one_by_one(
+        self, tensors: List[tuple], rates: Any, wds: Sequence[float], momentum: float
+    ) -> None:
         """As _apply, with rates on the host. On a CPU this kernel takes two thirds of the time of the one that reads them
         from an array, and there is nothing to do meanwhile: by then all gradients are there.
         """
         for (weight, gradient, state, _), rate, wd in zip(tensors, rates, wds):
             nd.sgd_mom_update(
-                weight, gradient, state, out=weight, lr=float(rate), wd=wd, momentum=momentum, rescale_grad=self.rescale_grad)
+                weight,
+                gradient,
+                state,
+                out=weight,
+                lr=float(rate),
+                wd=wd,
+                momentum=momentum,
+                rescale_grad=self.rescale_grad,
+            )
 
     def _apply(self, tensors: List[tuple], rates: Any, decays: Any, momentum: float) -> None:
         """Momentum step with a rate for each tensor; weights, momenta and master weights are updated in place."""
         mixed = tensors[0][3] is not None
-        kernel = nd.preloaded_multi_mp_sgd_mom_update if mixed else nd.preloaded_multi_sgd_mom_update
+        kernel = (
+            nd.preloaded_multi_mp_sgd_mom_update if mixed else nd.preloaded_multi_sgd_mom_update
+        )
         for first in range(0, len(tensors), MAX_TENSORS_PER_CALL):
-            part = tensors[first:first + MAX_TENSORS_PER_CALL]
-            flat = [array for t in part for array in t[:4 if mixed else 3]]
+            part = tensors[first : first + MAX_TENSORS_PER_CALL]
+            flat = [array for t in part for array in t[: 4 if mixed else 3]]
             kernel(
-                *flat, rates[first:first + len(part)], decays[first:first + len(part)], out=[t[0] for t in part],
-                num_weights=len(part), momentum=momentum, rescale_grad=self.rescale_grad)
+                *flat,
+                rates[first : first + len(part)],
+                decays[first : first + len(part)],
+                out=[t[0] for t in part],
+                num_weights=len(part),
+                momentum=momentum,
+                rescale_grad=self.rescale_grad,
+            )
 
 
 def _is_float32(array: Any) -> bool:
@@ -122,5 +154,7 @@ def _squares(arrays: Sequence[Any]) -> Any:
     """Sum of squares of each array, float32."""
     if arrays[0].context.device_type == "cpu" and _is_float32(arrays[0]):
         # multi_sum_sq on CPU adds up naively (0.1 % low on 2 million elements) and takes three times as long.
-        return nd.concat(*[nd.dot(flat, flat) for flat in (array.reshape((-1,)) for array in arrays)], dim=0)
+        return nd.concat(
+            *[nd.dot(flat, flat) for flat in (array.reshape((-1,)) for array in arrays)], dim=0
+        )
     return nd.multi_sum_sq(*arrays, num_arrays=len(arrays))

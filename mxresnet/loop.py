@@ -11,16 +11,24 @@ from typing import Any, Optional
 
 from mxresnet.config import Config, UserError
 from mxresnet.dataset import DataSet
-from mxresnet.mllog import RunLog
 from mxresnet.metrics import Score
+from mxresnet.mllog import RunLog
 from mxresnet.progress import Progress
 from mxresnet.schedule import Plan
 from mxresnet.timing import Timing
 
 
 def run(
-        config: Config, dataset: DataSet, plan: Plan, world: Any, log: RunLog, progress: Progress, trainer: Any,
-        pipelines: Any, timing: Timing) -> Optional[bool]:
+    config: Config,
+    dataset: DataSet,
+    plan: Plan,
+    world: Any,
+    log: RunLog,
+    progress: Progress,
+    trainer: Any,
+    pipelines: Any,
+    timing: Timing,
+) -> Optional[bool]:
     """Train until the target accuracy or the last epoch; return whether the target was reached (None: not evaluated).
 
     trainer and pipelines are a Trainer and unopened Pipelines (or fakes of them).
@@ -63,7 +71,14 @@ def run(
 
 
 def _train_epoch(
-        epoch: int, plan: Plan, log: RunLog, progress: Progress, trainer: Any, train: Any, timing: Timing) -> None:
+    epoch: int,
+    plan: Plan,
+    log: RunLog,
+    progress: Progress,
+    trainer: Any,
+    train: Any,
+    timing: Timing,
+) -> None:
     """plan.steps_per_epoch steps. The next batch is fetched while the device works on the current one."""
     progress.epoch_started()
     with log.epoch(epoch):
@@ -81,14 +96,22 @@ def _train_epoch(
                     trainer.update()
             progress.step_done(epoch, step)
         trainer.wait()  # the rate below is that of work done, not of work queued
-    log.throughput(progress.epoch_done(epoch, plan.learning_rate(epoch * plan.steps_per_epoch)), epoch)
+    log.throughput(
+        progress.epoch_done(epoch, plan.learning_rate(epoch * plan.steps_per_epoch)), epoch
+    )
 
 
-def _evaluate(epoch: int, val_images: int, world: Any, log: RunLog, trainer: Any, val: Any) -> Score:
+def _evaluate(
+    epoch: int, val_images: int, world: Any, log: RunLog, trainer: Any, val: Any
+) -> Score:
     """Score the validation set. Raises UserError when not every image was counted exactly once."""
     with log.evaluation(epoch):
         score = trainer.evaluate(val.batches())
     if score.total != val_images:  # as every rank sees
-        world.agree(UserError(f"the evaluation after epoch {epoch} counted {score.total} images of {val_images}"))
+        world.agree(
+            UserError(
+                f"the evaluation after epoch {epoch} counted {score.total} images of {val_images}"
+            )
+        )
     log.accuracy(score.accuracy, epoch)
     return score

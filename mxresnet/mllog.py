@@ -25,7 +25,9 @@ class _LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
-        self.problem = UserError(f"--log-file {self.baseFilename} cannot be written ({getattr(error, 'strerror', error)})")
+        self.problem = UserError(
+            f"--log-file {self.baseFilename} cannot be written ({getattr(error, 'strerror', error)})"
+        )
 
 
 def _check() -> None:
@@ -43,7 +45,9 @@ def open_file(path: str) -> None:
     try:
         mllog.get_mllogger().logger.addHandler(_LogFile(path))
     except OSError as error:
-        raise UserError(f"--log-file {path} cannot be written ({error.strerror}): name a file in a folder that you may write") from None
+        raise UserError(
+            f"--log-file {path} cannot be written ({error.strerror}): name a file in a folder that you may write"
+        ) from None
 
 
 def header(config: Config) -> None:
@@ -100,13 +104,17 @@ class RunLog:
     def __init__(self, rank: int):
         self._logger = mllog.get_mllogger() if rank == 0 else None
 
-    def write(self, kind: str, key: str, value: Any, metadata: Dict[str, Any], depth: int = 0) -> None:
+    def write(
+        self, kind: str, key: str, value: Any, metadata: Dict[str, Any], depth: int = 0
+    ) -> None:
         """One line; kind is event, start or end; depth counts the callers to skip for the line's file and number."""
         if self._logger:
             getattr(self._logger, kind)(key, value, metadata=metadata, stack_offset=2 + depth)
             _check()
 
-    def _event(self, key: str, value: Any = None, metadata: Optional[Dict[str, Any]] = None) -> None:
+    def _event(
+        self, key: str, value: Any = None, metadata: Optional[Dict[str, Any]] = None
+    ) -> None:
         self.write("event", key, value, metadata or {}, depth=1)
 
     def initialisation(self, seed: int, bn_span: int, parameters: Iterable[str]) -> None:
@@ -126,7 +134,10 @@ class RunLog:
                 self._event(f"{family}_opt_learning_rate_decay_poly_power", POLYNOMIAL_POWER)
                 self._event(f"{family}_opt_end_learning_rate", END_LEARNING_RATE)
         elif not plan.constant_rate:
-            self._event("opt_learning_rate_decay_boundary_epochs", [step // plan.steps_per_epoch for step in plan.drop_steps])
+            self._event(
+                "opt_learning_rate_decay_boundary_epochs",
+                [step // plan.steps_per_epoch for step in plan.drop_steps],
+            )
         self._event("d_batch_size", config.batch_size)
         self._event("s_optimizer", config.optimizer)
         self._event("s_network", config.network)
@@ -153,7 +164,10 @@ class RunLog:
         self._event(constants.EVAL_SAMPLES, val)
 
     def block(self, block: Block) -> _Interval:
-        metadata = {constants.FIRST_EPOCH_NUM: block.first_epoch, constants.EPOCH_COUNT: block.epoch_count}
+        metadata = {
+            constants.FIRST_EPOCH_NUM: block.first_epoch,
+            constants.EPOCH_COUNT: block.epoch_count,
+        }
         return _Interval(self, "block", metadata)
 
     def epoch(self, number: int) -> _Interval:

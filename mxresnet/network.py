@@ -15,7 +15,14 @@ from mxresnet.config import Config
 from mxresnet.ops import Feature, PlainOps
 
 UNITS = {  # residual units in each of the four stages
-    18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3), 269: (3, 30, 48, 8)}
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
+    269: (3, 30, 48, 8),
+}
 STEM_FILTERS = 64
 STAGE_FILTERS = (64, 128, 256, 512)  # of a unit's 3 x 3 convolutions
 BOTTLENECK = 4  # a bottleneck unit ends with four times as many
@@ -29,20 +36,33 @@ def _layers(num_layers: int, filters: int, stride: int) -> List[Tuple[int, int, 
     return [(filters, 1, 1), (filters, 3, stride), (filters * BOTTLENECK, 1, 1)]
 
 
-def _unit(ops: PlainOps, x: Feature, name: str, layers: List[Tuple[int, int, int]], stride: int, project: bool) -> Feature:
+def _unit(
+    ops: PlainOps,
+    x: Feature,
+    name: str,
+    layers: List[Tuple[int, int, int]],
+    stride: int,
+    project: bool,
+) -> Feature:
     """One residual unit: its convolutions, added to the input, which the first unit of a stage projects."""
     y = x
     for number, (filters, kernel, step) in enumerate(layers, start=1):
         y = ops.conv_bn(y, f"{name}_conv{number}", f"{name}_bn{number}", filters, kernel, step)
         if number < len(layers):
             y = ops.relu(y, f"{name}_relu{number}")
-    shortcut = ops.conv_bn(x, f"{name}_conv1sc", f"{name}_bnsc", layers[-1][0], kernel=1, stride=stride) if project else x
+    shortcut = (
+        ops.conv_bn(x, f"{name}_conv1sc", f"{name}_bnsc", layers[-1][0], kernel=1, stride=stride)
+        if project
+        else x
+    )
     return ops.add_relu(y, shortcut, f"{name}_relu{len(layers)}")
 
 
 def build(ops: PlainOps, config: Config, classes: int) -> Any:
     """The network as a symbol: arguments data (config.batch_shape) and softmax_label (batch,); output (batch, classes)."""
-    x = ops.relu(ops.conv_bn(ops.input("data"), "conv0", "bn0", STEM_FILTERS, kernel=7, stride=2), "relu0")
+    x = ops.relu(
+        ops.conv_bn(ops.input("data"), "conv0", "bn0", STEM_FILTERS, kernel=7, stride=2), "relu0"
+    )
     x = ops.max_pool(x, "pool0")
     for stage, (units, filters) in enumerate(zip(UNITS[config.num_layers], STAGE_FILTERS), start=1):
         for unit in range(1, units + 1):
@@ -66,7 +86,11 @@ def layer_names(num_layers: int) -> List[Tuple[str, str]]:
 
 def parameter_names(num_layers: int) -> List[str]:
     """The trainable parameters in the order of the network: 161 names for 50 layers."""
-    names = [name for conv, bn in layer_names(num_layers) for name in (f"{conv}_weight", f"{bn}_gamma", f"{bn}_beta")]
+    names = [
+        name
+        for conv, bn in layer_names(num_layers)
+        for name in (f"{conv}_weight", f"{bn}_gamma", f"{bn}_beta")
+    ]
     return names + ["fc1_weight", "fc1_bias"]
 
 

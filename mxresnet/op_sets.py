@@ -47,16 +47,27 @@ def op_set(config: Config, on_gpu: bool, problem: str = NOT_TRIED) -> PlainOps:
         # NVIDIA's batch norms exchange statistics through buffers that its processes open in each other's GPUs; that can only be
         # written where it can be run.
         return GroupOps(config)
-    if on_gpu and config.dtype == "float16" and config.conv_layout == config.batchnorm_layout == LAYOUT:
+    if (
+        on_gpu
+        and config.dtype == "float16"
+        and config.conv_layout == config.batchnorm_layout == LAYOUT
+    ):
         network = CLOSEST.get(config.network, config.network)
         for ops in VENDOR_OPS:
-            if (network in ops.networks or ops is VendorOps) and all(accepts(*need) for need in ops.needs):
+            if (network in ops.networks or ops is VendorOps) and all(
+                accepts(*need) for need in ops.needs
+            ):
                 return ops(config)
     if _channels_last(config, on_gpu):
         if not problem:
             return ExtensionOps(config)
         return PlainOps(channel_first(config))
-    fused = config.fuse_bn_relu and not on_gpu and config.batchnorm_layout == "NCHW" and hasattr(mx.sym.contrib, "BatchNormWithReLU")
+    fused = (
+        config.fuse_bn_relu
+        and not on_gpu
+        and config.batchnorm_layout == "NCHW"
+        and hasattr(mx.sym.contrib, "BatchNormWithReLU")
+    )
     return FusedCpuOps(config) if fused else PlainOps(config)
 
 
@@ -85,11 +96,18 @@ def without_effect(config: Config, on_gpu: bool, problem: str = NOT_TRIED) -> Li
             flags.setdefault(_in_vain(name, ops, on_gpu), []).append(flag_of(name))
     said = [f"{', '.join(names)}: {why}, no effect here" for why, names in flags.items() if why]
     if _channels_last(config, on_gpu) and type(ops) is PlainOps:
-        said.append(f"--batchnorm-layout {LAYOUT}: {problem}; MXNet's own operators are used in NCHW, which computes the same, slower")
+        said.append(
+            f"--batchnorm-layout {LAYOUT}: {problem}; MXNet's own operators are used in NCHW, which computes the same, slower"
+        )
     if config.network not in ops.networks:
         said.append(
             f"--network {config.network}: its operators are not here (this MXNet, this device or these settings); those of "
-            f"{ops.networks[0]} compute the same" + " and share all statistics, not only some as there" * (config.bn_group > 1))
+            f"{ops.networks[0]} compute the same"
+            + " and share all statistics, not only some as there"
+            * (config.bn_group > 1)
+        )
     if config.bn_group > 1 and on_gpu:
-        said.append(f"--bn-group {config.bn_group}: every batch norm adds up its statistics through the hosts, which is slow")
+        said.append(
+            f"--bn-group {config.bn_group}: every batch norm adds up its statistics through the hosts, which is slow"
+        )
     return said

@@ -39,7 +39,9 @@ class Feature:
 
 def channel_first(config: Config) -> Config:
     """The same network with all that is between its input and its output in NCHW."""
-    return dataclasses.replace(config, conv_layout="NCHW", batchnorm_layout="NCHW", pooling_layout="NCHW")
+    return dataclasses.replace(
+        config, conv_layout="NCHW", batchnorm_layout="NCHW", pooling_layout="NCHW"
+    )
 
 
 def accepts(operator: str, *attributes: str) -> bool:
@@ -51,8 +53,13 @@ def accepts(operator: str, *attributes: str) -> bool:
 class PlainOps:
     """MXNet's stock operators: the meaning that every other op set must reproduce."""
 
-    networks: Tuple[str, ...] = ("resnet-v1b", "resnet-v1b-fl")  # of the reference: whose operators these are
-    honours: Tuple[str, ...] = ()  # settings that mean nothing to the stock operators, and something to these
+    networks: Tuple[str, ...] = (
+        "resnet-v1b",
+        "resnet-v1b-fl",
+    )  # of the reference: whose operators these are
+    honours: Tuple[
+        str, ...
+    ] = ()  # settings that mean nothing to the stock operators, and something to these
 
     def __init__(self, config: Config):
         self._config = config
@@ -62,45 +69,73 @@ class PlainOps:
         return self
 
     def _to(self, x: Feature, layout: str) -> Any:
-        return x.symbol if x.layout == layout else mx.sym.transpose(x.symbol, axes=_AXES[x.layout, layout])
+        return (
+            x.symbol
+            if x.layout == layout
+            else mx.sym.transpose(x.symbol, axes=_AXES[x.layout, layout])
+        )
 
     def _low(self, x: Any) -> Any:
         """To bfloat16, where that is asked for. Arguments, gradients and optimizer stay in float32: the master weights."""
         return mx.sym.amp_cast(x, dtype=_BFLOAT16) if self._config.dtype == "bfloat16" else x
 
     def input(self, name: str) -> Feature:
-        return Feature(self._low(mx.sym.var(name, dtype=self._config.input_dtype)), self._config.input_layout)
+        return Feature(
+            self._low(mx.sym.var(name, dtype=self._config.input_dtype)), self._config.input_layout
+        )
 
-    def conv_bn(self, x: Feature, conv: str, bn: str, filters: int, kernel: int, stride: int) -> Feature:
+    def conv_bn(
+        self, x: Feature, conv: str, bn: str, filters: int, kernel: int, stride: int
+    ) -> Feature:
         """Convolution without bias, padded to keep the size at stride 1, then batch norm over the channels."""
         config = self._config
         y = mx.sym.Convolution(
-            self._to(x, config.conv_layout), self._weight(conv), **self._window(conv, filters, kernel, stride), no_bias=True,
-            workspace=_CONV_WORKSPACE_MIB, **self._cudnn())
+            self._to(x, config.conv_layout),
+            self._weight(conv),
+            **self._window(conv, filters, kernel, stride),
+            no_bias=True,
+            workspace=_CONV_WORKSPACE_MIB,
+            **self._cudnn(),
+        )
         layout = config.batchnorm_layout
-        return Feature(self._to(Feature(y, config.conv_layout), layout), layout, bn, channels=filters)
+        return Feature(
+            self._to(Feature(y, config.conv_layout), layout), layout, bn, channels=filters
+        )
 
     def _weight(self, conv: str) -> Any:
         return self._low(mx.sym.var(f"{conv}_weight", dtype=self._config.input_dtype))
 
     def _window(self, conv: str, filters: int, kernel: int, stride: int) -> Dict[str, Any]:
         return {
-            "name": conv, "num_filter": filters, "kernel": (kernel, kernel), "stride": (stride, stride),
-            "pad": (kernel // 2, kernel // 2), "layout": self._config.conv_layout}
+            "name": conv,
+            "num_filter": filters,
+            "kernel": (kernel, kernel),
+            "stride": (stride, stride),
+            "pad": (kernel // 2, kernel // 2),
+            "layout": self._config.conv_layout,
+        }
 
     def _cudnn(self) -> Dict[str, Any]:
         """What NVIDIA's MXNet lets one say of cuDNN's algorithms, where this is it."""
         algo = self._config.conv_algo
         said = {
-            "cudnn_algo_verbose": bool(self._config.verbose), "cudnn_tensor_core_only": bool(self._config.force_tensor_core),
-            "cudnn_algo_fwd": algo, "cudnn_algo_bwd_data": algo, "cudnn_algo_bwd_filter": algo}
+            "cudnn_algo_verbose": bool(self._config.verbose),
+            "cudnn_tensor_core_only": bool(self._config.force_tensor_core),
+            "cudnn_algo_fwd": algo,
+            "cudnn_algo_bwd_data": algo,
+            "cudnn_algo_bwd_filter": algo,
+        }
         return said if accepts("Convolution", *said) else {}
 
     def _norm_attributes(self, name: str) -> Dict[str, Any]:
         config = self._config
         return {
-            "name": name, "fix_gamma": False, "eps": config.batchnorm_eps, "momentum": config.batchnorm_mom,
-            "axis": config.batchnorm_layout.index("C")}
+            "name": name,
+            "fix_gamma": False,
+            "eps": config.batchnorm_eps,
+            "momentum": config.batchnorm_mom,
+            "axis": config.batchnorm_layout.index("C"),
+        }
 
     def _statistics(self, norm: str) -> Dict[str, Any]:
         """The running ones, with their first values, for operators that do not bring them."""
@@ -108,7 +143,11 @@ class PlainOps:
         return {kind: mx.sym.var(f"{norm}_{kind}", init=value) for kind, value in first.items()}
 
     def _normed(self, x: Feature) -> Feature:
-        return Feature(mx.sym.BatchNorm(x.symbol, **self._norm_attributes(x.norm)), x.layout) if x.norm else x
+        return (
+            Feature(mx.sym.BatchNorm(x.symbol, **self._norm_attributes(x.norm)), x.layout)
+            if x.norm
+            else x
+        )
 
     def relu(self, x: Feature, name: str) -> Feature:
         x = self._normed(x)
@@ -124,19 +163,37 @@ class PlainOps:
         """3 x 3 maximum at stride 2."""
         layout = self._config.pooling_layout
         y = mx.sym.Pooling(
-            self._to(x, layout), kernel=(3, 3), stride=(2, 2), pad=(1, 1), pool_type="max", layout=layout, name=name)
+            self._to(x, layout),
+            kernel=(3, 3),
+            stride=(2, 2),
+            pad=(1, 1),
+            pool_type="max",
+            layout=layout,
+            name=name,
+        )
         return Feature(y, layout)
 
     def head(self, x: Feature, classes: int) -> Any:
         """Global average pool, fully connected layer, softmax with (smoothed) cross-entropy gradient in float32."""
         layout = self._config.pooling_layout
         y = mx.sym.Pooling(
-            self._to(x, layout), kernel=(7, 7), global_pool=True, pool_type="avg", layout=layout, name="pool1")
+            self._to(x, layout),
+            kernel=(7, 7),
+            global_pool=True,
+            pool_type="avg",
+            layout=layout,
+            name="pool1",
+        )
         y = mx.sym.Flatten(y)
         if self._config.dtype == "bfloat16":
             y = mx.sym.amp_cast(y, dtype="float32")
         verbose = {"cublas_algo_verbose": bool(self._config.verbose)}
-        y = mx.sym.FullyConnected(y, num_hidden=classes, name="fc1", **(verbose if accepts("FullyConnected", *verbose) else {}))
+        y = mx.sym.FullyConnected(
+            y,
+            num_hidden=classes,
+            name="fc1",
+            **(verbose if accepts("FullyConnected", *verbose) else {}),
+        )
         if self._config.dtype == "float16":
             y = mx.sym.Cast(y, dtype="float32")
         return mx.sym.SoftmaxOutput(y, smooth_alpha=self._config.label_smoothing, name="softmax")
@@ -148,7 +205,9 @@ class FusedCpuOps(PlainOps):
     honours = ("fuse_bn_relu",)
 
     def relu(self, x: Feature, name: str) -> Feature:
-        return Feature(mx.sym.contrib.BatchNormWithReLU(x.symbol, **self._norm_attributes(x.norm)), x.layout)
+        return Feature(
+            mx.sym.contrib.BatchNormWithReLU(x.symbol, **self._norm_attributes(x.norm)), x.layout
+        )
 
 
 class ExtensionOps(PlainOps):
@@ -165,7 +224,14 @@ class ExtensionOps(PlainOps):
     def _ours(self, x: Feature, **fused: Any) -> Feature:
         config = self._config
         y = extension.batch_norm(
-            x.symbol, x.norm, x.channels, config.batchnorm_eps, config.batchnorm_mom, config.batchnorm_layout, **fused)
+            x.symbol,
+            x.norm,
+            x.channels,
+            config.batchnorm_eps,
+            config.batchnorm_mom,
+            config.batchnorm_layout,
+            **fused,
+        )
         return Feature(y, x.layout)
 
     def _normed(self, x: Feature) -> Feature:
@@ -204,6 +270,13 @@ class GroupOps(PlainOps):
             return x
         config = self._config
         y = mx.sym.Custom(
-            data=x.symbol, **self._statistics(x.norm), name=x.norm, op_type=GROUP_BATCH_NORM, layer=x.norm, eps=config.batchnorm_eps,
-            momentum=config.batchnorm_mom, axis=config.batchnorm_layout.index("C"))
+            data=x.symbol,
+            **self._statistics(x.norm),
+            name=x.norm,
+            op_type=GROUP_BATCH_NORM,
+            layer=x.norm,
+            eps=config.batchnorm_eps,
+            momentum=config.batchnorm_mom,
+            axis=config.batchnorm_layout.index("C"),
+        )
         return Feature(y, x.layout)

@@ -24,9 +24,21 @@ class Progress:
     """Speaks on rank 0, is silent elsewhere; clock returns seconds."""
 
     def __init__(
-            self, plan: Plan, images_per_epoch: int, images_per_step: int, every_steps: int, rank: int,
-            streams: Sequence[TextIO] = (sys.stderr,), clock: Callable[[], float] = time.monotonic):
-        self._plan, self._images, self._step_images, self._every = plan, images_per_epoch, images_per_step, every_steps
+        self,
+        plan: Plan,
+        images_per_epoch: int,
+        images_per_step: int,
+        every_steps: int,
+        rank: int,
+        streams: Sequence[TextIO] = (sys.stderr,),
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._plan, self._images, self._step_images, self._every = (
+            plan,
+            images_per_epoch,
+            images_per_step,
+            every_steps,
+        )
         self._streams = streams if rank == 0 else ()
         self._clock = clock
         self._run_start = self._epoch_start = self._mark = 0.0
@@ -38,7 +50,9 @@ class Progress:
                 stream.write(text + "\n")  # in one piece: what ranks write is collected by mpirun
                 stream.flush()
             except OSError as error:
-                raise UserError(f"{getattr(stream, 'name', 'a stream')} cannot be written ({error.strerror})") from None
+                raise UserError(
+                    f"{getattr(stream, 'name', 'a stream')} cannot be written ({error.strerror})"
+                ) from None
 
     def run_started(self) -> None:
         self._run_start = self._clock()
@@ -51,7 +65,9 @@ class Progress:
             now = self._clock()
             speed = self._every * self._step_images / (now - self._mark)
             self._mark = now
-            self.say(f"epoch {epoch}, step {step} of {self._plan.steps_per_epoch}: {speed:,.0f} images/s")
+            self.say(
+                f"epoch {epoch}, step {step} of {self._plan.steps_per_epoch}: {speed:,.0f} images/s"
+            )
 
     def epoch_done(self, epoch: int, learning_rate: float) -> float:
         """Say how the epoch went; return its images per second."""
@@ -61,7 +77,8 @@ class Progress:
         speed = self._images / seconds
         self.say(
             f"epoch {epoch:{len(str(self._plan.num_epochs))}d} of at most {self._plan.num_epochs}: {speed:,.0f} images/s, "
-            f"{duration(seconds)}, learning rate {learning_rate:.4g}, at most {duration(left)} left")
+            f"{duration(seconds)}, learning rate {learning_rate:.4g}, at most {duration(left)} left"
+        )
         return speed
 
     def evaluated(self, epoch: int, score: Score, config: Config) -> None:
@@ -69,7 +86,9 @@ class Progress:
         target = config.accuracy_threshold
         verdict = "target reached" if score.accuracy > target else f"target above {target:g}"
         top_k = f", top-{config.top_k} {score.top_k_accuracy:.4f}" if config.top_k else ""
-        self.say(f"after epoch {epoch}: accuracy {score.accuracy:.4f} ({score.correct} of {score.total}){top_k}, {verdict}")
+        self.say(
+            f"after epoch {epoch}: accuracy {score.accuracy:.4f} ({score.correct} of {score.total}){top_k}, {verdict}"
+        )
 
     def run_done(self, reached: Optional[bool], target: float) -> None:
         took = duration(self._clock() - self._run_start)
@@ -78,4 +97,6 @@ class Progress:
         elif reached:
             self.say(f"trained to accuracy {self._best:.4f} (target above {target:g}) in {took}")
         else:
-            self.say(f"target accuracy {target:g} missed: best {self._best:.4f} in {self._plan.num_epochs} epochs, {took}")
+            self.say(
+                f"target accuracy {target:g} missed: best {self._best:.4f} in {self._plan.num_epochs} epochs, {took}"
+            )

@@ -54,11 +54,15 @@ class Plan:
         if self.constant_rate:
             return self.peak_lr
         if self.warmup_steps and update <= self.warmup_steps:
-            return 0.0 if self.warmup_is_constant and update < self.warmup_steps else self.peak_lr * update / self.warmup_steps
+            return (
+                0.0
+                if self.warmup_is_constant and update < self.warmup_steps
+                else self.peak_lr * update / self.warmup_steps
+            )
         if not self.polynomial:
             return self.peak_lr * self.drop_factor ** sum(update > step for step in self.drop_steps)
         left = max(0.0, 1 - (update - self.warmup_steps) / (self.total_steps - self.warmup_steps))
-        return END_LEARNING_RATE + (self.peak_lr - END_LEARNING_RATE) * left ** POLYNOMIAL_POWER
+        return END_LEARNING_RATE + (self.peak_lr - END_LEARNING_RATE) * left**POLYNOMIAL_POWER
 
 
 def make_blocks(num_epochs: int, period: int, offset: int) -> Tuple[Block, ...]:
@@ -75,11 +79,17 @@ def make_plan(config: Config, examples: int, ranks: int) -> Plan:
     """Plan a run over `examples` training images on `ranks` ranks. Raises UserError when a rank would get none."""
     shard = examples // ranks
     if shard == 0:
-        raise UserError(f"{examples} training images are too few for {ranks} ranks: start fewer ranks")
+        raise UserError(
+            f"{examples} training images are too few for {ranks} ranks: start fewer ranks"
+        )
     # The reference's rounding: every rank takes as many steps as the smallest shard fills, the last one topped up.
     steps_per_epoch = -(-shard // config.batch_size)
     polynomial = "pow" in config.lr_step_epochs
-    drops = () if polynomial else tuple(int(epoch) for epoch in config.lr_step_epochs.split(",") if epoch)
+    drops = (
+        ()
+        if polynomial
+        else tuple(int(epoch) for epoch in config.lr_step_epochs.split(",") if epoch)
+    )
     return Plan(
         steps_per_epoch=steps_per_epoch,
         num_epochs=config.num_epochs,
@@ -91,6 +101,7 @@ def make_plan(config: Config, examples: int, ranks: int) -> Plan:
         drop_factor=config.lr_factor,
         warmup_is_constant=not polynomial and config.warmup_strategy == "constant",
         # Without validation data, or when profiling, nothing is evaluated.
-        blocks=(Block(1, config.num_epochs, False),) if config.synth_data or config.profile
+        blocks=(Block(1, config.num_epochs, False),)
+        if config.synth_data or config.profile
         else make_blocks(config.num_epochs, config.eval_period, config.eval_offset),
     )

@@ -28,11 +28,22 @@ def _library(*names: str) -> Any:
 class Timing:
     """wait() waits for the device. Spans of one tag do not nest in each other; those of different tags may."""
 
-    def __init__(self, config: Config, wait: Callable[[], None], clock: Callable[[], float] = time.perf_counter):
+    def __init__(
+        self,
+        config: Config,
+        wait: Callable[[], None],
+        clock: Callable[[], float] = time.perf_counter,
+    ):
         everything = config.time_tags > 0 or config.nvtx_flag > 0
-        self._timed: Set[str] = set(TAGS) if everything else {"epoch_time"} if config.epoch_prof else set()
+        self._timed: Set[str] = (
+            set(TAGS) if everything else {"epoch_time"} if config.epoch_prof else set()
+        )
         self._nvtx = _library("libnvToolsExt.so.1") if config.nvtx_flag or config.profile else None
-        self._cuda = _library("libcudart.so", "libcudart.so.11.0", "libcudart.so.12") if config.profile else None
+        self._cuda = (
+            _library("libcudart.so", "libcudart.so.11.0", "libcudart.so.12")
+            if config.profile
+            else None
+        )
         self._wait, self._clock = wait, clock
         self._seconds: Dict[str, List[float]] = {}
 

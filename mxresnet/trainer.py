@@ -30,15 +30,21 @@ def choose_device(config: Config, world: World) -> Any:
     gpus = [int(gpu) for gpu in config.gpus.split(",")] if config.gpus else list(range(found))
     if not gpus:
         if config.dtype == "float16":
-            raise UserError(f"--dtype {config.dtype} needs a GPU and none is found: use --dtype float32 or bfloat16")
+            raise UserError(
+                f"--dtype {config.dtype} needs a GPU and none is found: use --dtype float32 or bfloat16"
+            )
         # MXNet's convolution cannot on a CPU, and its batch norm crashes now and then.
         if "NHWC" in (config.conv_layout, config.batchnorm_layout, config.pooling_layout):
-            raise UserError("--conv-layout, --batchnorm-layout and --pooling-layout NHWC need a GPU and none is found: use NCHW")
+            raise UserError(
+                "--conv-layout, --batchnorm-layout and --pooling-layout NHWC need a GPU and none is found: use NCHW"
+            )
         return mx.cpu()
     if config.dtype == "bfloat16":
         raise UserError("--dtype bfloat16 is for CPUs: use --dtype float16 on a GPU")
     if world.local_rank >= len(gpus):
-        raise UserError(f"{len(gpus)} GPUs for rank {world.local_rank} of this machine: start fewer ranks or see --gpus")
+        raise UserError(
+            f"{len(gpus)} GPUs for rank {world.local_rank} of this machine: start fewer ranks or see --gpus"
+        )
     return mx.gpu(gpus[world.local_rank])
 
 
@@ -47,10 +53,15 @@ def check_device(device: Any) -> None:
     try:
         mx.nd.zeros((1,), device).asnumpy()
     except mx.MXNetError as error:
-        said = [line.strip() for line in str(error).splitlines() if "rror" in line or "Check failed" in line] or [str(error).strip()]
+        said = [
+            line.strip()
+            for line in str(error).splitlines()
+            if "rror" in line or "Check failed" in line
+        ] or [str(error).strip()]
         raise UserError(
             f"MXNet {mx.__version__} cannot use {device}: {said[-1][:200]}; the public GPU package knows compute capabilities 5.0 "
-            "to 8.6 (Maxwell to Ampere), not Hopper or later") from None
+            "to 8.6 (Maxwell to Ampere), not Hopper or later"
+        ) from None
 
 
 def seed_everything(seed: int) -> None:
@@ -66,22 +77,39 @@ class Trainer:
     not fit the ranks.
     """
 
-    def __init__(self, config: Config, plan: Plan, world: World, classes: int, device: Any, extension_problem: str = NOT_TRIED):
+    def __init__(
+        self,
+        config: Config,
+        plan: Plan,
+        world: World,
+        classes: int,
+        device: Any,
+        extension_problem: str = NOT_TRIED,
+    ):
         self._config, self._plan, self._world, self._device = config, plan, world, device
-        set_group_sums(world.group_sums(config.bn_group, [bn for _, bn in network.layer_names(config.num_layers)]))
+        set_group_sums(
+            world.group_sums(
+                config.bn_group, [bn for _, bn in network.layer_names(config.num_layers)]
+            )
+        )
         ops = op_set(config, device.device_type == "gpu", extension_problem)
         self._module = mx.mod.Module(network.build(ops, config, classes), context=device)
         self._evaluator = self._module
         evaluation_ops = ops.for_evaluation()
         if evaluation_ops is not ops:
-            self._evaluator = mx.mod.Module(network.build(evaluation_ops, config, classes), context=device)
+            self._evaluator = mx.mod.Module(
+                network.build(evaluation_ops, config, classes), context=device
+            )
 
     def initialise(self) -> List[str]:
         """Allocate, draw the first weights, take rank 0's; return the parameters' names."""
         config = self._config
         shapes = {
-            "data_shapes": [mx.io.DataDesc("data", config.batch_shape, config.input_dtype, config.input_layout)],
-            "label_shapes": [mx.io.DataDesc("softmax_label", (config.batch_size,), "float32")]}
+            "data_shapes": [
+                mx.io.DataDesc("data", config.batch_shape, config.input_dtype, config.input_layout)
+            ],
+            "label_shapes": [mx.io.DataDesc("softmax_label", (config.batch_size,), "float32")],
+        }
         self._module.bind(**shapes)
         self._module.init_params(network.initializer(config))
         arguments, statistics = self._module.get_params()
@@ -89,31 +117,48 @@ class Trainer:
         self._world.broadcast_parameters(statistics)
         self._module.set_params(arguments, statistics)
         if self._evaluator is not self._module:
-            self._evaluator.bind(**shapes, for_training=False, shared_module=self._module)  # parameters and statistics are the same arrays
+            self._evaluator.bind(
+                **shapes, for_training=False, shared_module=self._module
+            )  # parameters and statistics are the same arrays
         mx.nd.waitall()
         return list(arguments)
 
     def _start_optimizer(self, updates_done: int) -> None:
         config = self._config
         common = {
-            "learning_rate": config.lr, "wd": config.wd, "momentum": config.mom, "rescale_grad": 1 / config.batch_size,
-            "param_idx2name": dict(enumerate(self._module._exec_group.param_names)), "begin_num_update": updates_done}
+            "learning_rate": config.lr,
+            "wd": config.wd,
+            "momentum": config.mom,
+            "rescale_grad": 1 / config.batch_size,
+            "param_idx2name": dict(enumerate(self._module._exec_group.param_names)),
+            "begin_num_update": updates_done,
+        }
         if config.optimizer == "sgd":
             optimizer = mx.optimizer.SGD(multi_precision=True, **common)
         else:
-            optimizer = Lars(eta=config.lars_eta, eps=config.lars_eps, decay_bias=DECAYS_BIAS[config.optimizer], **common)
+            optimizer = Lars(
+                eta=config.lars_eta,
+                eps=config.lars_eps,
+                decay_bias=DECAYS_BIAS[config.optimizer],
+                **common,
+            )
         # After the constructor, which would otherwise assign learning_rate to the schedule.
         optimizer.lr_scheduler = self._plan.learning_rate
         self._module.init_optimizer(kvstore=None, optimizer=optimizer, force_init=True)
 
     def warm_up(self) -> None:
         """Run every kernel of training and evaluation once on invented data, and leave no trace of it."""
-        arguments, statistics = ({name: array.copy() for name, array in part.items()} for part in self._module.get_params())
+        arguments, statistics = (
+            {name: array.copy() for name, array in part.items()}
+            for part in self._module.get_params()
+        )
         self._start_optimizer(updates_done=0)
         config = self._config
         batch = Batch(
-            mx.nd.zeros(config.batch_shape, self._device, dtype=config.input_dtype), mx.nd.zeros((config.batch_size,), self._device),
-            real=config.batch_size)
+            mx.nd.zeros(config.batch_shape, self._device, dtype=config.input_dtype),
+            mx.nd.zeros((config.batch_size,), self._device),
+            real=config.batch_size,
+        )
         for _ in range(WARM_UP_UPDATES):
             self.forward(batch)
             self.backward()
@@ -146,13 +191,15 @@ class Trainer:
         # here, nor any of these forward passes at the end. And on CPU the running statistics are written by the backward
         # pass, unseen by readers' dependencies.
         mx.nd.waitall()
-        self._world.average([arrays[0] for arrays in self._module._exec_group.aux_arrays], "statistics", groups=1)
+        self._world.average(
+            [arrays[0] for arrays in self._module._exec_group.aux_arrays], "statistics", groups=1
+        )
         correct, in_top_k, finite, total = [], [], [], 0
         for batch in batches:
             self._evaluator.forward(mx.io.DataBatch([batch.image], [batch.label]), is_train=False)
             if batch.real:
-                output = self._evaluator.get_outputs()[0][:batch.real]
-                label = batch.label[:batch.real].as_in_context(output.context)
+                output = self._evaluator.get_outputs()[0][: batch.real]
+                label = batch.label[: batch.real].as_in_context(output.context)
                 correct.append((output.argmax(axis=1) == label).sum())
                 if self._config.top_k:
                     likeliest = output.topk(axis=1, k=self._config.top_k)
@@ -160,16 +207,27 @@ class Trainer:
                 finite.append(mx.nd.contrib.isfinite(output).min())
                 total += batch.real
         if not all(value.asscalar() for value in finite):
-            raise UserError("the network's output is not finite any more: training diverged; lower --lr or warm up longer")
+            raise UserError(
+                "the network's output is not finite any more: training diverged; lower --lr or warm up longer"
+            )
         mx.nd.waitall()
-        counts = [sum(int(value.asscalar()) for value in correct), total, sum(int(value.asscalar()) for value in in_top_k)]
+        counts = [
+            sum(int(value.asscalar()) for value in correct),
+            total,
+            sum(int(value.asscalar()) for value in in_top_k),
+        ]
         # With --separ-val every rank has seen every image; rank 0 speaks, so that all decide alike.
-        return Score(*(self._world.broadcast(counts) if self._config.separ_val else self._world.sum(counts)))
+        return Score(
+            *(self._world.broadcast(counts) if self._config.separ_val else self._world.sum(counts))
+        )
 
     def start_profile(self) -> None:
         """Let MXNet's own profiler write what happens from now on to --profile-worker-suffix's file."""
         if self._config.profile_worker_suffix:
-            mx.profiler.set_config(profile_all=True, filename=f"rank{self._world.rank}_{self._config.profile_worker_suffix}")
+            mx.profiler.set_config(
+                profile_all=True,
+                filename=f"rank{self._world.rank}_{self._config.profile_worker_suffix}",
+            )
             mx.profiler.set_state("run")
 
     def stop_profile(self) -> None:

@@ -25,18 +25,26 @@ class VendorOps(PlainOps):
 
     networks = ("resnet-v1b-fl", "resnet-v1b", "resnet-v1b-mod-fl")
     honours = ("fuse_bn_relu", "fuse_bn_add_relu")
-    needs: Tuple[Tuple[str, ...], ...] = (("BatchNorm", "act_type"), ("BatchNormAddRelu",))  # operator, attributes
+    needs: Tuple[Tuple[str, ...], ...] = (
+        ("BatchNorm", "act_type"),
+        ("BatchNormAddRelu",),
+    )  # operator, attributes
 
     def relu(self, x: Feature, name: str) -> Feature:
         if not self._config.fuse_bn_relu:
             return super().relu(x, name)
-        return Feature(mx.sym.BatchNorm(x.symbol, act_type="relu", **self._norm_attributes(x.norm)), x.layout)
+        return Feature(
+            mx.sym.BatchNorm(x.symbol, act_type="relu", **self._norm_attributes(x.norm)), x.layout
+        )
 
     def add_relu(self, x: Feature, shortcut: Feature, name: str) -> Feature:
         if not self._config.fuse_bn_add_relu:
             return super().add_relu(x, shortcut, name)
         addend = self._to(self._normed(shortcut), x.layout)
-        return Feature(mx.sym.BatchNormAddRelu(x.symbol, addend=addend, **self._norm_attributes(x.norm)), x.layout)
+        return Feature(
+            mx.sym.BatchNormAddRelu(x.symbol, addend=addend, **self._norm_attributes(x.norm)),
+            x.layout,
+        )
 
 
 class StatsOps(VendorOps):
@@ -46,9 +54,16 @@ class StatsOps(VendorOps):
     """
 
     networks = ("resnet-v1b-stats-fl",)
-    needs = VendorOps.needs + (("NormConvolution",), ("NormalizedConvolution",), ("BNStatsFinalize",), ("ScaleBiasAddRelu",))
+    needs = VendorOps.needs + (
+        ("NormConvolution",),
+        ("NormalizedConvolution",),
+        ("BNStatsFinalize",),
+        ("ScaleBiasAddRelu",),
+    )
 
-    def conv_bn(self, x: Feature, conv: str, bn: str, filters: int, kernel: int, stride: int) -> Feature:
+    def conv_bn(
+        self, x: Feature, conv: str, bn: str, filters: int, kernel: int, stride: int
+    ) -> Feature:
         if kernel > LARGEST_KERNEL:
             return super().conv_bn(x, conv, bn, filters, kernel, stride)
         inputs = {"data": self._to(x, LAYOUT), "weight": self._weight(conv)}
@@ -74,8 +89,14 @@ class StatsOps(VendorOps):
         if project:
             inputs.update(self._finalized("z", shortcut))
         y = mx.sym.ScaleBiasAddRelu(
-            **inputs, name=name, dual_scale_bias=project, fused_add=shortcut is not None, act_type="relu", layout=LAYOUT,
-            eps=self._config.batchnorm_eps)
+            **inputs,
+            name=name,
+            dual_scale_bias=project,
+            fused_add=shortcut is not None,
+            act_type="relu",
+            layout=LAYOUT,
+            eps=self._config.batchnorm_eps,
+        )
         return Feature(y[0], LAYOUT)  # the other output is its own notes for the backward pass
 
     def _finalized(self, which: str, x: Feature) -> Dict[str, Any]:
@@ -83,17 +104,31 @@ class StatsOps(VendorOps):
         total, squares = x.sums
         (shape,) = x.symbol.infer_shape(data=self._config.batch_shape)[1]
         scale, bias, mean, inverse, gamma, beta = mx.sym.BNStatsFinalize(
-            sum=total, sum_squares=squares, **self._moments(x.norm), name=x.norm, output_mean_var=True,
-            elem_count=int(np.prod(shape[:-1])))
+            sum=total,
+            sum_squares=squares,
+            **self._moments(x.norm),
+            name=x.norm,
+            output_mean_var=True,
+            elem_count=int(np.prod(shape[:-1])),
+        )
         return {
-            f"{which}_equiv_scale": scale, f"{which}_equiv_bias": bias, f"{which}_gamma": gamma, f"{which}_beta": beta,
-            f"{which}_mean": mean, f"{which}_invvar": inverse}
+            f"{which}_equiv_scale": scale,
+            f"{which}_equiv_bias": bias,
+            f"{which}_gamma": gamma,
+            f"{which}_beta": beta,
+            f"{which}_mean": mean,
+            f"{which}_invvar": inverse,
+        }
 
     def _moments(self, norm: str) -> Dict[str, Any]:
         """What an operator that evaluates a batch norm from sums wants of it, under the batch norm's own names."""
         parameters = {kind: mx.sym.var(f"{norm}_{kind}") for kind in ("gamma", "beta")}
         attributes = self._norm_attributes(norm)
-        return {**parameters, **self._statistics(norm), **{key: attributes[key] for key in ("eps", "momentum", "fix_gamma")}}
+        return {
+            **parameters,
+            **self._statistics(norm),
+            **{key: attributes[key] for key in ("eps", "momentum", "fix_gamma")},
+        }
 
 
 class NormOps(StatsOps):
@@ -101,13 +136,21 @@ class NormOps(StatsOps):
 
     networks = ("resnet-v1b-dbar2-fl", "resnet-v1b-mainloop-fl")
 
-    def conv_bn(self, x: Feature, conv: str, bn: str, filters: int, kernel: int, stride: int) -> Feature:
+    def conv_bn(
+        self, x: Feature, conv: str, bn: str, filters: int, kernel: int, stride: int
+    ) -> Feature:
         if not x.norm:
             return super().conv_bn(x, conv, bn, filters, kernel, stride)
         total, squares = x.sums
         y, *sums = mx.sym.NormConvolution(
-            data=x.symbol, in_sum=total, in_sum_squares=squares, **self._moments(x.norm), weight=self._weight(conv),
-            **self._window(conv, filters, kernel, stride), act_type="relu")
+            data=x.symbol,
+            in_sum=total,
+            in_sum_squares=squares,
+            **self._moments(x.norm),
+            weight=self._weight(conv),
+            **self._window(conv, filters, kernel, stride),
+            act_type="relu",
+        )
         return Feature(y, LAYOUT, bn, tuple(sums))
 
     def relu(self, x: Feature, name: str) -> Feature:

@@ -44,7 +44,9 @@ def own_addresses() -> List[str]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             try:
-                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+                answer = fcntl.ioctl(
+                    probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15])
+                )
             except OSError:
                 continue  # an interface without an address
             found.append(socket.inet_ntoa(answer[20:24]))
@@ -101,7 +103,9 @@ class Watchdog:
                         peer.heard += now - last
                 last = now
                 for key, _ in ready:
-                    self._accept() if key.fileobj is self._listener else self._hear(self._peers[key.fileobj], now)
+                    self._accept() if key.fileobj is self._listener else self._hear(
+                        self._peers[key.fileobj], now
+                    )
                 self._judge(now)
                 if self._leaving and self._is_last():
                     self._left.set()
@@ -169,15 +173,27 @@ class Watchdog:
     def _judge(self, now: float) -> None:
         if self._ends_at is not None and now >= self._ends_at:
             self._end(self._cause)
-        silent = sorted((peer for peer in self._peers.values() if peer.rank >= 0 and now - peer.heard > self._limit), key=lambda p: p.rank)
+        silent = sorted(
+            (
+                peer
+                for peer in self._peers.values()
+                if peer.rank >= 0 and now - peer.heard > self._limit
+            ),
+            key=lambda p: p.rank,
+        )
         if silent:
             who = ", ".join(f"rank {peer.rank} on {peer.name}" for peer in silent)
-            self._end(f"no sign of life of {who} for {self._limit:g} s: stopped, or cut off the network (--watchdog-limit)")
+            self._end(
+                f"no sign of life of {who} for {self._limit:g} s: stopped, or cut off the network (--watchdog-limit)"
+            )
 
     def _end(self, cause: str) -> None:
         if cause:
             # Not through sys.stderr, whose lock the main thread may hold.
-            os.write(2, f"mxresnet: rank {self._rank} on {socket.gethostname()} ends the run: {cause}\n".encode())
+            os.write(
+                2,
+                f"mxresnet: rank {self._rank} on {socket.gethostname()} ends the run: {cause}\n".encode(),
+            )
         self._send_all(TOLD)
         os._exit(1)
 
@@ -211,7 +227,13 @@ def listen(ranks: int, period: float, limit: float) -> Watchdog:
     dog._listener.setblocking(False)
     dog._selector.register(dog._listener, selectors.EVENT_READ)
     dog.address = Address(
-        own_addresses(), dog._listener.getsockname()[1], secrets.token_hex(16), socket.gethostname(), period, limit)
+        own_addresses(),
+        dog._listener.getsockname()[1],
+        secrets.token_hex(16),
+        socket.gethostname(),
+        period,
+        limit,
+    )
     dog._start()
     return dog
 

@@ -21,7 +21,13 @@ FILE, HARD_LINK, SYMBOLIC_LINK, FOLDER = b"0", b"1", b"2", b"5"
 FILES = (FILE, b"\0", b"7")
 WITHOUT_DATA = (HARD_LINK, SYMBOLIC_LINK, b"3", b"4", FOLDER, b"6")
 WRAPPERS = ("train", "val")  # tar -cf train.tar train
-COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
+COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+}
 PACKED_NAME = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|zip)$", re.IGNORECASE)
 
 
@@ -93,14 +99,22 @@ def check_not_compressed(path):
         head = stream.read(8)
     for magic, name in COMPRESSED.items():
         if head.startswith(magic):
-            raise SourceError("%s: is compressed (%s) and cannot be read in place: decompress it" % (path, name))
+            raise SourceError(
+                "%s: is compressed (%s) and cannot be read in place: decompress it" % (path, name)
+            )
 
 
 class Finder:
     """Collects the images of one archive into a listing; `base` is the folder that they would be unpacked to."""
 
     def __init__(self, path, listing, base, time, nested):
-        self.path, self.listing, self.base, self.time, self.nested = path, listing, base, time, nested
+        self.path, self.listing, self.base, self.time, self.nested = (
+            path,
+            listing,
+            base,
+            time,
+            nested,
+        )
         self.folders = {}
         self.links = []
         self.folder("")
@@ -125,14 +139,20 @@ class Finder:
             for member in members(descriptor, begin, end):
                 self.look(member)
         except Damage as damage:
-            self.listing.problems.append(Problem(self.path, "%s%s" % (self.base + ".tar in it " if begin else "", damage)))
+            self.listing.problems.append(
+                Problem(self.path, "%s%s" % (self.base + ".tar in it " if begin else "", damage))
+            )
         self.resolve_links()
         self.unwrap()
 
     def unwrap(self):
         """Takes away a folder around everything that only repeats the archive's name (n01440764.tar) or role (train/)."""
-        wrapper = posixpath.basename(self.base) or next((name for name in WRAPPERS if name in self.folders), None)
-        if self.folders[""].names or not all(name.split("/")[0] == wrapper for name in self.folders if name):
+        wrapper = posixpath.basename(self.base) or next(
+            (name for name in WRAPPERS if name in self.folders), None
+        )
+        if self.folders[""].names or not all(
+            name.split("/")[0] == wrapper for name in self.folders if name
+        ):
             return
         for name, folder in self.folders.items():
             if name:
@@ -154,7 +174,9 @@ class Finder:
         elif self.nested is not None and name.endswith(".tar") and member.kind in FILES:
             self.nested.append(member)
         elif PACKED_NAME.search(name):
-            self.problem(name, "a packed archive in an archive cannot be read in place: unpack the outer one")
+            self.problem(
+                name, "a packed archive in an archive cannot be read in place: unpack the outer one"
+            )
         elif not is_image_name(name):
             suffix = os.path.splitext(name)[1].lower() or posixpath.basename(name)
             self.listing.ignored[suffix] = self.listing.ignored.get(suffix, 0) + 1
@@ -184,14 +206,20 @@ class Finder:
             found = len(later) < len(waiting)
             waiting = later
         for member in waiting:
-            self.problem(member.name, "a link to %s, which is no image in this archive" % member.target)
+            self.problem(
+                member.name, "a link to %s, which is no image in this archive" % member.target
+            )
 
     def resolve(self, member, places):
         """Adds a link's image if `places` (name -> size, offset) knows its target."""
         target = member.target
         if member.kind == SYMBOLIC_LINK:
             target = posixpath.normpath(posixpath.join(posixpath.dirname(member.name), target))
-        if target not in places or not is_image_name(member.name) or name_problem(self.base + member.name):
+        if (
+            target not in places
+            or not is_image_name(member.name)
+            or name_problem(self.base + member.name)
+        ):
             return False
         places[member.name] = places[target]
         self.add(member.name, *places[target])
@@ -226,7 +254,9 @@ def members(descriptor, begin, end):
                 data = skip_sparse_map(descriptor, header, data, end)
             member = make_member(header, kind, size, data, extra)
             if data + size > end:
-                raise Damage("is cut short: %s lacks its last %d bytes" % (member.name, data + size - end))
+                raise Damage(
+                    "is cut short: %s lacks its last %d bytes" % (member.name, data + size - end)
+                )
             yield member
         at = data + (size + BLOCK - 1) // BLOCK * BLOCK
 
@@ -240,7 +270,10 @@ def read(descriptor, at, size, end):
             break
         data += more
     if len(data) < size:
-        raise Damage("is cut short: it ends at byte %d, %s" % (end, "inside a header" if data else "without its end mark"))
+        raise Damage(
+            "is cut short: it ends at byte %d, %s"
+            % (end, "inside a header" if data else "without its end mark")
+        )
     return data
 
 
@@ -251,7 +284,10 @@ def check_rest(descriptor, at, end):
         if not data:
             return
         if data.count(0) != len(data):
-            raise Damage("has more data after its end mark (after byte %d): a damaged header or two archives in one" % at)
+            raise Damage(
+                "has more data after its end mark (after byte %d): a damaged header or two archives in one"
+                % at
+            )
         at += len(data)
 
 
@@ -259,7 +295,9 @@ def check_sum(header, at):
     """Raises Damage unless the header's bytes add up to what it says (its own sum counting as eight blanks)."""
     said = number(header[148:156], at)
     # Adler-32 begins with 1 and adds up bytes in its lower half, modulo 65521: a sum of bytes at the speed of C.
-    if (zlib.adler32(header[156:], zlib.adler32(header[:148])) & 0xFFFF) == (said - 256 + 1) % 65521:
+    if (zlib.adler32(header[156:], zlib.adler32(header[:148])) & 0xFFFF) == (
+        said - 256 + 1
+    ) % 65521:
         return
     signed = sum(byte - 256 if byte > 127 else byte for byte in header[:148] + header[156:]) + 256
     if signed != said:  # some old programs took bytes for signed numbers
@@ -285,7 +323,12 @@ def pax_records(content, at):
     records, begin = {}, 0
     while begin < len(content.rstrip(b"\0")):
         length, blank, _ = content[begin : begin + 20].partition(b" ")
-        if not blank or not length.isdigit() or begin + int(length) > len(content) or int(length) < len(length) + 4:
+        if (
+            not blank
+            or not length.isdigit()
+            or begin + int(length) > len(content)
+            or int(length) < len(length) + 4
+        ):
             raise Damage("has a damaged pax header at byte %d" % at)
         name, _, value = content[begin + len(length) + 1 : begin + int(length) - 1].partition(b"=")
         records[name] = value
@@ -317,7 +360,9 @@ def make_member(header, kind, size, data, extra):
     if kind in FILES and name.endswith(b"/"):
         kind = FOLDER  # how the oldest archives write one
     target = extra.get(b"linkpath", header[157:257].split(b"\0", 1)[0])
-    sparse = kind == b"S" or any(key.startswith((b"GNU.sparse.", b"SCHILY.realsize")) for key in extra)
+    sparse = kind == b"S" or any(
+        key.startswith((b"GNU.sparse.", b"SCHILY.realsize")) for key in extra
+    )
     target = os.fsdecode(target) if kind == SYMBOLIC_LINK else tidy(target)
     return Member(tidy(name), kind, size, data, target, sparse)
 

@@ -18,7 +18,9 @@ from prepare.plan import Plan, check_no_class_lost
 from prepare.sources import ImageReader
 
 HELD = 3  # pieces on their way to the file: being hashed, being written, just asked for
-BODY = recordio.FRAME_BYTES + recordio.IMAGE_HEADER_BYTES  # where an image begins in its record, bytes
+BODY = (
+    recordio.FRAME_BYTES + recordio.IMAGE_HEADER_BYTES
+)  # where an image begins in its record, bytes
 
 
 @dataclass
@@ -94,7 +96,9 @@ def build_pieces(plan: Plan, edges, workers, check):
     Call release(piece.buffer) when its bytes are used; at most HELD pieces may wait for that when the next is asked for.
     Threads suffice: reading, hashing and the array operations all run outside Python's lock.
     """
-    capacity = max((int(recordio.record_bytes(plan.sizes[a:b]).sum()) for a, b in edges), default=0) // 4
+    capacity = (
+        max((int(recordio.record_bytes(plan.sizes[a:b]).sum()) for a, b in edges), default=0) // 4
+    )
     buffers = queue.SimpleQueue()
     for _ in range(workers + 1 + HELD):
         buffers.put(np.empty(capacity, recordio.WORD))
@@ -104,7 +108,9 @@ def build_pieces(plan: Plan, edges, workers, check):
             for first, last in edges:
                 if len(waiting) > workers:
                     yield waiting.popleft().result(), buffers.put
-                waiting.append(pool.submit(build_piece, plan, first, last, buffers.get(), reader, check))
+                waiting.append(
+                    pool.submit(build_piece, plan, first, last, buffers.get(), reader, check)
+                )
             while waiting:
                 yield waiting.popleft().result(), buffers.put
         finally:
@@ -156,7 +162,13 @@ def resume(plan: Plan, edges, journal, path, done, progress):
                     break
                 done.hash = digest
                 sums = recordio.sums_of(data, lengths)
-                done.add(first, last, lengths, sums, {int(record): reason for record, reason in line["bad"].items()})
+                done.add(
+                    first,
+                    last,
+                    lengths,
+                    sums,
+                    {int(record): reason for record, reason in line["bad"].items()},
+                )
                 pieces, end = pieces + 1, end + len(data)
                 progress(last - first, int(plan.sizes[first:last].sum()))
     journal.keep(pieces)
@@ -204,10 +216,14 @@ def convert(plan: Plan, folder, workers, check, keep_going, description, progres
     Raises Refused when something else is in the way, and OSError when writing fails: what is written then stays.
     """
     part = output.part_folder(folder, plan.prefix)
-    journal = output.Journal(part, {"digest": plan.digest, "check": description["options"]["check"]})
+    journal = output.Journal(
+        part, {"digest": plan.digest, "check": description["options"]["check"]}
+    )
     try:
         # Another process may have finished this half since the caller looked; nobody can any more.
-        if output.is_finished(folder, plan.prefix, description["source"]["identity"], description["options"]):
+        if output.is_finished(
+            folder, plan.prefix, description["source"]["identity"], description["options"]
+        ):
             output.sweep(folder, plan.prefix)
             return output.load_manifest(folder, plan.prefix)
         output.take_back(folder, plan.prefix)
@@ -217,7 +233,10 @@ def convert(plan: Plan, folder, workers, check, keep_going, description, progres
         record = output.RecordFile(path, end)
         try:
             copy(plan, edges[pieces:], record, journal, done, workers, check, keep_going, progress)
-            bad = [Problem(os.path.join(plan.top, plan.paths[number]), done.bad[number]) for number in sorted(done.bad)]
+            bad = [
+                Problem(os.path.join(plan.top, plan.paths[number]), done.bad[number])
+                for number in sorted(done.bad)
+            ]
             if bad and not keep_going:
                 raise BadImages(bad)
             record.finish()
@@ -250,7 +269,9 @@ def finish(plan: Plan, done, part, bad, description):
     }
     files = {plan.prefix + ".rec": {"bytes": int(lengths.sum()), "sha256": done.hash.hexdigest()}}
     for suffix, content in blocks.items():
-        files[plan.prefix + suffix] = output.write_file(os.path.join(part, plan.prefix + suffix), content)
+        files[plan.prefix + suffix] = output.write_file(
+            os.path.join(part, plan.prefix + suffix), content
+        )
     counts = np.bincount(numbers, minlength=len(plan.classes)).tolist()
     return {
         "format": output.FORMAT,
@@ -267,7 +288,10 @@ def finish(plan: Plan, done, part, bad, description):
         "digest": plan.digest,
         **description,
         "ignored": plan.ignored,
-        "skipped": [{"path": below(plan.top, problem.path), "reason": problem.reason} for problem in plan.problems + bad],
+        "skipped": [
+            {"path": below(plan.top, problem.path), "reason": problem.reason}
+            for problem in plan.problems + bad
+        ],
     }
 
 

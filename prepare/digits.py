@@ -27,9 +27,13 @@ def images():
     for pixels, digit in zip(scans.images, scans.target):
         number = seen[digit]
         seen[digit] += 1
-        grey = (pixels * (255.0 / 16.0)).round().astype("uint8")  # the scans count 0 to 16 dots per cell
+        grey = (
+            (pixels * (255.0 / 16.0)).round().astype("uint8")
+        )  # the scans count 0 to 16 dots per cell
         large = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
-        _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(large, cv2.COLOR_GRAY2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+        _, jpeg = cv2.imencode(
+            ".jpg", cv2.cvtColor(large, cv2.COLOR_GRAY2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
+        )
         half = "val" if number % HOLDOUT == HOLDOUT - 1 else "train"
         yield os.path.join(half, "digit_%d" % digit, "%04d.jpg" % number), jpeg.tobytes()
 
@@ -60,10 +64,14 @@ def write(folder):
     if os.path.lexists(folder) and not (os.path.isdir(folder) and not os.listdir(folder)):
         if os.path.isdir(folder) and is_complete(folder, wanted):
             return False
-        raise FileExistsError("%s exists and is not the digits data set: remove it or choose another folder" % folder)
+        raise FileExistsError(
+            "%s exists and is not the digits data set: remove it or choose another folder" % folder
+        )
     os.makedirs(os.path.dirname(folder), exist_ok=True)
     # A sibling, so that the rename below stays in one file system and the folder appears whole or not at all.
-    scratch = tempfile.mkdtemp(prefix=os.path.basename(folder) + ".", suffix=".part", dir=os.path.dirname(folder))
+    scratch = tempfile.mkdtemp(
+        prefix=os.path.basename(folder) + ".", suffix=".part", dir=os.path.dirname(folder)
+    )
     try:
         for path, jpeg in wanted.items():
             path = os.path.join(scratch, path)
@@ -79,8 +87,12 @@ def write(folder):
 
 def main(argv=None):
     """Returns the exit status: 0 written or already there, 2 something else is there or it cannot be written."""
-    parser = argparse.ArgumentParser(prog="python -m prepare.digits", description=__doc__.split("\n\n")[0])
-    parser.add_argument("folder", metavar="DST", help="folder to make; it will hold train/ and val/")
+    parser = argparse.ArgumentParser(
+        prog="python -m prepare.digits", description=__doc__.split("\n\n")[0]
+    )
+    parser.add_argument(
+        "folder", metavar="DST", help="folder to make; it will hold train/ and val/"
+    )
     folder = parser.parse_args(argv).folder
     print_any_name()
     try:
@@ -89,7 +101,10 @@ def main(argv=None):
         print("prepare.digits: %s" % error, file=sys.stderr)
         return 2
     except ImportError as error:
-        print("prepare.digits: needs scikit-learn and opencv-python-headless: %s" % error, file=sys.stderr)
+        print(
+            "prepare.digits: needs scikit-learn and opencv-python-headless: %s" % error,
+            file=sys.stderr,
+        )
         return 2
     print("%s: 10 classes, 1,797 images%s" % (folder, "" if written else " (already there)"))
     return 0

@@ -20,7 +20,11 @@ from prepare.plan import check_no_class_lost, make_plan
 from prepare.progress import Progress, print_any_name
 
 PREFIXES = ("val", "train")  # the small one first: what is wrong shows early
-CHECKS = {"none": lambda: images.check_nothing, "ends": lambda: images.check_ends, "decode": images.DecodeCheck}
+CHECKS = {
+    "none": lambda: images.check_nothing,
+    "ends": lambda: images.check_ends,
+    "decode": images.DecodeCheck,
+}
 STATUSES = """\
 exit status:
   0    both halves are complete, now or since an earlier run
@@ -44,7 +48,8 @@ class WrongPath(Exception):
 def parse(argv):
     parser = argparse.ArgumentParser(
         prog="python -m prepare.imagenet",
-        description=__doc__.split("\n", 1)[1].strip() + """
+        description=__doc__.split("\n", 1)[1].strip()
+        + """
 
 SRC holds train/ and val/ with a folder for each class, or the official archives (ILSVRC2012_img_train.tar and
 ILSVRC2012_img_val.tar, read in place; also train/ with an archive for each class). Labels for the validation
@@ -53,14 +58,20 @@ archive come from the devkit archive, a valprep.sh or a list of synsets, in SRC 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", metavar="SRC", help="folder of the data set")
-    parser.add_argument("folder", metavar="DST", help="folder for train.rec, val.rec, their .idx, .lst, .sums and .json")
+    parser.add_argument(
+        "folder",
+        metavar="DST",
+        help="folder for train.rec, val.rec, their .idx, .lst, .sums and .json",
+    )
     parser.add_argument(
         "--val-labels",
         metavar="FILE",
         help="labels of validation images that stand in no class folders: the devkit archive, valprep.sh, or a text file "
         "with one synset a line in the order of the files; found by itself when it is in SRC",
     )
-    parser.add_argument("--workers", type=positive, default=None, help="reading threads (default: 4 per usable CPU)")
+    parser.add_argument(
+        "--workers", type=positive, default=None, help="reading threads (default: 4 per usable CPU)"
+    )
     parser.add_argument(
         "--check",
         choices=CHECKS,
@@ -73,7 +84,11 @@ archive come from the devkit archive, a valprep.sh or a list of synsets, in SRC 
         default="fail",
         help="fail: name everything that is wrong and stop; skip: leave it out and name it in the manifest",
     )
-    parser.add_argument("--dry-run", action="store_true", help="look at the source, say what would be done, write nothing")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="look at the source, say what would be done, write nothing",
+    )
     return parser.parse_args(argv)
 
 
@@ -98,7 +113,9 @@ def main(argv=None):
         return fail(3, str(error))
     except OSError as error:
         where = error.filename or arguments.folder
-        return fail(4, "%s: %s; when that is mended, the same command goes on" % (where, error.strerror))
+        return fail(
+            4, "%s: %s; when that is mended, the same command goes on" % (where, error.strerror)
+        )
     except KeyboardInterrupt:
         return fail(130, "interrupted; run the same command again to go on")
     except Exception:  # no memory, or a mistake of ours; Python's own status for it, 1, stands for a bad source here
@@ -127,7 +144,9 @@ def plan_half(prefix, half, workers, check):
     plan = make_plan(prefix, half.list(workers), allow_empty=check == "none")
     say("%s: %s images in %d classes" % (prefix, format(len(plan.paths), ","), len(plan.classes)))
     if plan.ignored:
-        kinds = ", ".join("%d %s" % (count, suffix) for suffix, count in sorted(plan.ignored.items())[:10])
+        kinds = ", ".join(
+            "%d %s" % (count, suffix) for suffix, count in sorted(plan.ignored.items())[:10]
+        )
         say("%s: other files, left alone: %s" % (prefix, kinds))
     return plan
 
@@ -174,8 +193,12 @@ def check_apart(folder, source):
     """Raises WrongPath when `folder` is one that images are looked for in: it would be a class of the next run."""
     for prefix in PREFIXES:
         images_there = os.path.realpath(os.path.join(source, prefix))
-        if os.path.isdir(images_there) and (os.path.realpath(folder) + os.sep).startswith(images_there + os.sep):
-            raise WrongPath("%s: is in the source's own folder %s: choose another" % (folder, images_there))
+        if os.path.isdir(images_there) and (os.path.realpath(folder) + os.sep).startswith(
+            images_there + os.sep
+        ):
+            raise WrongPath(
+                "%s: is in the source's own folder %s: choose another" % (folder, images_there)
+            )
 
 
 def run(arguments):
@@ -187,7 +210,11 @@ def run(arguments):
         halves = sources.find_halves(arguments.source, arguments.val_labels)
         identities = {prefix: halves[prefix].identity() for prefix in PREFIXES}
     check_apart(folder, arguments.source)
-    todo = [prefix for prefix in PREFIXES if not output.is_finished(folder, prefix, identities[prefix], options)]
+    todo = [
+        prefix
+        for prefix in PREFIXES
+        if not output.is_finished(folder, prefix, identities[prefix], options)
+    ]
     for prefix in PREFIXES:
         if prefix not in todo and not arguments.dry_run:
             output.sweep(folder, prefix)
@@ -196,17 +223,34 @@ def run(arguments):
         return
     check = CHECKS[arguments.check]()
     with looking_at_the_source():
-        plans = {prefix: plan_half(prefix, halves[prefix], workers, arguments.check) for prefix in PREFIXES}
+        plans = {
+            prefix: plan_half(prefix, halves[prefix], workers, arguments.check)
+            for prefix in PREFIXES
+        }
         check_plans(plans, halves["val"].label_files, arguments.on_error == "skip")
-    needed = sum(plans[prefix].output_bytes() - output.bytes_written(folder, prefix) for prefix in todo)
+    needed = sum(
+        plans[prefix].output_bytes() - output.bytes_written(folder, prefix) for prefix in todo
+    )
     check_space(folder, needed)
-    say("%s: %s %s, %.2f GB" % (folder, "would write" if arguments.dry_run else "writing", " and ".join(todo), needed / 1e9))
+    say(
+        "%s: %s %s, %.2f GB"
+        % (
+            folder,
+            "would write" if arguments.dry_run else "writing",
+            " and ".join(todo),
+            needed / 1e9,
+        )
+    )
     if arguments.dry_run:
         return
     os.makedirs(folder, exist_ok=True)
     for prefix in todo:
         plan = plans[prefix]
-        source = {"path": os.path.abspath(plan.top), "kind": halves[prefix].kind, "identity": identities[prefix]}
+        source = {
+            "path": os.path.abspath(plan.top),
+            "kind": halves[prefix].kind,
+            "identity": identities[prefix],
+        }
         with Progress(prefix, len(plan.paths), int(plan.sizes.sum())) as progress:
             manifest = convert(
                 plan,

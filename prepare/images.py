@@ -10,7 +10,9 @@ JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 SCAN_MARKER = 0xDA
 DECODE_BATCH = 32
-DALI_ERROR = re.compile(r"Error in thread \d+: (?:\[[^]]*\] )*(.*)")  # after the places in DALI's own source
+DALI_ERROR = re.compile(
+    r"Error in thread \d+: (?:\[[^]]*\] )*(.*)"
+)  # after the places in DALI's own source
 
 
 def check_nothing(raw, begins, sizes):
@@ -48,7 +50,9 @@ def problem_of(image):
         return None
     if image.startswith(PNG_START):
         return None if PNG_END in image else "truncated: a PNG without its end"
-    return "neither a JPEG nor a PNG: it begins with %s" % " ".join("%02x" % byte for byte in image[:8])
+    return "neither a JPEG nor a PNG: it begins with %s" % " ".join(
+        "%02x" % byte for byte in image[:8]
+    )
 
 
 def first_scan(jpeg):
@@ -95,7 +99,11 @@ class DecodeCheck:
             jpegs = [raw[begins[number] : begins[number] + sizes[number]] for number in batch]
             if self._failure(jpegs) is not None:
                 reasons = [(number, self._failure([jpeg])) for number, jpeg in zip(batch, jpegs)]
-                found += [(number, "cannot be decoded: %s" % reason) for number, reason in reasons if reason]
+                found += [
+                    (number, "cannot be decoded: %s" % reason)
+                    for number, reason in reasons
+                    if reason
+                ]
         return found
 
     def _failure(self, jpegs):

@@ -45,8 +45,12 @@ def count_problems(plan, train_counts):
     problems = []
     found, expected = len(plan.paths) + plan.left_out, IMAGENET_IMAGES[plan.prefix]
     if found != expected:
-        problems.append(Problem(plan.top, "ImageNet has %d images here, this has %d" % (expected, found)))
-    for name, count in zip(plan.classes, np.bincount(plan.labels, minlength=len(plan.classes)).tolist()):
+        problems.append(
+            Problem(plan.top, "ImageNet has %d images here, this has %d" % (expected, found))
+        )
+    for name, count in zip(
+        plan.classes, np.bincount(plan.labels, minlength=len(plan.classes)).tolist()
+    ):
         expected = IMAGENET_VAL_PER_CLASS if plan.prefix == "val" else train_counts.get(name, count)
         if count != expected:
             reason = "ImageNet has %d images in this class, this has %d" % (expected, count)

@@ -21,7 +21,9 @@ class Problem:
     reason: str
 
     def __str__(self):
-        path = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in self.path)
+        path = "".join(
+            letter if letter.isprintable() else ascii(letter)[1:-1] for letter in self.path
+        )
         return "%s: %s" % (path, self.reason)
 
 
@@ -30,11 +32,15 @@ class Folder:
     """The images that stand directly in one folder, in any order; sizes and offsets in bytes."""
 
     path: str  # relative to the top of the data set, "" is the top itself
-    archive: Optional[str] = None  # the archive that holds the bytes; None: each image is a file of its own
+    archive: Optional[str] = (
+        None  # the archive that holds the bytes; None: each image is a file of its own
+    )
     names: List[str] = field(default_factory=list)
     sizes: array = field(default_factory=lambda: array("q"))
     offsets: array = field(default_factory=lambda: array("q"))  # in the archive
-    times: array = field(default_factory=lambda: array("q"))  # modification, nanoseconds: tells a changed source
+    times: array = field(
+        default_factory=lambda: array("q")
+    )  # modification, nanoseconds: tells a changed source
     has_folders: bool = False
 
     def add(self, name, size, offset=0, time=0):
@@ -55,7 +61,9 @@ class Listing:
     flat: bool = False  # the images stand at the top, whatever folders they are listed under
     folders: List[Folder] = field(default_factory=list)
     problems: List[Problem] = field(default_factory=list)
-    ignored: Dict[str, int] = field(default_factory=dict)  # what was left out for its extension: example -> how many
+    ignored: Dict[str, int] = field(
+        default_factory=dict
+    )  # what was left out for its extension: example -> how many
 
 
 def is_image_name(name):

@@ -13,7 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 BLOCK_BYTES = 4096  # what direct I/O wants offsets and sizes to be a multiple of
-STAGE_BYTES = 32 << 20  # two of them; smaller ones leave the disk waiting for the writing thread to be woken
+STAGE_BYTES = (
+    32 << 20
+)  # two of them; smaller ones leave the disk waiting for the writing thread to be woken
 DIRECT = getattr(os, "O_DIRECT", 0)
 JOURNAL = "journal"
 SUFFIXES = (".rec", ".idx", ".lst", ".sums")  # of the data files; the manifest (.json) comes last
@@ -36,7 +38,9 @@ class RecordFile:
         self.flushed = self._base = offset - offset % BLOCK_BYTES
         self._fill = offset - self._base
         # mmap, because direct I/O wants memory that begins at a page.
-        self._stage, self._other = (np.frombuffer(mmap.mmap(-1, STAGE_BYTES), np.uint8) for _ in range(2))
+        self._stage, self._other = (
+            np.frombuffer(mmap.mmap(-1, STAGE_BYTES), np.uint8) for _ in range(2)
+        )
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | DIRECT, 0o666)
         except OSError as error:
@@ -120,7 +124,9 @@ class Journal:
             raise Refused("%s: another conversion is writing here: wait for it" % folder) from None
         except OSError:
             pass  # a file system without locks
-        if not self._is_in_place():  # whoever held the lock has removed the folder since this file was opened
+        if (
+            not self._is_in_place()
+        ):  # whoever held the lock has removed the folder since this file was opened
             raise Refused("%s: another conversion was writing here: run it again" % folder)
         self._waiting = []
         self.lines = self._read(header)
@@ -186,21 +192,39 @@ def is_finished(folder, prefix, identity, options):
     """
     path = manifest_path(folder, prefix)
     if not os.path.exists(path):
-        strangers = [prefix + suffix for suffix in SUFFIXES if os.path.lexists(os.path.join(folder, prefix + suffix))]
+        strangers = [
+            prefix + suffix
+            for suffix in SUFFIXES
+            if os.path.lexists(os.path.join(folder, prefix + suffix))
+        ]
         if strangers and not os.path.exists(os.path.join(part_folder(folder, prefix), JOURNAL)):
-            raise Refused("%s: exists without a manifest: move it away" % os.path.join(folder, strangers[0]))
+            raise Refused(
+                "%s: exists without a manifest: move it away" % os.path.join(folder, strangers[0])
+            )
         return False
     manifest = load_manifest(folder, prefix)
     for name, facts in manifest["files"].items():
-        size = os.path.getsize(os.path.join(folder, name)) if os.path.exists(os.path.join(folder, name)) else None
+        size = (
+            os.path.getsize(os.path.join(folder, name))
+            if os.path.exists(os.path.join(folder, name))
+            else None
+        )
         if size != facts["bytes"]:
             found = "is missing" if size is None else "has %d bytes" % size
-            raise Refused("%s: %s, not %d: remove %s to make it again" % (os.path.join(folder, name), found, facts["bytes"], path))
+            raise Refused(
+                "%s: %s, not %d: remove %s to make it again"
+                % (os.path.join(folder, name), found, facts["bytes"], path)
+            )
     # Without a bad image the two ways of treating one give the same bytes.
     same = manifest["options"]["check"] == options["check"]
-    same = same and (manifest["options"]["on_error"] == options["on_error"] or not manifest["skipped"])
+    same = same and (
+        manifest["options"]["on_error"] == options["on_error"] or not manifest["skipped"]
+    )
     if not same or manifest["source"]["identity"] != identity:
-        flags = " ".join("--%s=%s" % (name.replace("_", "-"), value) for name, value in sorted(manifest["options"].items()))
+        flags = " ".join(
+            "--%s=%s" % (name.replace("_", "-"), value)
+            for name, value in sorted(manifest["options"].items())
+        )
         raise Refused(
             "%s: was made from %s, as it was then, with %s: choose another folder, or remove its files"
             % (path, manifest["source"]["path"], flags)
@@ -226,7 +250,10 @@ def load_manifest(folder, prefix):
         raise Refused("%s: is not a manifest of %s version %d" % (path, FORMAT, VERSION))
     wrong = wrong_field(manifest, [prefix + suffix for suffix in SUFFIXES])
     if wrong:
-        raise Refused('%s: is damaged: its "%s" is not what a manifest has: remove it to make this half again' % (path, wrong))
+        raise Refused(
+            '%s: is damaged: its "%s" is not what a manifest has: remove it to make this half again'
+            % (path, wrong)
+        )
     return manifest
 
 
@@ -234,7 +261,9 @@ def wrong_field(manifest, names):
     """The name of the first field that is missing or of another kind, or None. `names`: of the data files."""
 
     def fits(value, **kinds):
-        return isinstance(value, dict) and all(isinstance(value.get(key), kind) for key, kind in kinds.items())
+        return isinstance(value, dict) and all(
+            isinstance(value.get(key), kind) for key, kind in kinds.items()
+        )
 
     def all_fit(values, **kinds):
         return isinstance(values, list) and all(fits(value, **kinds) for value in values)
@@ -246,7 +275,10 @@ def wrong_field(manifest, names):
         "classes": all_fit(manifest.get("classes"), name=str, label=int, examples=int),
         "files": isinstance(files, dict)
         and sorted(files) == sorted(names)
-        and all(fits(facts, bytes=int, sha256=str) and 0 <= facts["bytes"] < 1 << 62 for facts in files.values()),
+        and all(
+            fits(facts, bytes=int, sha256=str) and 0 <= facts["bytes"] < 1 << 62
+            for facts in files.values()
+        ),
         "options": fits(manifest.get("options"), check=str, on_error=str),
         "source": fits(manifest.get("source"), path=str, identity=str),
         "skipped": all_fit(manifest.get("skipped"), path=str, reason=str),
@@ -267,8 +299,13 @@ def bytes_written(folder, prefix):
 def take_back(folder, prefix):
     """Undoes a publication that was cut off before the manifest: the record file goes back to be looked at again."""
     record = os.path.join(folder, prefix + ".rec")
-    if os.path.exists(manifest_path(folder, prefix)):  # without locks on this file system nothing else tells
-        raise Refused("%s: has appeared meanwhile: another conversion was writing here" % manifest_path(folder, prefix))
+    if os.path.exists(
+        manifest_path(folder, prefix)
+    ):  # without locks on this file system nothing else tells
+        raise Refused(
+            "%s: has appeared meanwhile: another conversion was writing here"
+            % manifest_path(folder, prefix)
+        )
     if os.path.exists(record):
         os.replace(record, os.path.join(part_folder(folder, prefix), prefix + ".rec"))
 
@@ -276,7 +313,9 @@ def take_back(folder, prefix):
 def publish(folder, prefix, manifest):
     """Renames the finished files into `folder`, the manifest last, and removes the part folder."""
     part = part_folder(folder, prefix)
-    write_file(os.path.join(part, prefix + ".json"), [json.dumps(manifest, indent=1).encode() + b"\n"])
+    write_file(
+        os.path.join(part, prefix + ".json"), [json.dumps(manifest, indent=1).encode() + b"\n"]
+    )
     for suffix in SUFFIXES:
         os.replace(os.path.join(part, prefix + suffix), os.path.join(folder, prefix + suffix))
     sync_folder(folder)

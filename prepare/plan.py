@@ -10,7 +10,9 @@ import numpy as np
 from prepare import labels, recordio
 from prepare.listing import EXTENSIONS, Folder, Listing, Problem, SourceError
 
-PIECE_BYTES = 4 << 20  # what one worker reads at a time: large enough to cost nothing, small enough for a CPU's cache
+PIECE_BYTES = (
+    4 << 20
+)  # what one worker reads at a time: large enough to cost nothing, small enough for a CPU's cache
 PIECE_RECORDS = 256
 
 
@@ -47,12 +49,17 @@ class Plan:
 
     def select(self, records):
         """Returns the plan of only these records."""
-        arrays = {name: getattr(self, name)[records] for name in ("keys", "labels", "sizes", "offsets", "archive_numbers")}
+        arrays = {
+            name: getattr(self, name)[records]
+            for name in ("keys", "labels", "sizes", "offsets", "archive_numbers")
+        }
         return replace(self, paths=[self.paths[record] for record in records], digest="", **arrays)
 
     def output_bytes(self):
         """What .rec, .idx, .lst and the sums will need together, but for cut records (4 bytes each)."""
-        names = sum(len(path) for path in self.paths) * 2  # names are rarely ASCII-only and never large in all
+        names = (
+            sum(len(path) for path in self.paths) * 2
+        )  # names are rarely ASCII-only and never large in all
         return int(recordio.record_bytes(self.sizes).sum()) + names + 60 * len(self.paths)
 
 
@@ -65,7 +72,11 @@ def make_plan(prefix, listing: Listing, allow_empty=False):
     problems = list(listing.problems)
     for folder in folders:
         if not folder.names and not folder.has_folders and folder.path:
-            problems.append(Problem(listing.top + "/" + folder.path, "0 images in a class folder: fill or remove it"))
+            problems.append(
+                Problem(
+                    listing.top + "/" + folder.path, "0 images in a class folder: fill or remove it"
+                )
+            )
     filled = [folder for folder in folders if folder.names]
     if not filled:
         raise SourceError("%s: holds no image (%s)" % (listing.top, " ".join(EXTENSIONS)))
@@ -73,15 +84,22 @@ def make_plan(prefix, listing: Listing, allow_empty=False):
         if one.path == other.path:
             raise SourceError("%s: holds the class %s twice" % (listing.top, one.path))
     paths, columns = flatten(filled)
-    problems += size_problems(listing.top, paths, columns["size"], allow_empty) + repeated(listing.top, paths)
+    problems += size_problems(listing.top, paths, columns["size"], allow_empty) + repeated(
+        listing.top, paths
+    )
     order = labels.record_order(len(paths))
     bad = {problem.path for problem in problems}
     if bad:
         top = listing.top + "/"
-        order = np.array([number for number in order.tolist() if top + paths[number] not in bad], dtype=np.int64)
+        order = np.array(
+            [number for number in order.tolist() if top + paths[number] not in bad], dtype=np.int64
+        )
     classes = [folder.path or "." for folder in filled]
     archives = sorted({folder.archive for folder in filled if folder.archive})
-    numbers = np.array([archives.index(folder.archive) if folder.archive else -1 for folder in filled], dtype=np.int32)
+    numbers = np.array(
+        [archives.index(folder.archive) if folder.archive else -1 for folder in filled],
+        dtype=np.int32,
+    )
     plan = Plan(
         prefix=prefix,
         top=listing.top,
@@ -126,7 +144,9 @@ def size_problems(top, paths, sizes, allow_empty):
     problems = []
     for number in np.flatnonzero((sizes == 0) | (sizes > recordio.MAX_IMAGE_BYTES)).tolist():
         if sizes[number]:
-            problems.append(Problem(top + "/" + paths[number], "larger than a record can hold (512 MiB)"))
+            problems.append(
+                Problem(top + "/" + paths[number], "larger than a record can hold (512 MiB)")
+            )
         elif not allow_empty:
             problems.append(Problem(top + "/" + paths[number], "empty"))
     return problems
@@ -135,20 +155,28 @@ def size_problems(top, paths, sizes, allow_empty):
 def repeated(top, paths):
     """Problems for paths that come twice (in an archive; they stand next to each other in walk order)."""
     again = {later for earlier, later in zip(paths, paths[1:]) if earlier == later}
-    return [Problem(top + "/" + path, "more than one image has this name") for path in sorted(again)]
+    return [
+        Problem(top + "/" + path, "more than one image has this name") for path in sorted(again)
+    ]
 
 
 def check_no_class_lost(plan, kept_labels):
     """Raises SourceError when a class has no record left: every later class would get another number."""
     for label in np.flatnonzero(np.bincount(kept_labels, minlength=len(plan.classes)) == 0)[:1]:
-        raise SourceError("%s/%s: not one usable image in this class" % (plan.top, plan.classes[label]))
+        raise SourceError(
+            "%s/%s: not one usable image in this class" % (plan.top, plan.classes[label])
+        )
 
 
 def plan_digest(plan, times):
     digest = hashlib.sha256()
-    digest.update(("%s\n%s\n" % (plan.prefix, "\n".join(plan.classes))).encode("utf-8", "surrogateescape"))
+    digest.update(
+        ("%s\n%s\n" % (plan.prefix, "\n".join(plan.classes))).encode("utf-8", "surrogateescape")
+    )
     for array in (plan.keys, plan.labels, plan.sizes, plan.offsets, plan.archive_numbers, times):
         digest.update(array.tobytes())
     for begin in range(0, len(plan.paths), 65536):
-        digest.update("\n".join(plan.paths[begin : begin + 65536]).encode("utf-8", "surrogateescape"))
+        digest.update(
+            "\n".join(plan.paths[begin : begin + 65536]).encode("utf-8", "surrogateescape")
+        )
     return digest.hexdigest()

@@ -43,7 +43,9 @@ class Progress:
         self._done_bytes += size
         now = time.monotonic()
         if self._bar is not None:
-            self._bar.set_description_str("%s: %s" % (self._what, self._numbers(now)), refresh=False)
+            self._bar.set_description_str(
+                "%s: %s" % (self._what, self._numbers(now)), refresh=False
+            )
             self._bar.update(size)
         elif now - self._shown >= SECONDS_BETWEEN_LINES:
             self._shown = now

@@ -127,5 +127,9 @@ def index_lines(keys, offsets):
 def list_lines(keys, labels, paths):
     """Yields blocks of the .lst file: `key TAB label as %f TAB path LF` per record."""
     for begin in range(0, len(keys), 65536):
-        rows = zip(keys[begin : begin + 65536].tolist(), labels[begin : begin + 65536].tolist(), paths[begin : begin + 65536])
+        rows = zip(
+            keys[begin : begin + 65536].tolist(),
+            labels[begin : begin + 65536].tolist(),
+            paths[begin : begin + 65536],
+        )
         yield "".join("%d\t%f\t%s\n" % row for row in rows).encode()

@@ -13,12 +13,23 @@ from prepare import archives, vallabels
 from prepare.cpus import run_all
 from prepare.listing import Folder, Listing, Problem, SourceError, is_image_name, name_problem
 
-
 OFFICIAL = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
 # What storage or this process lacks for a while: no image is to blame. Not every system has each of these numbers.
 OUTAGES = {
     getattr(errno, name)
-    for name in "EMFILE ENFILE ENOMEM EIO ESTALE ETIMEDOUT ENOTCONN EHOSTDOWN ENODEV ENXIO EREMOTEIO".split()
+    for name in [
+        "EMFILE",
+        "ENFILE",
+        "ENOMEM",
+        "EIO",
+        "ESTALE",
+        "ETIMEDOUT",
+        "ENOTCONN",
+        "EHOSTDOWN",
+        "ENODEV",
+        "ENXIO",
+        "EREMOTEIO",
+    ]
     if hasattr(errno, name)
 }
 
@@ -51,7 +62,9 @@ class Half:
         digest = hashlib.sha256(self.kind.encode())
         paths = [self.path, *self.label_files]
         if self.kind != "archive":
-            paths = sorted(os.path.join(self.path, name) for name in os.listdir(self.path)) + paths[1:]
+            paths = (
+                sorted(os.path.join(self.path, name) for name in os.listdir(self.path)) + paths[1:]
+            )
         for path in paths:
             status = os.stat(path) if os.path.exists(path) else os.lstat(path)
             size = status.st_size if stat.S_ISREG(status.st_mode) else 0
@@ -68,7 +81,9 @@ def find_halves(source, label_file=None):
     source = os.path.normpath(source)
     names = sorted(os.listdir(source))
     halves = {prefix: find_half(source, prefix) for prefix in OFFICIAL}
-    label_files = [os.path.join(source, name) for name in names if vallabels.looks_like_labels(name)]
+    label_files = [
+        os.path.join(source, name) for name in names if vallabels.looks_like_labels(name)
+    ]
     if label_file is not None:
         os.stat(label_file)
         label_files.append(label_file)
@@ -95,7 +110,9 @@ def find_half(source, prefix):
     for name in (official, prefix + ".tar"):
         if os.path.isfile(os.path.join(source, name)):
             return Half(os.path.join(source, name), "archive")
-    raise SourceError("%s: holds neither a folder %s/ with anything in it nor %s" % (source, prefix, official))
+    raise SourceError(
+        "%s: holds neither a folder %s/ with anything in it nor %s" % (source, prefix, official)
+    )
 
 
 def class_archives(folder):
@@ -103,7 +120,9 @@ def class_archives(folder):
     with os.scandir(folder) as entries:
         found = [(entry.name, is_folder(entry)) for entry in entries]
     names = sorted(name for name, is_folder in found if name.endswith(".tar") and not is_folder)
-    return [name for name in names if name not in OFFICIAL.values()], {name for name, is_folder in found if is_folder}
+    return [name for name in names if name not in OFFICIAL.values()], {
+        name for name, is_folder in found if is_folder
+    }
 
 
 def list_folder(top, workers=1):
@@ -119,7 +138,9 @@ def list_folder(top, workers=1):
             status = os.stat(absolute)
             identity = (status.st_dev, status.st_ino)
             if identity in ancestors:
-                raise SourceError("%s: a symbolic link that leads back to a folder above it: remove it" % absolute)
+                raise SourceError(
+                    "%s: a symbolic link that leads back to a folder above it: remove it" % absolute
+                )
             with os.scandir(absolute) as entries:
                 for entry in entries:
                     path = relative + "/" + entry.name if relative else entry.name
@@ -160,7 +181,9 @@ def look_beside_archives(top, listing):
     listing.problems += problems
     for path in (os.path.join(top, name) for name in loose.names):
         if path not in named:
-            listing.problems.append(Problem(path, "stands beside archives, in no class: move it to one, or away"))
+            listing.problems.append(
+                Problem(path, "stands beside archives, in no class: move it to one, or away")
+            )
     count_ignored(listing, ignored)
 
 
@@ -222,7 +245,9 @@ def read_exactly(descriptor, view, offset):
     while done < len(view):
         count = os.preadv(descriptor, [view[done:]], offset + done)
         if count == 0:
-            raise SourceError("shorter than when it was listed: %d bytes are missing" % (len(view) - done))
+            raise SourceError(
+                "shorter than when it was listed: %d bytes are missing" % (len(view) - done)
+            )
         done += count
 
 

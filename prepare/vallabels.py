@@ -9,7 +9,9 @@ import tarfile
 
 from prepare.listing import Folder, Problem, SourceError
 
-LOOKS = re.compile(r"ILSVRC2012_devkit_t12(\.tar\.gz)?|valprep.*\.sh|.*(synset|val).*labels.*\.txt", re.IGNORECASE)
+LOOKS = re.compile(
+    r"ILSVRC2012_devkit_t12(\.tar\.gz)?|valprep.*\.sh|.*(synset|val).*labels.*\.txt", re.IGNORECASE
+)
 NUMBERED = re.compile(r"ILSVRC2012_val_(\d{8})\.\w+")
 TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 SYNSET = re.compile(r"[^/\s]+")
@@ -33,11 +35,17 @@ class Labels:
         elif all(NUMBERED.fullmatch(name) for name in names):
             # By number, so that a missing image does not give every later one its neighbour's class.
             numbers = {name: int(NUMBERED.fullmatch(name).group(1)) for name in names}
-            found = {name: self._in_order[at - 1] for name, at in numbers.items() if 1 <= at <= len(self._in_order)}
+            found = {
+                name: self._in_order[at - 1]
+                for name, at in numbers.items()
+                if 1 <= at <= len(self._in_order)
+            }
         elif len(names) == len(self._in_order):
             found = dict(zip(sorted(names), self._in_order))
         else:
-            raise SourceError("%s: has %d lines for %d images" % (self.path, len(self._in_order), len(names)))
+            raise SourceError(
+                "%s: has %d lines for %d images" % (self.path, len(self._in_order), len(names))
+            )
         for name in names:
             if name not in found:
                 raise SourceError("%s: says nothing about the image %s" % (self.path, name))
@@ -50,8 +58,14 @@ class Labels:
             return sorted(set(self._by_name) - names)
         if not all(NUMBERED.fullmatch(name) for name in names):
             return []
-        numbers = {int(NUMBERED.fullmatch(name).group(1)) for name in names}  # whatever the extension
-        return ["ILSVRC2012_val_%08d.JPEG" % at for at in range(1, len(self._in_order) + 1) if at not in numbers]
+        numbers = {
+            int(NUMBERED.fullmatch(name).group(1)) for name in names
+        }  # whatever the extension
+        return [
+            "ILSVRC2012_val_%08d.JPEG" % at
+            for at in range(1, len(self._in_order) + 1)
+            if at not in numbers
+        ]
 
 
 def read_labels(path):
@@ -68,7 +82,9 @@ def read_labels(path):
     lines = [line for line in lines if not line.startswith("#")]
     odd = [line for line in lines if not SYNSET.fullmatch(line)]
     if odd or not lines:
-        raise SourceError("%s: not a list with one synset a line: %r" % (path, odd[0] if odd else "it is empty"))
+        raise SourceError(
+            "%s: not a list with one synset a line: %r" % (path, odd[0] if odd else "it is empty")
+        )
     return Labels(path, in_order=lines)
 
 
@@ -105,7 +121,9 @@ def read_devkit(path):
     try:
         return [names[int(line)] for line in files[TRUTH].decode().split()]
     except (ValueError, KeyError) as error:
-        raise SourceError("%s: %s: %s is no ILSVRC2012_ID of its meta.mat" % (path, TRUTH, error)) from None
+        raise SourceError(
+            "%s: %s: %s is no ILSVRC2012_ID of its meta.mat" % (path, TRUTH, error)
+        ) from None
 
 
 def train_counts(paths):
@@ -123,16 +141,29 @@ def open_devkit(path):
     try:
         from scipy.io import loadmat
     except ImportError:
-        raise SourceError("%s: reading its meta.mat needs scipy: install it, or give another --val-labels" % path) from None
+        raise SourceError(
+            "%s: reading its meta.mat needs scipy: install it, or give another --val-labels" % path
+        ) from None
     try:
         files = devkit_files(path)
         table = loadmat(io.BytesIO(files[META]), squeeze_me=True)["synsets"].reshape(-1)
         kinds = {"ILSVRC2012_ID": int, "WNID": str, "num_train_images": int}
-        synsets = {name: [kind(value) for value in table[name]] for name, kind in kinds.items() if name in table.dtype.names}
+        synsets = {
+            name: [kind(value) for value in table[name]]
+            for name, kind in kinds.items()
+            if name in table.dtype.names
+        }
         synsets["ILSVRC2012_ID"], synsets["WNID"], files[TRUTH]  # KeyError when one is not there
         return files, synsets
-    except Exception as error:  # scipy and each sort of compression have errors of their own for what is damaged
-        text = "%s: cannot be read as the devkit (%s and %s in data/): %s" % (path, TRUTH, META, " ".join(str(error).split()))
+    except (
+        Exception
+    ) as error:  # scipy and each sort of compression have errors of their own for what is damaged
+        text = "%s: cannot be read as the devkit (%s and %s in data/): %s" % (
+            path,
+            TRUTH,
+            META,
+            " ".join(str(error).split()),
+        )
         raise SourceError(text) from None
 
 
@@ -148,7 +179,9 @@ def devkit_files(path):
         for member in archive:
             if os.path.basename(member.name) in (TRUTH, META) and member.isfile():
                 files[os.path.basename(member.name)] = archive.extractfile(member).read()
-        while archive.fileobj.read(1 << 20):  # to its end, where gzip has its sum: scipy may crash on a damaged table
+        while archive.fileobj.read(
+            1 << 20
+        ):  # to its end, where gzip has its sum: scipy may crash on a damaged table
             pass
     return files
 
@@ -171,7 +204,11 @@ def apply(listing, paths):
         folder.add(name, size, offset, time)
     listing.folders += folders.values()
     for name in sources[0].unused(top.names):
-        listing.problems.append(Problem(listing.top + "/" + name, "not there, though %s has its label" % sources[0].path))
+        listing.problems.append(
+            Problem(
+                listing.top + "/" + name, "not there, though %s has its label" % sources[0].path
+            )
+        )
 
 
 def agreed(sources, names):
@@ -181,19 +218,31 @@ def agreed(sources, names):
         for name, synset in other.of(names).items():
             if synset != first[name]:
                 raise SourceError(
-                    "%s says that %s is %s, %s says %s" % (sources[0].path, name, first[name], other.path, synset)
+                    "%s says that %s is %s, %s says %s"
+                    % (sources[0].path, name, first[name], other.path, synset)
                 )
     return first
 
 
 def check_folders(listing, paths):
     """Compares the label files with the class folders that the images stand in, if these are ImageNet's images."""
-    places = [(name, folder.path) for folder in listing.folders for name in folder.names if NUMBERED.fullmatch(name)]
+    places = [
+        (name, folder.path)
+        for folder in listing.folders
+        for name in folder.names
+        if NUMBERED.fullmatch(name)
+    ]
     if not places:
         return
     sources = [read_labels(path) for path in paths]
     classes = agreed(sources, sorted({name for name, _ in places}))
     for name, folder in places:  # a name may stand in two folders
         if folder != classes[name]:
-            text = "%s/%s: is in %s, but %s says %s" % (listing.top, name, folder, sources[0].path, classes[name])
+            text = "%s/%s: is in %s, but %s says %s" % (
+                listing.top,
+                name,
+                folder,
+                sources[0].path,
+                classes[name],
+            )
             raise SourceError(text)

@@ -51,7 +51,9 @@ class Half:
             if not os.path.exists(path):
                 raise Damaged("%s: is missing" % path)
             if os.path.getsize(path) != facts["bytes"]:
-                self.faults.append("%s: has %d bytes, not %d" % (path, os.path.getsize(path), facts["bytes"]))
+                self.faults.append(
+                    "%s: has %d bytes, not %d" % (path, os.path.getsize(path), facts["bytes"])
+                )
             elif not name.endswith(".rec") and file_digest(path) != facts["sha256"]:
                 self.faults.append("%s: its SHA-256 is not the manifest's" % path)
         try:
@@ -67,38 +69,64 @@ class Half:
                     self.paths.append(path)
             self.labels = np.array(labels, dtype="<f4")
         except (ValueError, OverflowError) as error:
-            raise Damaged("%s: the index or the list cannot be read: %s" % (self.path(".idx"), error)) from None
-        counts = {"manifest": self.manifest["examples"], ".idx": len(self.keys), ".lst": len(self.paths)}
+            raise Damaged(
+                "%s: the index or the list cannot be read: %s" % (self.path(".idx"), error)
+            ) from None
+        counts = {
+            "manifest": self.manifest["examples"],
+            ".idx": len(self.keys),
+            ".lst": len(self.paths),
+        }
         if len(set(counts.values())) > 1:
             raise Damaged("%s: the numbers of records differ: %s" % (self.path(".rec"), counts))
         if not np.array_equal(listed, self.keys):
             raise Damaged("%s: its keys are not those of the list" % self.path(".idx"))
-        self.ends = np.append(self.offsets[1:], self.manifest["files"][self.prefix + ".rec"]["bytes"])
-        if len(self.offsets) and (self.offsets[0] or (self.ends <= self.offsets).any() or (self.offsets % 4).any()):
-            raise Damaged("%s: its offsets do not follow each other, or lead beyond the file's end" % self.path(".idx"))
+        self.ends = np.append(
+            self.offsets[1:], self.manifest["files"][self.prefix + ".rec"]["bytes"]
+        )
+        if len(self.offsets) and (
+            self.offsets[0] or (self.ends <= self.offsets).any() or (self.offsets % 4).any()
+        ):
+            raise Damaged(
+                "%s: its offsets do not follow each other, or lead beyond the file's end"
+                % self.path(".idx")
+            )
         self.size = os.path.getsize(self.path(".rec"))
         self.check_classes()
         with open(self.path(".sums"), "rb") as stream:
             sums = stream.read()
         if len(sums) != 4 * len(self.keys):
-            raise Damaged("%s: has %d bytes for %d records, not 4 for each" % (self.path(".sums"), len(sums), len(self.keys)))
+            raise Damaged(
+                "%s: has %d bytes for %d records, not 4 for each"
+                % (self.path(".sums"), len(sums), len(self.keys))
+            )
         self.sums = np.frombuffer(sums, recordio.WORD)
 
     def check_classes(self):
         """Compares the classes of the list, by label and folder, with the manifest's."""
-        found = Counter(zip(self.labels.tolist(), (os.path.dirname(path) or "." for path in self.paths)))
+        found = Counter(
+            zip(self.labels.tolist(), (os.path.dirname(path) or "." for path in self.paths))
+        )
         given = Counter()
         for row in self.manifest["classes"]:
             given[float(row["label"]), row["name"]] += row["examples"]
         for label, name in sorted((given - found) | (found - given)):
             self.faults.append(
                 "%s: gives class %d, %s, %d images, the list %d"
-                % (output.manifest_path(self.folder, self.prefix), label, name, given[label, name], found[label, name])
+                % (
+                    output.manifest_path(self.folder, self.prefix),
+                    label,
+                    name,
+                    given[label, name],
+                    found[label, name],
+                )
             )
 
     def read_records(self, stream, first, last, buffer=None):
         """The bytes of the records `first` to `last` - 1, fewer where the file ends; into `buffer` if that is large enough."""
-        size = int(min(self.ends[last - 1], max(self.size, self.offsets[first])) - self.offsets[first])
+        size = int(
+            min(self.ends[last - 1], max(self.size, self.offsets[first])) - self.offsets[first]
+        )
         if buffer is None or len(buffer) < size:
             buffer = bytearray(size)
         return read_fully(stream, memoryview(buffer)[:size])
@@ -106,7 +134,14 @@ class Half:
     def fault(self, record, reason):
         self.faults.append(
             "%s: record %d (key %d, %s, at byte %d): %s"
-            % (self.path(".rec"), record, self.keys[record], self.paths[record], self.offsets[record], reason)
+            % (
+                self.path(".rec"),
+                record,
+                self.keys[record],
+                self.paths[record],
+                self.offsets[record],
+                reason,
+            )
         )
 
     def chunks(self):
@@ -132,8 +167,14 @@ class Half:
                 hashed = hasher.submit(digest.update, data)
                 self.check_chunk(first, last, data)
                 progress(last - first, len(data))
-        if digest.hexdigest() != self.manifest["files"][self.prefix + ".rec"]["sha256"] and len(self.faults) == before:
-            self.faults.append("%s: its SHA-256 is not the manifest's, though each record agrees with its sum" % self.path(".rec"))
+        if (
+            digest.hexdigest() != self.manifest["files"][self.prefix + ".rec"]["sha256"]
+            and len(self.faults) == before
+        ):
+            self.faults.append(
+                "%s: its SHA-256 is not the manifest's, though each record agrees with its sum"
+                % self.path(".rec")
+            )
 
     def check_prefixes(self, workers, progress):
         """Reads only the first 32 bytes of every record, on `workers` threads."""
@@ -141,11 +182,17 @@ class Half:
 
         def read(first):
             last = min(first + 4096, len(self.offsets))
-            heads = [os.pread(descriptor, size, offset) for offset in self.offsets[first:last].tolist()]
-            words = np.frombuffer(b"".join(head.ljust(size, b"\0") for head in heads), recordio.WORD)
+            heads = [
+                os.pread(descriptor, size, offset) for offset in self.offsets[first:last].tolist()
+            ]
+            words = np.frombuffer(
+                b"".join(head.ljust(size, b"\0") for head in heads), recordio.WORD
+            )
             at = np.arange(last - first) * recordio.PREFIX_WORDS
             lengths = self.ends[first:last] - self.offsets[first:last]
-            whole, cut = look_at_prefixes(words, at, lengths, self.keys[first:last], self.labels[first:last])
+            whole, cut = look_at_prefixes(
+                words, at, lengths, self.keys[first:last], self.labels[first:last]
+            )
             return first, last, np.flatnonzero(~(whole | cut))
 
         descriptor = os.open(self.path(".rec"), os.O_RDONLY)
@@ -153,7 +200,10 @@ class Half:
             with ThreadPoolExecutor(workers) as pool:
                 for first, last, bad in pool.map(read, range(0, len(self.offsets), 4096)):
                     for number in bad.tolist():
-                        self.fault(first + number, "its frame or header (length, label, key) is not what the index and list say")
+                        self.fault(
+                            first + number,
+                            "its frame or header (length, label, key) is not what the index and list say",
+                        )
                     progress(last - first, int(self.ends[last - 1] - self.offsets[first]))
         finally:
             os.close(descriptor)
@@ -161,18 +211,35 @@ class Half:
     def compare(self, plan, workers, progress):
         """Builds every record again from the source and compares its bytes."""
         # Older manifests give these paths with the source in front, as it was named then.
-        listed, skipped = set(self.paths), {end for fault in self.manifest["skipped"] for end in ends_of(fault["path"])}
-        kept = [record for record, path in enumerate(plan.paths) if path in listed or path not in skipped]
+        listed, skipped = (
+            set(self.paths),
+            {end for fault in self.manifest["skipped"] for end in ends_of(fault["path"])},
+        )
+        kept = [
+            record
+            for record, path in enumerate(plan.paths)
+            if path in listed or path not in skipped
+        ]
         plan = plan.select(kept)
         if plan.paths != self.paths or not np.array_equal(plan.labels, self.labels):
             odd = sorted(set(plan.paths) ^ set(self.paths))
             text = "%s: does not hold the images that %s lists" % (plan.top, self.path(".lst"))
-            self.faults.append(text + (": %s is in only one of them (%d such)" % (odd[0], len(odd)) if odd else " in this order"))
+            self.faults.append(
+                text
+                + (
+                    ": %s is in only one of them (%d such)" % (odd[0], len(odd))
+                    if odd
+                    else " in this order"
+                )
+            )
             return
         with open(self.path(".rec"), "rb", buffering=0) as stream:
             for piece, release in build_pieces(plan, plan.pieces(), workers, images.check_nothing):
                 begin, end = int(self.offsets[piece.first]), int(self.ends[piece.last - 1])
-                data, made = self.read_records(stream, piece.first, piece.last), b"".join(piece.views)
+                data, made = (
+                    self.read_records(stream, piece.first, piece.last),
+                    b"".join(piece.views),
+                )
                 if data != made:
                     self.compare_piece(piece, data, memoryview(made))
                 release(piece.buffer)
@@ -233,7 +300,11 @@ def look_at_prefixes(words, at, lengths, keys, labels):
     want = np.zeros((len(at), 6), recordio.WORD)
     want[:, 1] = labels.view(recordio.WORD)
     want[:, 2], want[:, 3] = keys & 0xFFFFFFFF, keys >> 32
-    good = (lengths >= 4 * recordio.PREFIX_WORDS) & (rows[:, 0] == recordio.MAGIC) & (rows[:, 2:] == want).all(axis=1)
+    good = (
+        (lengths >= 4 * recordio.PREFIX_WORDS)
+        & (rows[:, 0] == recordio.MAGIC)
+        & (rows[:, 2:] == want).all(axis=1)
+    )
     sizes = (rows[:, 1] & recordio.LENGTH_MASK).astype(np.int64) - recordio.IMAGE_HEADER_BYTES
     kinds = rows[:, 1] >> 29
     return (
@@ -279,7 +350,11 @@ def verify_half(folder, prefix, against, fast, workers):
             else:
                 half.check_records(progress)
         if against is not None:
-            plan = make_plan(prefix, against.list(workers), allow_empty=half.manifest["options"]["check"] == "none")
+            plan = make_plan(
+                prefix,
+                against.list(workers),
+                allow_empty=half.manifest["options"]["check"] == "none",
+            )
             with Progress("compare " + prefix, len(half.paths), size) as progress:
                 half.compare(plan, workers, progress)
     except Damaged as damage:
@@ -300,10 +375,20 @@ def main(argv=None):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", metavar="DST", help="folder that prepare.imagenet wrote")
-    parser.add_argument("--against", metavar="SRC", help="also compare each record with the image in the source")
-    parser.add_argument("--val-labels", metavar="FILE", help="as given to prepare.imagenet, for --against")
-    parser.add_argument("--fast", action="store_true", help="read no images: only the index, the list and each record's header")
-    parser.add_argument("--workers", type=positive, default=None, help="reading threads (default: 4 per usable CPU)")
+    parser.add_argument(
+        "--against", metavar="SRC", help="also compare each record with the image in the source"
+    )
+    parser.add_argument(
+        "--val-labels", metavar="FILE", help="as given to prepare.imagenet, for --against"
+    )
+    parser.add_argument(
+        "--fast",
+        action="store_true",
+        help="read no images: only the index, the list and each record's header",
+    )
+    parser.add_argument(
+        "--workers", type=positive, default=None, help="reading threads (default: 4 per usable CPU)"
+    )
     arguments = parser.parse_args(argv)
     print_any_name()
     try:
@@ -320,12 +405,19 @@ def verify(arguments):
     """Checks both halves and prints what it finds; returns the exit status."""
     os.listdir(arguments.folder)
     workers = arguments.workers or 4 * usable_cpus()
-    halves = sources.find_halves(arguments.against, arguments.val_labels) if arguments.against else {}
+    halves = (
+        sources.find_halves(arguments.against, arguments.val_labels) if arguments.against else {}
+    )
     status = 0
     for prefix in ("train", "val"):
         if not os.path.exists(output.manifest_path(arguments.folder, prefix)):
-            raise output.Refused("%s: there is no %s.json here: the conversion is not finished" % (arguments.folder, prefix))
-        faults, text = verify_half(arguments.folder, prefix, halves.get(prefix), arguments.fast, workers)
+            raise output.Refused(
+                "%s: there is no %s.json here: the conversion is not finished"
+                % (arguments.folder, prefix)
+            )
+        faults, text = verify_half(
+            arguments.folder, prefix, halves.get(prefix), arguments.fast, workers
+        )
         for fault in faults[:SHOWN]:
             status = say(1, fault)
         if len(faults) > SHOWN:

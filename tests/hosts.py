@@ -38,9 +38,15 @@ def why_not():
         return "network namespaces need root"
     for tool in ("ip", "unshare", "setpriv", "ssh", "ssh-keygen", "/usr/sbin/sshd"):
         if not shutil.which(tool):
-            return f"{tool} is not installed (apt-get install iproute2 openssh-client openssh-server)"
+            return (
+                f"{tool} is not installed (apt-get install iproute2 openssh-client openssh-server)"
+            )
     probe = "mount -t tmpfs t /mnt && mkdir /mnt/u /mnt/w && mount -t overlay o -o lowerdir=/etc,upperdir=/mnt/u,workdir=/mnt/w /etc"
-    done = subprocess.run(["unshare", "--net", "--mount", "--uts", "--pid", "--fork", "sh", "-c", probe], capture_output=True, text=True)
+    done = subprocess.run(
+        ["unshare", "--net", "--mount", "--uts", "--pid", "--fork", "sh", "-c", probe],
+        capture_output=True,
+        text=True,
+    )
     return f"no namespaces here: {done.stderr.strip()}" if done.returncode else None
 
 
@@ -77,14 +83,34 @@ class Cluster:
         ssh, mpi = self.folder / "ssh", self.folder / "mpi"
         ssh.mkdir()
         mpi.mkdir()
-        subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-b", "521", "-m", "PEM", "-N", "", "-f", ssh / "id_rsa"], check=True)
+        subprocess.run(
+            [
+                "ssh-keygen",
+                "-q",
+                "-t",
+                "ecdsa",
+                "-b",
+                "521",
+                "-m",
+                "PEM",
+                "-N",
+                "",
+                "-f",
+                ssh / "id_rsa",
+            ],
+            check=True,
+        )
         shutil.copy(ssh / "id_rsa.pub", ssh / "authorized_keys")
         for file in ssh.iterdir():
             file.chmod(0o600)
-        (mpi / "hostfile").write_text("".join(f"{name}.{JOB}.default.svc slots={self.slots}\n" for name in self.workers))
+        (mpi / "hostfile").write_text(
+            "".join(f"{name}.{JOB}.default.svc slots={self.slots}\n" for name in self.workers)
+        )
         lines = ["127.0.0.1 localhost"]
         for i, name in enumerate(self.names):
-            lines.append(f"10.77.0.{10 + i} {name}.{JOB}.default.svc.cluster.local {name}.{JOB}.default.svc {name}")
+            lines.append(
+                f"10.77.0.{10 + i} {name}.{JOB}.default.svc.cluster.local {name}.{JOB}.default.svc {name}"
+            )
         (self.folder / "hosts").write_text("\n".join(lines) + "\n")
 
     def _make_network(self):
@@ -94,7 +120,20 @@ class Cluster:
         for i, name in enumerate(self.names):
             space = self.namespace(name)
             ip("netns", "add", space)
-            ip("link", "add", "eth0", "netns", space, "type", "veth", "peer", "name", f"v{i}", "netns", self._switch)
+            ip(
+                "link",
+                "add",
+                "eth0",
+                "netns",
+                space,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                f"v{i}",
+                "netns",
+                self._switch,
+            )
             ip("-n", self._switch, "link", "set", f"v{i}", "master", "br0", "up")
             ip("-n", space, "addr", "add", f"10.77.0.{10 + i}/24", "dev", "eth0")
             ip("-n", space, "link", "set", "eth0", "up")
@@ -104,32 +143,70 @@ class Cluster:
     def _start(self, name, command, env, **options):
         return subprocess.Popen(
             # A test that is killed takes its machines along.
-            ["setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", self.namespace(name), "unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc",
-             "bash", "-c", IN_POD, "pod", name, str(self.folder), *command],
-            env={"HOME": "/root", "PATH": os.environ["PATH"], **env}, cwd=ROOT, text=True, **options)
+            [
+                "setpriv",
+                "--pdeathsig",
+                "KILL",
+                "ip",
+                "netns",
+                "exec",
+                self.namespace(name),
+                "unshare",
+                "--mount",
+                "--uts",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "--mount-proc",
+                "bash",
+                "-c",
+                IN_POD,
+                "pod",
+                name,
+                str(self.folder),
+                *command,
+            ],
+            env={"HOME": "/root", "PATH": os.environ["PATH"], **env},
+            cwd=ROOT,
+            text=True,
+            **options,
+        )
 
     def start_worker(self, name):
-        pod = self._start(name, ["/usr/sbin/sshd", "-De"], {"K_MPI_JOB_ROLE": "worker"}, stderr=subprocess.DEVNULL)
+        pod = self._start(
+            name, ["/usr/sbin/sshd", "-De"], {"K_MPI_JOB_ROLE": "worker"}, stderr=subprocess.DEVNULL
+        )
         self._pods[name] = pod
 
     def launch(self, command, env=None, **options):
         """Start the launcher's command with the operator's variables; return its process."""
         injected = {
-            "K_MPI_JOB_ROLE": "launcher", "OMPI_MCA_orte_keep_fqdn_hostnames": "true",
-            "OMPI_MCA_orte_default_hostfile": "/etc/mpi/hostfile", "OMPI_MCA_plm_rsh_args": "-o ConnectionAttempts=10",
-            "OMPI_MCA_orte_set_default_slots": str(self.slots), "NVIDIA_VISIBLE_DEVICES": "", "NVIDIA_DRIVER_CAPABILITIES": ""}
+            "K_MPI_JOB_ROLE": "launcher",
+            "OMPI_MCA_orte_keep_fqdn_hostnames": "true",
+            "OMPI_MCA_orte_default_hostfile": "/etc/mpi/hostfile",
+            "OMPI_MCA_plm_rsh_args": "-o ConnectionAttempts=10",
+            "OMPI_MCA_orte_set_default_slots": str(self.slots),
+            "NVIDIA_VISIBLE_DEVICES": "",
+            "NVIDIA_DRIVER_CAPABILITIES": "",
+        }
         pod = self._start(self.names[0], command, {**injected, **(env or {})}, **options)
         self._pods[self.names[0]] = pod
         return pod
 
     def inside(self, name, pattern):
         """Process ids (as seen from outside) in a machine whose command line contains the pattern, oldest first."""
-        pids = subprocess.run(["ip", "netns", "pids", self.namespace(name)], text=True, capture_output=True).stdout.split()
+        pids = subprocess.run(
+            ["ip", "netns", "pids", self.namespace(name)], text=True, capture_output=True
+        ).stdout.split()
         found = []
         for pid in map(int, pids):
             try:
-                command = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-                started = int(pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+                command = (
+                    pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                )
+                started = int(
+                    pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+                )
             except OSError:
                 continue
             if pattern in command:
@@ -143,7 +220,9 @@ class Cluster:
     def remove(self, name):
         """End everything on a machine at once, as when its pod is deleted or its power fails."""
         for _ in range(10):  # what was just being started may not have been in the namespace yet
-            for pid in subprocess.run(["ip", "netns", "pids", self.namespace(name)], text=True, capture_output=True).stdout.split():
+            for pid in subprocess.run(
+                ["ip", "netns", "pids", self.namespace(name)], text=True, capture_output=True
+            ).stdout.split():
                 try:
                     os.kill(int(pid), signal.SIGKILL)
                 except ProcessLookupError:
@@ -165,7 +244,12 @@ class Cluster:
         for name in self.names:
             for pid in self.inside(name, ""):
                 try:
-                    command = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    command = (
+                        pathlib.Path(f"/proc/{pid}/cmdline")
+                        .read_bytes()
+                        .replace(b"\0", b" ")
+                        .decode()
+                    )
                 except OSError:
                     continue
                 if command and not command.startswith(("/usr/sbin/sshd -De", "sshd: ", "unshare ")):

@@ -38,7 +38,9 @@ def small(classes=("n01440764", "n01443537", "n02085620"), train=7, val=2, seed=
         for name in classes:
             for number in range(count):
                 path = "%s/%s/%s_%d.JPEG" % (half, name, name, number)
-                files[path] = jpeg(seed=source.random(), size=source.choice([0, 1, 2, 3, 5, 500, 4099, 20000]))
+                files[path] = jpeg(
+                    seed=source.random(), size=source.choice([0, 1, 2, 3, 5, 500, 4099, 20000])
+                )
     return files
 
 
@@ -46,7 +48,9 @@ def prepare(*arguments, module="prepare.imagenet", **options):
     """Runs the command; returns the finished process with its output as text."""
     command = [sys.executable, "-m", module] + [str(argument) for argument in arguments]
     options.setdefault("cwd", REPOSITORY)
-    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, **options)
+    return subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
 
 
 def stopping_in(module, function):
@@ -72,7 +76,9 @@ def im2rec(source, folder, threads=1):
     for half in ("train", "val"):
         places = [os.path.join(str(folder), half), os.path.join(str(source), half)]
         for step in (["--list", "--recursive"], ["--pass-through", "--num-thread", str(threads)]):
-            subprocess.run([sys.executable, script, *step, *places], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(
+                [sys.executable, script, *step, *places], check=True, stdout=subprocess.DEVNULL
+            )
 
 
 def contents(folder, names=FILES):
@@ -87,7 +93,11 @@ def pack(program, form, archive, folder, names):
     """Writes `names` of `folder` to a tar archive with "gnutar", "bsdtar" or "python" in "ustar", "gnu" or "pax" format."""
     archive, folder = str(archive), str(folder)
     if program == "python":
-        forms = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
+        forms = {
+            "ustar": tarfile.USTAR_FORMAT,
+            "gnu": tarfile.GNU_FORMAT,
+            "pax": tarfile.PAX_FORMAT,
+        }
         with tarfile.open(archive, "w", format=forms[form]) as tar:
             for name in names:
                 tar.add(os.path.join(folder, name), arcname=name)
@@ -95,12 +105,24 @@ def pack(program, form, archive, folder, names):
     command = {"gnutar": "tar", "bsdtar": "bsdtar"}[program]
     form = {("bsdtar", "gnu"): "gnutar"}.get((program, form), form)
     locale = dict(os.environ, LC_ALL="C.UTF-8")
-    subprocess.run([command, "--format=" + form, "-cf", archive, "-C", folder, "--", *names], check=True, env=locale)
+    subprocess.run(
+        [command, "--format=" + form, "-cf", archive, "-C", folder, "--", *names],
+        check=True,
+        env=locale,
+    )
 
 
 def programs():
     """The programs that this machine has for `pack`."""
-    return [program for program, command in (("gnutar", "tar"), ("bsdtar", "bsdtar"), ("python", sys.executable)) if shutil.which(command)]
+    return [
+        program
+        for program, command in (
+            ("gnutar", "tar"),
+            ("bsdtar", "bsdtar"),
+            ("python", sys.executable),
+        )
+        if shutil.which(command)
+    ]
 
 
 def official(folder, target, program="python", form="ustar", labels=("valprep.sh",)):
@@ -113,24 +135,42 @@ def official(folder, target, program="python", form="ustar", labels=("valprep.sh
     for name in classes:
         place = os.path.join(folder, "train", name)
         pack(program, form, os.path.join(scratch, name + ".tar"), place, sorted(os.listdir(place)))
-    pack(program, form, os.path.join(target, "ILSVRC2012_img_train.tar"), scratch, [name + ".tar" for name in classes])
+    pack(
+        program,
+        form,
+        os.path.join(target, "ILSVRC2012_img_train.tar"),
+        scratch,
+        [name + ".tar" for name in classes],
+    )
     moves = {}
     for name in sorted(os.listdir(os.path.join(folder, "val"))):
         for image in os.listdir(os.path.join(folder, "val", name)):
             shutil.copy(os.path.join(folder, "val", name, image), os.path.join(scratch, "val"))
             moves[image] = name
     place = os.path.join(scratch, "val")
-    pack(program, form, os.path.join(target, "ILSVRC2012_img_val.tar"), place, sorted(os.listdir(place)))
+    pack(
+        program,
+        form,
+        os.path.join(target, "ILSVRC2012_img_val.tar"),
+        place,
+        sorted(os.listdir(place)),
+    )
     shutil.rmtree(scratch)
     if "valprep.sh" in labels:
         with open(os.path.join(target, "valprep.sh"), "w") as stream:
             stream.write("".join("mkdir -p %s\n" % name for name in classes))
             stream.write("".join("mv %s %s/\n" % (image, moves[image]) for image in sorted(moves)))
     if "list" in labels:
-        with open(os.path.join(target, "imagenet_2012_validation_synset_labels.txt"), "w") as stream:
+        with open(
+            os.path.join(target, "imagenet_2012_validation_synset_labels.txt"), "w"
+        ) as stream:
             stream.write("".join(moves[image] + "\n" for image in sorted(moves)))
     if "devkit" in labels:
-        devkit(os.path.join(target, "ILSVRC2012_devkit_t12.tar.gz"), classes, [moves[image] for image in sorted(moves)])
+        devkit(
+            os.path.join(target, "ILSVRC2012_devkit_t12.tar.gz"),
+            classes,
+            [moves[image] for image in sorted(moves)],
+        )
 
 
 def devkit(path, classes, truth):
@@ -141,14 +181,18 @@ def devkit(path, classes, truth):
     from scipy.io import savemat
 
     identities = {name: number + 1 for number, name in enumerate(reversed(classes))}
-    synsets = np.zeros((len(classes), 1), dtype=[("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_train_images", "O")])
+    synsets = np.zeros(
+        (len(classes), 1), dtype=[("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_train_images", "O")]
+    )
     for row, name in enumerate(reversed(classes)):
         synsets[row, 0] = (float(identities[name]), name, 7.0)
     matrix = io.BytesIO()
     savemat(matrix, {"synsets": synsets})
     files = {
         "meta.mat": matrix.getvalue(),
-        "ILSVRC2012_validation_ground_truth.txt": "".join("%d\n" % identities[name] for name in truth).encode(),
+        "ILSVRC2012_validation_ground_truth.txt": "".join(
+            "%d\n" % identities[name] for name in truth
+        ).encode(),
     }
     with tarfile.open(path, "w:gz") as tar:
         for name, content in files.items():

@@ -21,27 +21,36 @@ def test_an_empty_variable_is_an_unset_one():
 
 def test_a_switch_may_stand_alone_or_have_a_value():
     assert parse(["--bn-gamma-init0"], {})[0].bn_gamma_init0 is True
-    assert parse(["--dali-roi-decode", "0"], {"DALI_ROI_DECODE": "true"})[0].dali_roi_decode is False
+    assert (
+        parse(["--dali-roi-decode", "0"], {"DALI_ROI_DECODE": "true"})[0].dali_roi_decode is False
+    )
 
 
-@pytest.mark.parametrize("argv, environ, words", [
-    (["--learning-rate", "3"], {}, ["--learning-rate"]),
-    (["--lr", "-1"], {}, ["--lr", "-1", "above 0"]),
-    (["--lr", "fast"], {}, ["--lr", "fast"]),
-    ([], {"BATCHSIZE": "0"}, ["BATCHSIZE", "0", "at least 1"]),
-    (["--optimizer", "adam"], {}, ["--optimizer", "adam", "sgdwfastlars"]),
-    (["--image-shape", "224,224"], {}, ["--image-shape", "224,224"]),
-    (["--image-shape", "1,224,224"], {}, ["--image-shape", "3 or 4 channels"]),
-    (["--resize", "100"], {}, ["--resize", "100", "224"]),
-    (["--eval-period", "2", "--eval-offset", "2"], {}, ["--eval-offset", "2"]),
-    (["--lr-step-epochs", "pow2", "--warmup-epochs", "90"], {}, ["--warmup-epochs", "90"]),
-    (["--lr-step-epochs", "thirty"], {}, ["--lr-step-epochs", "thirty"]),
-    (["--min-random-area", "0.9", "--max-random-area", "0.5"], {}, ["--min-random-area", "0.9", "0.5"]),
-    (["--seed", "-1"], {}, ["--seed", "-1"]),
-    (["--lr"], {}, ["--lr"]),
-    (["--gpus", "none"], {}, ["--gpus", "none"]),
-    ([], {"GPUS": "0,x"}, ["GPUS", "0,x"]),
-])
+@pytest.mark.parametrize(
+    "argv, environ, words",
+    [
+        (["--learning-rate", "3"], {}, ["--learning-rate"]),
+        (["--lr", "-1"], {}, ["--lr", "-1", "above 0"]),
+        (["--lr", "fast"], {}, ["--lr", "fast"]),
+        ([], {"BATCHSIZE": "0"}, ["BATCHSIZE", "0", "at least 1"]),
+        (["--optimizer", "adam"], {}, ["--optimizer", "adam", "sgdwfastlars"]),
+        (["--image-shape", "224,224"], {}, ["--image-shape", "224,224"]),
+        (["--image-shape", "1,224,224"], {}, ["--image-shape", "3 or 4 channels"]),
+        (["--resize", "100"], {}, ["--resize", "100", "224"]),
+        (["--eval-period", "2", "--eval-offset", "2"], {}, ["--eval-offset", "2"]),
+        (["--lr-step-epochs", "pow2", "--warmup-epochs", "90"], {}, ["--warmup-epochs", "90"]),
+        (["--lr-step-epochs", "thirty"], {}, ["--lr-step-epochs", "thirty"]),
+        (
+            ["--min-random-area", "0.9", "--max-random-area", "0.5"],
+            {},
+            ["--min-random-area", "0.9", "0.5"],
+        ),
+        (["--seed", "-1"], {}, ["--seed", "-1"]),
+        (["--lr"], {}, ["--lr"]),
+        (["--gpus", "none"], {}, ["--gpus", "none"]),
+        ([], {"GPUS": "0,x"}, ["GPUS", "0,x"]),
+    ],
+)
 def test_a_mistake_is_one_line_that_names_the_setting_and_the_value(argv, environ, words):
     with pytest.raises(UserError) as caught:
         parse(argv, environ)
@@ -75,7 +84,9 @@ def test_every_setting_is_read_somewhere():
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 read.add(node.attr)
     by_path = {"data_train", "data_train_idx", "data_val", "data_val_idx"}  # through Config.path
-    said = {name for name, field in FIELDS.items() if field.metadata["note"] == FORK}  # by op_sets.without_effect
+    said = {
+        name for name, field in FIELDS.items() if field.metadata["note"] == FORK
+    }  # by op_sets.without_effect
     assert set(FIELDS) - read - by_path - said == set()
 
 
@@ -88,18 +99,85 @@ def test_a_flag_that_is_dead_in_the_reference_is_refused_with_the_reason(flag):
 
 def test_every_flag_of_the_reference_is_known():
     """Its 77 options, as its help lists them."""
-    reference = (
-        "verbose seed custom-bn-off fuse-bn-relu fuse-bn-add-relu input-layout conv-layout batchnorm-layout pooling-layout "
-        "conv-algo force-tensor-core batchnorm-eps batchnorm-mom kv-store bn-group network num-layers gpus num-epochs lr "
-        "lr-factor lr-step-epochs initializer label-smoothing optimizer lars-eps lars-eta mom wd batch-size disp-batches "
-        "model-prefix save-period logging-dir log epoch-size eval-period eval-offset top-k dtype warmup-epochs "
-        "warmup-strategy bn-gamma-init0 profile-worker-suffix profile-server-suffix accuracy-threshold profile "
-        "e2e-cuda-graphs data-train data-train-idx data-val data-val-idx use-dali min-random-area max-random-area "
-        "min-random-aspect-ratio max-random-aspect-ratio input-batch-multiplier separ-val dali-threads image-shape "
-        "num-examples num-val-examples dali-dont-use-mmap dali-bytes-per-sample-hint dali-tmp-buffer-hint "
-        "dali-decoder-buffer-hint dali-crop-buffer-hint dali-normalize-buffer-hint dali-hw-decoder-load dali-prefetch-queue "
-        "dali-nvjpeg-memory-padding dali-preallocate-width dali-preallocate-height dali-roi-decode dali-cache-size "
-        "lazy_init_sanity").split()
+    reference = [
+        "verbose",
+        "seed",
+        "custom-bn-off",
+        "fuse-bn-relu",
+        "fuse-bn-add-relu",
+        "input-layout",
+        "conv-layout",
+        "batchnorm-layout",
+        "pooling-layout",
+        "conv-algo",
+        "force-tensor-core",
+        "batchnorm-eps",
+        "batchnorm-mom",
+        "kv-store",
+        "bn-group",
+        "network",
+        "num-layers",
+        "gpus",
+        "num-epochs",
+        "lr",
+        "lr-factor",
+        "lr-step-epochs",
+        "initializer",
+        "label-smoothing",
+        "optimizer",
+        "lars-eps",
+        "lars-eta",
+        "mom",
+        "wd",
+        "batch-size",
+        "disp-batches",
+        "model-prefix",
+        "save-period",
+        "logging-dir",
+        "log",
+        "epoch-size",
+        "eval-period",
+        "eval-offset",
+        "top-k",
+        "dtype",
+        "warmup-epochs",
+        "warmup-strategy",
+        "bn-gamma-init0",
+        "profile-worker-suffix",
+        "profile-server-suffix",
+        "accuracy-threshold",
+        "profile",
+        "e2e-cuda-graphs",
+        "data-train",
+        "data-train-idx",
+        "data-val",
+        "data-val-idx",
+        "use-dali",
+        "min-random-area",
+        "max-random-area",
+        "min-random-aspect-ratio",
+        "max-random-aspect-ratio",
+        "input-batch-multiplier",
+        "separ-val",
+        "dali-threads",
+        "image-shape",
+        "num-examples",
+        "num-val-examples",
+        "dali-dont-use-mmap",
+        "dali-bytes-per-sample-hint",
+        "dali-tmp-buffer-hint",
+        "dali-decoder-buffer-hint",
+        "dali-crop-buffer-hint",
+        "dali-normalize-buffer-hint",
+        "dali-hw-decoder-load",
+        "dali-prefetch-queue",
+        "dali-nvjpeg-memory-padding",
+        "dali-preallocate-width",
+        "dali-preallocate-height",
+        "dali-roi-decode",
+        "dali-cache-size",
+        "lazy_init_sanity",
+    ]
     known = {flag_of(name) for name in FIELDS} | set(DEAD)
     assert {f"--{name}" for name in reference} <= known
 
@@ -113,9 +191,14 @@ def test_a_run_that_times_its_parts_is_short(variable):
 def test_the_table_of_settings_is_up_to_date():
     """python -c 'from mxresnet.config import to_markdown; print(to_markdown(), end="")' makes it."""
     table = (ROOT / "docs" / "settings.md").read_text()
-    assert table[table.index("| Flag"):] == to_markdown()
+    assert table[table.index("| Flag") :] == to_markdown()
 
 
 def test_batch_shape_follows_the_input_layout():
     assert Config(batch_size=8, image_shape=(4, 224, 192)).batch_shape == (8, 4, 224, 192)
-    assert Config(batch_size=8, image_shape=(4, 224, 192), input_layout="NHWC").batch_shape == (8, 224, 192, 4)
+    assert Config(batch_size=8, image_shape=(4, 224, 192), input_layout="NHWC").batch_shape == (
+        8,
+        224,
+        192,
+        4,
+    )

@@ -19,7 +19,11 @@ from mxresnet import extension_build
 from mxresnet.config import UserError
 
 CSRC = ROOT / "mxresnet" / "csrc"
-WHEELS = ["nvidia-cudnn-cu11==8.9.6.50", "nvidia-cuda-runtime-cu11==11.8.89", "nvidia-cuda-nvcc-cu11==11.8.89"]
+WHEELS = [
+    "nvidia-cudnn-cu11==8.9.6.50",
+    "nvidia-cuda-runtime-cu11==11.8.89",
+    "nvidia-cuda-nvcc-cu11==11.8.89",
+]
 
 
 def package_in(folder):
@@ -34,7 +38,14 @@ def package_in(folder):
 
 def inside(folder, *arguments, **env):
     environ = {**os.environ, "PYTHONPATH": str(folder), **env}
-    done = subprocess.run([sys.executable, *map(str, arguments)], cwd=folder, text=True, capture_output=True, timeout=300, env=environ)
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=folder,
+        text=True,
+        capture_output=True,
+        timeout=300,
+        env=environ,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -54,7 +65,9 @@ for how in {ways}:
 
 def reasons_in(folder, *ways, device="cpu", **env):
     """What ready() says of the library there, asked by a process that goes on after it, once with each value of SPOILT."""
-    said = re.findall(r"says (.*) \|\n", inside(folder, "-c", ASK.format(ways=ways, device=device), **env))
+    said = re.findall(
+        r"says (.*) \|\n", inside(folder, "-c", ASK.format(ways=ways, device=device), **env)
+    )
     assert len(said) == len(ways)
     return said
 
@@ -71,15 +84,38 @@ def test_the_source_hash_sees_every_source(monkeypatch, tmp_path):
 
 def test_what_is_missing_to_build_is_told_in_one_line(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "mxresnet.extension", "build", "--cpu"], cwd=ROOT, text=True, capture_output=True, env={"PATH": str(tmp_path)})
-    assert (done.returncode, done.stderr) == (2, "mxresnet: no C++ compiler (g++): apt-get install g++\n")
+        [sys.executable, "-m", "mxresnet.extension", "build", "--cpu"],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        env={"PATH": str(tmp_path)},
+    )
+    assert (done.returncode, done.stderr) == (
+        2,
+        "mxresnet: no C++ compiler (g++): apt-get install g++\n",
+    )
     done = subprocess.run(  # a Python without MXNet
-        [sys.executable, "-S", "-c", "import sys; from mxresnet import extension_build as b; b.mxnet_folder()"], cwd=ROOT, text=True, capture_output=True)
-    assert done.returncode == 1 and done.stderr.endswith("UserError: MXNet is not installed: ./setup_env.sh installs it\n")
+        [
+            sys.executable,
+            "-S",
+            "-c",
+            "import sys; from mxresnet import extension_build as b; b.mxnet_folder()",
+        ],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 1 and done.stderr.endswith(
+        "UserError: MXNet is not installed: ./setup_env.sh installs it\n"
+    )
 
 
 def cuda_folder(folder, cudnn, runtime):
-    for name, text in (("cudnn_version.h", f"#define CUDNN_MAJOR {cudnn}\n"), ("cuda_runtime_api.h", f"#define CUDART_VERSION  {runtime}\n"), ("crt/host_config.h", "")):
+    for name, text in (
+        ("cudnn_version.h", f"#define CUDNN_MAJOR {cudnn}\n"),
+        ("cuda_runtime_api.h", f"#define CUDART_VERSION  {runtime}\n"),
+        ("crt/host_config.h", ""),
+    ):
         (folder / "include" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "include" / name).write_text(text)
     return folder
@@ -103,9 +139,18 @@ def test_headers_of_the_system_are_left_to_the_compiler(tmp_path, monkeypatch):
         (toolkit / "lib" / name).touch()
     assert extension_build.CudaFiles([str(toolkit)]).flags == ["-isystem", toolkit / "include"]
     found = extension_build.CudaFiles._header
-    monkeypatch.setattr(extension_build.pathlib.Path, "read_text", lambda path: (toolkit / "include" / path.name).open().read())
     monkeypatch.setattr(
-        extension_build.CudaFiles, "_header", lambda self, name, wheel: pathlib.Path("/usr/include") if wheel == "cudnn" else found(self, name, wheel))
+        extension_build.pathlib.Path,
+        "read_text",
+        lambda path: (toolkit / "include" / path.name).open().read(),
+    )
+    monkeypatch.setattr(
+        extension_build.CudaFiles,
+        "_header",
+        lambda self, name, wheel: (
+            pathlib.Path("/usr/include") if wheel == "cudnn" else found(self, name, wheel)
+        ),
+    )
     assert extension_build.CudaFiles([str(toolkit)]).flags == ["-isystem", toolkit / "include"]
 
 
@@ -122,23 +167,43 @@ def test_a_failed_build_leaves_what_was_there(tmp_path):
     with pytest.raises(UserError) as error:
         extension_build.compile_library([source], target, [])
     assert "broken.cc:2" in str(error.value) and "\n" not in str(error.value)
-    assert target.read_text() == "before" and sorted(p.name for p in target.parent.iterdir()) == ["libbroken.log", "libbroken.so"]
+    assert target.read_text() == "before" and sorted(p.name for p in target.parent.iterdir()) == [
+        "libbroken.log",
+        "libbroken.so",
+    ]
 
 
 def test_our_cpp_compiles_without_a_warning():
     mxnet = extension_build.mxnet_folder()
     command = [
-        "g++", "-std=c++11", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-isystem", mxnet / "include", "-DMXRESNET_MXNET_VERSION=10901",
-        '-DMXRESNET_BUILD=""', "-DMXRESNET_GPU", CSRC / "operators.cc", CSRC / "batch_norm_cpu.cc"]
+        "g++",
+        "-std=c++11",
+        "-fsyntax-only",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-isystem",
+        mxnet / "include",
+        "-DMXRESNET_MXNET_VERSION=10901",
+        '-DMXRESNET_BUILD=""',
+        "-DMXRESNET_GPU",
+        CSRC / "operators.cc",
+        CSRC / "batch_norm_cpu.cc",
+    ]
     done = subprocess.run(list(map(str, command)), text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_the_image_builds_the_library_it_runs_with():
     build, run = (ROOT / "Dockerfile").read_text().split("\nFROM ")[-2:]
-    assert "python -m mxresnet.extension build --gpu" in build and "COPY --from=build /workspace/mxresnet " in run
+    assert (
+        "python -m mxresnet.extension build --gpu" in build
+        and "COPY --from=build /workspace/mxresnet " in run
+    )
     assert "mxresnet/csrc/build" in (ROOT / ".dockerignore").read_text().splitlines()
-    ignored = subprocess.run(["git", "check-ignore", "-q", "mxresnet/csrc/build/libmxresnet_gpu.so"], cwd=ROOT)
+    ignored = subprocess.run(
+        ["git", "check-ignore", "-q", "mxresnet/csrc/build/libmxresnet_gpu.so"], cwd=ROOT
+    )
     assert ignored.returncode == 0
 
 
@@ -175,9 +240,28 @@ print(short(lambda: extension.batch_norm(data, "bn", 6).infer_shape(data=(2, 3, 
 @pytest.fixture(scope="module")
 def cuda_wheels():
     """Headers and libraries of cuDNN 8 and CUDA 11 from the package index, kept: 1.1 GB."""
-    folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "mxresnet" / "cuda11"
+    folder = (
+        pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+        / "mxresnet"
+        / "cuda11"
+    )
     if not (folder / "complete").exists():
-        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--upgrade", "--no-cache-dir", "--target", folder, *WHEELS], check=True)
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "-q",
+                "--no-deps",
+                "--upgrade",
+                "--no-cache-dir",
+                "--target",
+                folder,
+                *WHEELS,
+            ],
+            check=True,
+        )
         (folder / "complete").touch()
     return folder
 
@@ -186,11 +270,21 @@ def cuda_wheels():
 def test_the_gpu_library_builds_and_loads(tmp_path, cuda_wheels):
     package_in(tmp_path)
     inside(tmp_path, "-m", "mxresnet.extension", "build", "--gpu", "--cuda", cuda_wheels)
-    libraries = os.pathsep.join(str(cuda_wheels / "nvidia" / part / "lib") for part in ("cudnn", "cuda_runtime"))
+    libraries = os.pathsep.join(
+        str(cuda_wheels / "nvidia" / part / "lib") for part in ("cudnn", "cuda_runtime")
+    )
     said = inside(tmp_path, "-c", GPU_PROBE, LD_LIBRARY_PATH=libraries).splitlines()
-    said = [line for line in said if line.startswith("mxresnet_")]  # MXNet prints the arguments of a failed inference
-    assert said[0].endswith("data must be float16 in the gpu build") and "cuDNN's fused batch norm is for NHWC only" in said[1]
+    said = [
+        line for line in said if line.startswith("mxresnet_")
+    ]  # MXNet prints the arguments of a failed inference
+    assert (
+        said[0].endswith("data must be float16 in the gpu build")
+        and "cuDNN's fused batch norm is for NHWC only" in said[1]
+    )
     assert "channels in multiples of 4 (data of 2 x 3 x 3 x 6)" in said[2]
     # This MXNet has no GPU, and one may have no cuDNN: a reason, and no crash.
     assert reasons_in(tmp_path, "not at all", device="gpu", LD_LIBRARY_PATH=libraries) != [""]
-    assert "libcudnn.so.8: cannot open shared object file" in reasons_in(tmp_path, "not at all", device="gpu", LD_LIBRARY_PATH="")[0]
+    assert (
+        "libcudnn.so.8: cannot open shared object file"
+        in reasons_in(tmp_path, "not at all", device="gpu", LD_LIBRARY_PATH="")[0]
+    )

@@ -19,7 +19,7 @@ WORKER_0, WORKER_1 = (f"{hosts.JOB}-worker-{i}" for i in range(2))
 needs_hosts = pytest.mark.skipif(bool(hosts.why_not()), reason=str(hosts.why_not()))
 
 # Loaded by Python itself on every rank: wraps one function of the program so that one rank does something bad in it.
-SABOTAGE = '''
+SABOTAGE = """
 import importlib.abc, importlib.machinery, os, signal, sys, time
 where, rank, act = os.environ.get("NCCL_SABOTAGE", "::").split(":")
 module, _, path = where.partition("/")
@@ -55,7 +55,7 @@ class Finder(importlib.abc.MetaPathFinder):
 
 if module and os.environ.get("OMPI_COMM_WORLD_RANK") == rank:
     sys.meta_path.insert(0, Finder())
-'''
+"""
 
 
 @pytest.fixture
@@ -65,19 +65,37 @@ def job(few, tmp_path):
     (tmp_path / "code" / "sitecustomize.py").write_text(SABOTAGE)
     output = tmp_path / "output"
     with hosts.Cluster(tmp_path) as cluster, open(output, "w") as file:
+
         def start(*flags, **env):
             process = cluster.launch(
-                ["./run_and_time.sh", *(flags or ("--num-epochs", "5000", "--accuracy-threshold", "1"))], stdout=file, stderr=subprocess.STDOUT, env={
-                    "DGXSYSTEM": "CPU_digits", "DGXNGPU": "1", "DGXNNODES": "2", "NUM_LAYERS": "18", "DATAROOT": str(few),
-                    "OMP_NUM_THREADS": "1", "LOGDIR": str(tmp_path / "results"), "SEED": "1", "PYTHONPATH": str(tmp_path / "code"), **env})
+                [
+                    "./run_and_time.sh",
+                    *(flags or ("--num-epochs", "5000", "--accuracy-threshold", "1")),
+                ],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={
+                    "DGXSYSTEM": "CPU_digits",
+                    "DGXNGPU": "1",
+                    "DGXNNODES": "2",
+                    "NUM_LAYERS": "18",
+                    "DATAROOT": str(few),
+                    "OMP_NUM_THREADS": "1",
+                    "LOGDIR": str(tmp_path / "results"),
+                    "SEED": "1",
+                    "PYTHONPATH": str(tmp_path / "code"),
+                    **env,
+                },
+            )
             process.output, process.heard = output, 0
             return cluster, process
+
         yield start
 
 
 def rest(process):
     """What a job has said since wait_for."""
-    return process.output.read_text()[process.heard:]
+    return process.output.read_text()[process.heard :]
 
 
 def wait_for(process, text):
@@ -94,10 +112,14 @@ def ends(cluster, process, since, *, within, causes, statuses=None):
     took = time.monotonic() - since
     left = cluster.wait_until_nothing_is_left(max(1.0, within - took))
     gone = time.monotonic() - since
-    print(f"\nended after {took:.1f} s with status {process.returncode}, all gone after {gone:.1f} s; it said:\n{out[-1500:]}")
+    print(
+        f"\nended after {took:.1f} s with status {process.returncode}, all gone after {gone:.1f} s; it said:\n{out[-1500:]}"
+    )
     assert process.returncode not in (0, None) and took < within and not left, left
     assert statuses is None or process.returncode in statuses
-    said = [line for line in out.splitlines() if line.startswith(("mxresnet: ", "run_and_time.sh: "))]
+    said = [
+        line for line in out.splitlines() if line.startswith(("mxresnet: ", "run_and_time.sh: "))
+    ]
     assert len(said) == 1 and re.search(causes, out), out
     assert "RESULT" not in out and "------" not in out
     return out
@@ -117,9 +139,13 @@ def kill(cluster, machine, pattern, number=signal.SIGKILL):
 
 @needs_hosts
 class TestProcessesAndMachines:
-    @pytest.mark.parametrize("machine, cause", [
-        (WORKER_1, r"rank 1 on resnet-worker-1\S* was ended by SIGKILL"),
-        pytest.param(WORKER_0, "rank 0 was ended by SIGKILL", marks=pytest.mark.slow)])
+    @pytest.mark.parametrize(
+        "machine, cause",
+        [
+            (WORKER_1, r"rank 1 on resnet-worker-1\S* was ended by SIGKILL"),
+            pytest.param(WORKER_0, "rank 0 was ended by SIGKILL", marks=pytest.mark.slow),
+        ],
+    )
     def test_a_rank_is_killed(self, job, machine, cause):
         cluster, process, now = running(job)
         os.kill(cluster.ranks(machine)[0], signal.SIGKILL)
@@ -129,7 +155,14 @@ class TestProcessesAndMachines:
     def test_a_rank_is_told_to_stop(self, job):
         cluster, process, now = running(job)
         os.kill(cluster.ranks(WORKER_1)[0], signal.SIGTERM)
-        ends(cluster, process, now, within=30, causes=r"rank 1 on resnet-worker-1\S* was ended by SIGTERM", statuses={143})
+        ends(
+            cluster,
+            process,
+            now,
+            within=30,
+            causes=r"rank 1 on resnet-worker-1\S* was ended by SIGTERM",
+            statuses={143},
+        )
 
     @pytest.mark.slow
     def test_a_daemon_of_mpirun_is_killed(self, job):
@@ -153,7 +186,13 @@ class TestProcessesAndMachines:
     def test_the_launchers_link_is_cut(self, job):
         cluster, process, now = running(job)
         cluster.cut(cluster.names[0])
-        ends(cluster, process, now, within=30, causes="the machines cannot be reached|was lost: it or its mpirun daemon")
+        ends(
+            cluster,
+            process,
+            now,
+            within=30,
+            causes="the machines cannot be reached|was lost: it or its mpirun daemon",
+        )
 
     @pytest.mark.slow
     def test_a_link_that_comes_back_costs_nothing_but_time(self, job):
@@ -169,7 +208,13 @@ class TestProcessesAndMachines:
     def test_a_process_is_stopped(self, job, machine):
         cluster, process, now = running(job)
         os.kill(cluster.ranks(machine)[0], signal.SIGSTOP)
-        out = ends(cluster, process, now, within=60, causes=r"no sign of life of rank \d on resnet-worker-\d for 40 s")
+        out = ends(
+            cluster,
+            process,
+            now,
+            within=60,
+            causes=r"no sign of life of rank \d on resnet-worker-\d for 40 s",
+        )
         assert f"of rank {machine[-1]} on {machine}" in out
 
     @pytest.mark.slow
@@ -191,7 +236,11 @@ class TestProcessesAndMachines:
         process.wait(timeout=70)
         out = rest(process)
         assert process.returncode != 0 and time.monotonic() - now < 60, out
-        assert "of rank 1 on resnet-worker-1" in out or "machines cannot be reached" in out or "resnet-worker-1.resnet.default.svc was lost" in out
+        assert (
+            "of rank 1 on resnet-worker-1" in out
+            or "machines cannot be reached" in out
+            or "resnet-worker-1.resnet.default.svc was lost" in out
+        )
 
 
 @needs_hosts
@@ -218,19 +267,106 @@ class TestSchedulers:
 class TestProgram:
     """A rank that does something bad at some point of the run."""
 
-    @pytest.mark.parametrize("where, rank, act, causes, within", [
-        ("mxresnet.trainer/Trainer.update", 1, "raise", "rank 1 failed:\n(.*\n)*RuntimeError: bad luck", 30),
-        pytest.param("mxresnet.trainer/Trainer.update", 0, "raise", "rank 0 failed:\n(.*\n)*RuntimeError: bad luck", 30, marks=pytest.mark.slow),
-        pytest.param("mxresnet.pipeline/dali.Stream.next", 1, "raise", "rank 1 failed:\n(.*\n)*RuntimeError", 30, marks=pytest.mark.slow),
-        pytest.param("mxresnet.trainer/Trainer.evaluate", 1, "raise", "rank 1 failed:\n(.*\n)*RuntimeError", 30, marks=pytest.mark.slow),
-        pytest.param("mxresnet.trainer/Trainer.evaluate", 0, "raise", "rank 0 failed:\n(.*\n)*RuntimeError", 30, marks=pytest.mark.slow),
-        pytest.param("mxresnet.trainer/Trainer.warm_up", 1, "raise", "rank 1 failed:\n(.*\n)*RuntimeError", 30, marks=pytest.mark.slow),
-        pytest.param("mxresnet.trainer/Trainer.warm_up", 1, "SIGSEGV", r"rank 1 on \S+ was ended by SIGSEGV", 30, marks=pytest.mark.slow),
-        pytest.param("mxresnet.distributed/join", 1, "raise", "rank 1 failed to join the others:\n(.*\n)*RuntimeError: bad luck", 30, marks=pytest.mark.slow),
-        pytest.param("mxresnet.distributed/join", 1, "SIGKILL", r"rank 1 on \S+ was ended by SIGKILL", 30, marks=pytest.mark.slow),
-        pytest.param("mxresnet.distributed/join", 1, "SIGSTOP", "did not come together within 40 s", 60, marks=pytest.mark.slow),
-        pytest.param("mxresnet.trainer/Trainer.warm_up", 1, "SIGSTOP", "no sign of life of rank 1", 60, marks=pytest.mark.slow),
-        pytest.param("mxresnet.trainer/Trainer.update", 1, "exit", "rank 1 on \\S+ ended before the run was over", 30, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize(
+        "where, rank, act, causes, within",
+        [
+            (
+                "mxresnet.trainer/Trainer.update",
+                1,
+                "raise",
+                "rank 1 failed:\n(.*\n)*RuntimeError: bad luck",
+                30,
+            ),
+            pytest.param(
+                "mxresnet.trainer/Trainer.update",
+                0,
+                "raise",
+                "rank 0 failed:\n(.*\n)*RuntimeError: bad luck",
+                30,
+                marks=pytest.mark.slow,
+            ),
+            pytest.param(
+                "mxresnet.pipeline/dali.Stream.next",
+                1,
+                "raise",
+                "rank 1 failed:\n(.*\n)*RuntimeError",
+                30,
+                marks=pytest.mark.slow,
+            ),
+            pytest.param(
+                "mxresnet.trainer/Trainer.evaluate",
+                1,
+                "raise",
+                "rank 1 failed:\n(.*\n)*RuntimeError",
+                30,
+                marks=pytest.mark.slow,
+            ),
+            pytest.param(
+                "mxresnet.trainer/Trainer.evaluate",
+                0,
+                "raise",
+                "rank 0 failed:\n(.*\n)*RuntimeError",
+                30,
+                marks=pytest.mark.slow,
+            ),
+            pytest.param(
+                "mxresnet.trainer/Trainer.warm_up",
+                1,
+                "raise",
+                "rank 1 failed:\n(.*\n)*RuntimeError",
+                30,
+                marks=pytest.mark.slow,
+            ),
+            pytest.param(
+                "mxresnet.trainer/Trainer.warm_up",
+                1,
+                "SIGSEGV",
+                r"rank 1 on \S+ was ended by SIGSEGV",
+                30,
+                marks=pytest.mark.slow,
+            ),
+            pytest.param(
+                "mxresnet.distributed/join",
+                1,
+                "raise",
+                "rank 1 failed to join the others:\n(.*\n)*RuntimeError: bad luck",
+                30,
+                marks=pytest.mark.slow,
+            ),
+            pytest.param(
+                "mxresnet.distributed/join",
+                1,
+                "SIGKILL",
+                r"rank 1 on \S+ was ended by SIGKILL",
+                30,
+                marks=pytest.mark.slow,
+            ),
+            pytest.param(
+                "mxresnet.distributed/join",
+                1,
+                "SIGSTOP",
+                "did not come together within 40 s",
+                60,
+                marks=pytest.mark.slow,
+            ),
+            pytest.param(
+                "mxresnet.trainer/Trainer.warm_up",
+                1,
+                "SIGSTOP",
+                "no sign of life of rank 1",
+                60,
+                marks=pytest.mark.slow,
+            ),
+            pytest.param(
+                "mxresnet.trainer/Trainer.update",
+                1,
+                "exit",
+                "rank 1 on \\S+ ended before the run was over",
+                30,
+                marks=pytest.mark.slow,
+            ),
+        ],
+    )
     def test_a_rank_misbehaves(self, job, where, rank, act, causes, within):
         where = where.replace("mxresnet.pipeline/dali.", "mxresnet.pipeline.dali/")
         cluster, process = job(NCCL_SABOTAGE=f"{where}:{rank}:{act}")
@@ -247,7 +383,14 @@ class TestProgram:
             cluster, process = job()
             cluster.remove(WORKER_0)
             cluster.start_worker(WORKER_0)  # it sees the new file system
-            out = ends(cluster, process, time.monotonic(), within=60, causes="cannot be written .No space left on device", statuses={2})
+            out = ends(
+                cluster,
+                process,
+                time.monotonic(),
+                within=60,
+                causes="cannot be written .No space left on device",
+                statuses={2},
+            )
             assert "Failed to encode" not in out
         finally:
             subprocess.run(["umount", full], check=True)
@@ -258,8 +401,11 @@ class TestProgram:
         scan = (
             "import socket\nfor line in open('/proc/net/tcp').read().splitlines()[1:]:\n    _, local, _, state = line.split()[:4]\n"
             "    if state == '0A':\n        s = socket.create_connection(('127.0.0.1' if local.startswith('0100007F') else '10.77.0.11', int(local[9:], 16)))\n"
-            "        s.sendall(b'GET / HTTP/1.0\\n\\n'); s.close()\n")
-        subprocess.run(["ip", "netns", "exec", cluster.namespace(WORKER_0), "python3", "-c", scan], check=True)
+            "        s.sendall(b'GET / HTTP/1.0\\n\\n'); s.close()\n"
+        )
+        subprocess.run(
+            ["ip", "netns", "exec", cluster.namespace(WORKER_0), "python3", "-c", scan], check=True
+        )
         wait_for(process, "after epoch")
         wait_for(process, "after epoch")
         assert process.poll() is None

@@ -101,7 +101,9 @@ world.leave()
 
 
 @pytest.mark.parametrize("axis", [1, 3])
-@pytest.mark.parametrize("ranks, group, dtype", [(2, 2, "float32"), (4, 2, "float32"), (2, 2, "float16")])
+@pytest.mark.parametrize(
+    "ranks, group, dtype", [(2, 2, "float32"), (4, 2, "float32"), (2, 2, "float16")]
+)
 def test_a_layer_equals_numpy_on_the_joined_batch(ranks, group, axis, dtype):
     done = mpirun(ranks, "-c", LAYER, group, axis, dtype)
     assert done.returncode == 0, done.stderr
@@ -114,7 +116,11 @@ def test_a_network_has_the_gradients_of_one_process_with_the_joined_batch(tmp_pa
         assert done.returncode == 0, done.stderr
     one, two = np.load(tmp_path / "1.npz"), np.load(tmp_path / "2.npz")
     # With the last gammas at zero, what comes before them has no gradient yet.
-    errors = {n: np.linalg.norm(two[n] - one[n]) / np.linalg.norm(one[n]) for n in one.files if np.linalg.norm(one[n]) > 1e-7}
+    errors = {
+        n: np.linalg.norm(two[n] - one[n]) / np.linalg.norm(one[n])
+        for n in one.files
+        if np.linalg.norm(one[n]) > 1e-7
+    }
     assert len(errors) > 30 and max(errors.values()) < 1e-3, errors
 
 
@@ -135,7 +141,10 @@ world.part()
 def test_machines_with_unequal_numbers_of_ranks_are_refused_by_all():
     """Two ranks on one machine and one on another: the first machine's could form a group."""
     done = mpirun(3, "-c", UNEQUAL, timeout=60)
-    assert done.returncode == 0 and done.stdout.count("--bn-group 2 does not divide the 1 ranks of a machine") == 3, done.stdout + done.stderr
+    assert (
+        done.returncode == 0
+        and done.stdout.count("--bn-group 2 does not divide the 1 ranks of a machine") == 3
+    ), done.stdout + done.stderr
 
 
 def test_groups_that_do_not_fit_are_refused():
@@ -151,5 +160,18 @@ def test_a_run_with_groups_that_do_not_fit_says_so_once(few):
 
 
 def test_a_run_with_groups_trains_and_logs_their_span(few):
-    done = mpirun(2, "-m", "mxresnet", *SMALL, "--num-layers", "18", "--num-epochs", "2", "--bn-group", "2", "--data-root", few)
+    done = mpirun(
+        2,
+        "-m",
+        "mxresnet",
+        *SMALL,
+        "--num-layers",
+        "18",
+        "--num-epochs",
+        "2",
+        "--bn-group",
+        "2",
+        "--data-root",
+        few,
+    )
     assert done.returncode == 3 and '"model_bn_span", "value": 32' in done.stdout, done.stderr

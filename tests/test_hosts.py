@@ -49,9 +49,21 @@ def job(folder, records, *flags, workers=2, slots=1, before=lambda cluster: None
     """Run a job to its end: (process, output)."""
     with hosts.Cluster(folder, workers, slots) as cluster:
         before(cluster)
-        process = cluster.launch(["./run_and_time.sh", *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={
-            "DGXSYSTEM": "CPU_digits", "DGXNGPU": str(slots), "DGXNNODES": str(workers), "DATAROOT": str(records),
-            "OMP_NUM_THREADS": "1", "LOGDIR": str(folder / "results"), "SEED": "7", **env})
+        process = cluster.launch(
+            ["./run_and_time.sh", *flags],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={
+                "DGXSYSTEM": "CPU_digits",
+                "DGXNGPU": str(slots),
+                "DGXNNODES": str(workers),
+                "DATAROOT": str(records),
+                "OMP_NUM_THREADS": "1",
+                "LOGDIR": str(folder / "results"),
+                "SEED": "7",
+                **env,
+            },
+        )
         out, _ = process.communicate(timeout=900)
         assert cluster.wait_until_nothing_is_left(5) == {}
     return process, out
@@ -76,7 +88,11 @@ def test_two_machines_take_the_same_steps_as_one(few, tmp_path):
     (tmp_path / "two").mkdir()
     process, out = job(tmp_path / "two", few, *flags, **more)
     assert process.returncode == 0, out
-    assert out.count("RESULT,IMAGE_CLASSIFICATION") == 1 and "2 x cpu" in out and "starting 2 ranks on 2 workers" in out
+    assert (
+        out.count("RESULT,IMAGE_CLASSIFICATION") == 1
+        and "2 x cpu" in out
+        and "starting 2 ranks on 2 workers" in out
+    )
     trace = steps(one.stderr, 0)
     assert len(set(trace)) >= 9 and trace == steps(one.stderr, 1) == steps(out, 0) == steps(out, 1)
     assert course(out) == course((tmp_path / "results" / "a_1.log").read_text()) != []
@@ -86,7 +102,10 @@ def test_two_machines_take_the_same_steps_as_one(few, tmp_path):
 @pytest.mark.slow
 def test_the_demo_reaches_its_target_on_two_machines(digits, tmp_path):
     """All of it: ResNet-50 to 97 % on the built-in data set, and the same course as on one machine."""
-    one = run_and_time(env=environment(digits, tmp_path, SEED="7", OMP_NUM_THREADS="1", DATESTAMP="a"), timeout=1800)
+    one = run_and_time(
+        env=environment(digits, tmp_path, SEED="7", OMP_NUM_THREADS="1", DATESTAMP="a"),
+        timeout=1800,
+    )
     assert one.returncode == 0, one.stderr
     process, out = job(tmp_path, digits)
     assert process.returncode == 0 and out.count("RESULT,IMAGE_CLASSIFICATION") == 1, out
@@ -110,15 +129,29 @@ def test_a_worker_that_does_not_come_is_named(few, tmp_path):
 
     started = time.monotonic()
     process, out = job(tmp_path, few, *EPOCHS, before=lose_one, LAUNCH_WAIT="4")
-    assert process.returncode == 2 and "resnet-worker-1.resnet.default.svc cannot be reached after 4 s: nothing answers on port 22" in out
+    assert (
+        process.returncode == 2
+        and "resnet-worker-1.resnet.default.svc cannot be reached after 4 s: nothing answers on port 22"
+        in out
+    )
     assert time.monotonic() - started < 30
 
 
 def launched_without_the_second_worker(cluster, few, tmp_path):
     """The launcher, once it waits for that worker."""
     cluster.remove(cluster.workers[1])
-    process = cluster.launch(["./run_and_time.sh", *EPOCHS], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={
-        "DGXSYSTEM": "CPU_digits", "DGXNGPU": "1", "DGXNNODES": "2", "DATAROOT": str(few), "LOGDIR": str(tmp_path / "results")})
+    process = cluster.launch(
+        ["./run_and_time.sh", *EPOCHS],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={
+            "DGXSYSTEM": "CPU_digits",
+            "DGXNGPU": "1",
+            "DGXNNODES": "2",
+            "DATAROOT": str(few),
+            "LOGDIR": str(tmp_path / "results"),
+        },
+    )
     for line in process.stdout:
         if "waiting for resnet-worker-1" in line:
             break
@@ -131,7 +164,9 @@ def test_a_launcher_that_waits_for_workers_can_be_told_to_stop(few, tmp_path):
         process = launched_without_the_second_worker(cluster, few, tmp_path)
         os.kill(cluster.inside(cluster.names[0], "bash /")[0], signal.SIGTERM)
         out, _ = process.communicate(timeout=20)
-        assert process.returncode == 143 and out.strip() == "run_and_time.sh: stopped by SIGTERM", out
+        assert process.returncode == 143 and out.strip() == "run_and_time.sh: stopped by SIGTERM", (
+            out
+        )
         assert cluster.wait_until_nothing_is_left(5) == {}
 
 
@@ -149,9 +184,17 @@ def test_open_mpi_5_is_refused(few, tmp_path):
     fake.mkdir()
     (fake / "mpirun").write_text("#!/bin/sh\necho 'mpirun (Open MPI) 5.0.11'\n")
     (fake / "mpirun").chmod(0o755)
-    script = (
-        "set -euo pipefail; hostfile=$2/hosts; die() { echo \"$*\"; exit 2; }; source ./k8s/launch.sh; check_mpirun \"$1/mpirun\"")
+    script = 'set -euo pipefail; hostfile=$2/hosts; die() { echo "$*"; exit 2; }; source ./k8s/launch.sh; check_mpirun "$1/mpirun"'
     from conftest import ROOT
 
-    done = subprocess.run(["bash", "-c", script, "-", str(fake), str(tmp_path)], cwd=ROOT, text=True, capture_output=True)
-    assert done.returncode == 2 and "Open MPI) 5.0.11" in done.stdout and "needs Open MPI 4.1" in done.stdout
+    done = subprocess.run(
+        ["bash", "-c", script, "-", str(fake), str(tmp_path)],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+    )
+    assert (
+        done.returncode == 2
+        and "Open MPI) 5.0.11" in done.stdout
+        and "needs Open MPI 4.1" in done.stdout
+    )

@@ -23,14 +23,21 @@ pytestmark = pytest.mark.slow
 MIRROR, UBUNTU = "http://deb.debian.org/debian", "http://archive.ubuntu.com/ubuntu"
 # The distribution that a Dockerfile's last image is: mirror, release, sections that the image has switched on.
 RELEASES = {
-    "Dockerfile": (UBUNTU, "jammy", ("main", "universe")), "Dockerfile.cpu": (MIRROR, "bookworm", ("main",)),
-    "Dockerfile.ngc": (UBUNTU, "focal", ("main", "universe"))}
+    "Dockerfile": (UBUNTU, "jammy", ("main", "universe")),
+    "Dockerfile.cpu": (MIRROR, "bookworm", ("main",)),
+    "Dockerfile.ngc": (UBUNTU, "focal", ("main", "universe")),
+}
 
 
 def commands(dockerfile, pattern):
     """The words after each such command of a Dockerfile."""
     text = re.sub(r"\\\n\s*", " ", (ROOT / dockerfile).read_text())
-    return [word for found in re.findall(rf"{pattern}([^&\n]*)", text) for word in found.split() if not word.startswith("-")]
+    return [
+        word
+        for found in re.findall(rf"{pattern}([^&\n]*)", text)
+        for word in found.split()
+        if not word.startswith("-")
+    ]
 
 
 @pytest.mark.parametrize("dockerfile", RELEASES)
@@ -38,8 +45,12 @@ def test_the_distribution_has_the_packages(dockerfile):
     mirror, release, sections = RELEASES[dockerfile]
     known = set()
     for section in sections:
-        with urllib.request.urlopen(f"{mirror}/dists/{release}/{section}/binary-amd64/Packages.gz", timeout=120) as answer:
-            known |= set(re.findall(r"^Package: (.*)$", gzip.decompress(answer.read()).decode(), re.M))
+        with urllib.request.urlopen(
+            f"{mirror}/dists/{release}/{section}/binary-amd64/Packages.gz", timeout=120
+        ) as answer:
+            known |= set(
+                re.findall(r"^Package: (.*)$", gzip.decompress(answer.read()).decode(), re.M)
+            )
     wanted = set(commands(dockerfile, "apt-get install"))
     assert len(wanted) >= 4 and wanted <= known, wanted - known
 
@@ -47,13 +58,21 @@ def test_the_distribution_has_the_packages(dockerfile):
 @pytest.mark.parametrize("dockerfile", ["Dockerfile", "Dockerfile.ngc"])
 def test_the_index_has_the_pinned_versions(dockerfile):
     pins = dict(re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "constraints.txt").read_text(), re.M))
-    wanted = [word for word in commands(dockerfile, "pip install") if word[0].isalpha() and word != "constraints.txt"]
+    wanted = [
+        word
+        for word in commands(dockerfile, "pip install")
+        if word[0].isalpha() and word != "constraints.txt"
+    ]
     assert wanted
     for word in wanted:
         name, _, version = word.partition("==")
-        done = subprocess.run([sys.executable, "-m", "pip", "index", "versions", name], text=True, capture_output=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "pip", "index", "versions", name], text=True, capture_output=True
+        )
         versions = re.search(r"Available versions: (.*)", done.stdout)
-        assert versions and (version or pins[name]) in versions.group(1).split(", "), f"{word}: {done.stdout}{done.stderr}"
+        assert versions and (version or pins[name]) in versions.group(1).split(", "), (
+            f"{word}: {done.stdout}{done.stderr}"
+        )
 
 
 class Build:
@@ -61,7 +80,11 @@ class Build:
 
     def __init__(self, folder, context):
         self.folder, self.context, self.stages, self.clean = folder, context, {}, folder / "debian"
-        subprocess.run(["debootstrap", "--variant=minbase", "bookworm", self.clean, MIRROR], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            ["debootstrap", "--variant=minbase", "bookworm", self.clean, MIRROR],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
 
     def run_file(self, path):
         text = re.sub(r"\\\n\s*", "", re.sub(r"^#.*\n", "", path.read_text(), flags=re.M))
@@ -73,7 +96,11 @@ class Build:
 
     def do_from(self, rest):
         assert rest.split()[0] == "debian:12-slim"
-        self.root, self.where, self.env = self.folder / f"stage{len(self.stages)}", "/", {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
+        self.root, self.where, self.env = (
+            self.folder / f"stage{len(self.stages)}",
+            "/",
+            {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"},
+        )
         self.stages[(rest.split(" AS ") + [""])[1]] = self.root
         subprocess.run(["cp", "-a", self.clean, self.root], check=True)
         # What an engine's host lends: name servers, and here the certificates that it trusts.
@@ -109,14 +136,22 @@ class Build:
     def do_run(self, rest):
         script = f"mount -t proc proc {self.root}/proc; mount --rbind /dev {self.root}/dev; exec chroot {self.root} /bin/sh -c {shlex.quote(f'cd {self.where} && {rest}')}"
         env = {**self.env, "PIP_CERT": "/etc/ca-certificates.crt"}
-        subprocess.run(["unshare", "--mount", "--pid", "--fork", "sh", "-ec", script], env=env, check=True)
+        subprocess.run(
+            ["unshare", "--mount", "--pid", "--fork", "sh", "-ec", script], env=env, check=True
+        )
 
 
-@pytest.mark.skipif(os.getuid() != 0 or not shutil.which("debootstrap"), reason="needs root and debootstrap")
+@pytest.mark.skipif(
+    os.getuid() != 0 or not shutil.which("debootstrap"), reason="needs root and debootstrap"
+)
 def test_the_cpu_image_builds_and_trains(tmp_path):
     context = tmp_path / "context"
     context.mkdir()
-    kept = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    kept = [
+        line[1:]
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    ]
     for pattern in kept:
         for path in ROOT.glob(pattern):
             subprocess.run(["cp", "-a", path, context], check=True)
@@ -124,7 +159,9 @@ def test_the_cpu_image_builds_and_trains(tmp_path):
         image = Build(tmp_path, context).run_file(ROOT / "Dockerfile.cpu")
         image.do_run("/usr/sbin/sshd -t && sshd -T | grep -q 'strictmodes no'")
         image.do_run("test $(./setup_env.sh) = /workspace/mxresnet/.venv/bin/python")
-        image.do_run("DGXSYSTEM=CPU_digits LOGDIR=/tmp/results ./run_and_time.sh --num-epochs 2 --num-layers 18 --accuracy-threshold 0.01")
+        image.do_run(
+            "DGXSYSTEM=CPU_digits LOGDIR=/tmp/results ./run_and_time.sh --num-epochs 2 --num-layers 18 --accuracy-threshold 0.01"
+        )
     finally:
         for stage in tmp_path.iterdir():
             if stage.name.startswith("stage") or stage.name == "debian":

@@ -17,11 +17,23 @@ from test_project import exported
 from mxresnet.config import FIELDS
 
 K8S = ROOT / "k8s"
-IMAGES = {"mxresnet:gpu": "Dockerfile", "mxresnet:cpu": "Dockerfile.cpu", "mxresnet:ngc": "Dockerfile.ngc"}
+IMAGES = {
+    "mxresnet:gpu": "Dockerfile",
+    "mxresnet:cpu": "Dockerfile.cpu",
+    "mxresnet:ngc": "Dockerfile.ngc",
+}
 JOBS = ["mpijob.yaml", "mpijob-multi.yaml", "smoke.yaml"]
 LABELS = ["4gpu", "64gpu", "data", "smoke", "volume"]
 # What a launcher hands on; everything else about a run is the configuration's.
-ALLOWED = {"DGXSYSTEM", "DATAROOT", "LOGDIR", "LAUNCH_WAIT", "DGXNGPU", "DGXNNODES", "SUBMISSION_ORG"}
+ALLOWED = {
+    "DGXSYSTEM",
+    "DATAROOT",
+    "LOGDIR",
+    "LAUNCH_WAIT",
+    "DGXNGPU",
+    "DGXNNODES",
+    "SUBMISSION_ORG",
+}
 
 
 def documents(name):
@@ -46,23 +58,43 @@ def only(required=(), **properties):
 
 
 COUNT, WHOLE = an("integer", minimum=1), an("integer", minimum=0)
-REPLICA = only(["template"], replicas=COUNT, restartPolicy={"enum": ["Never", "OnFailure"]},
-               template=only(["spec"], metadata=an("object"), spec=an("object")))
+REPLICA = only(
+    ["template"],
+    replicas=COUNT,
+    restartPolicy={"enum": ["Never", "OnFailure"]},
+    template=only(["spec"], metadata=an("object"), spec=an("object")),
+)
 # Fields that both versions of the MPIJob know, with the values that the controllers accept.
 MPIJOB = only(
-    ["apiVersion", "kind", "metadata", "spec"], apiVersion={"enum": ["kubeflow.org/v2beta1", "kubeflow.org/v1"]}, kind={"const": "MPIJob"},
-    metadata=only(["name"], name=an("string", pattern="^[a-z]([-a-z0-9]*[a-z0-9])?$"), labels=an("object")),
+    ["apiVersion", "kind", "metadata", "spec"],
+    apiVersion={"enum": ["kubeflow.org/v2beta1", "kubeflow.org/v1"]},
+    kind={"const": "MPIJob"},
+    metadata=only(
+        ["name"], name=an("string", pattern="^[a-z]([-a-z0-9]*[a-z0-9])?$"), labels=an("object")
+    ),
     spec=only(
-        ["mpiReplicaSpecs", "slotsPerWorker"], slotsPerWorker=COUNT,
+        ["mpiReplicaSpecs", "slotsPerWorker"],
+        slotsPerWorker=COUNT,
         runPolicy=only(
-            cleanPodPolicy={"enum": ["None", "Running", "All"]}, backoffLimit=WHOLE, activeDeadlineSeconds=COUNT, ttlSecondsAfterFinished=WHOLE,
-            suspend=an("boolean"), schedulingPolicy=only(minAvailable=COUNT, queue=an("string"), priorityClass=an("string"))),
-        mpiReplicaSpecs=only(["Launcher", "Worker"], Launcher=REPLICA, Worker=REPLICA)))
+            cleanPodPolicy={"enum": ["None", "Running", "All"]},
+            backoffLimit=WHOLE,
+            activeDeadlineSeconds=COUNT,
+            ttlSecondsAfterFinished=WHOLE,
+            suspend=an("boolean"),
+            schedulingPolicy=only(
+                minAvailable=COUNT, queue=an("string"), priorityClass=an("string")
+            ),
+        ),
+        mpiReplicaSpecs=only(["Launcher", "Worker"], Launcher=REPLICA, Worker=REPLICA),
+    ),
+)
 
 
 def overlay(version, folder=K8S):
     kubectl = shutil.which("kubectl") or pytest.skip("kubectl is not installed")
-    done = subprocess.run([kubectl, "kustomize", str(folder / "overlays" / version)], text=True, capture_output=True)
+    done = subprocess.run(
+        [kubectl, "kustomize", str(folder / "overlays" / version)], text=True, capture_output=True
+    )
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))
 
@@ -81,10 +113,17 @@ def test_a_job_is_what_the_operators_accept(name):
     check_job(documents(name)[0])
 
 
-@pytest.mark.parametrize("damage", [
-    lambda job: job["spec"].update(slotPerWorker=4), lambda job: job["spec"]["runPolicy"].update(cleanPodPolicy="Always"),
-    lambda job: job["spec"]["mpiReplicaSpecs"]["Worker"].update(replicas=0), lambda job: job["metadata"].update(name="Job.1"),
-    lambda job: job["spec"]["mpiReplicaSpecs"]["Worker"].update(restartPolicy="Always"), lambda job: job["metadata"].update(name="x" * 60)])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda job: job["spec"].update(slotPerWorker=4),
+        lambda job: job["spec"]["runPolicy"].update(cleanPodPolicy="Always"),
+        lambda job: job["spec"]["mpiReplicaSpecs"]["Worker"].update(replicas=0),
+        lambda job: job["metadata"].update(name="Job.1"),
+        lambda job: job["spec"]["mpiReplicaSpecs"]["Worker"].update(restartPolicy="Always"),
+        lambda job: job["metadata"].update(name="x" * 60),
+    ],
+)
 def test_a_damaged_job_is_refused(damage):
     jsonschema = pytest.importorskip("jsonschema")
     (job,) = documents("mpijob.yaml")
@@ -103,7 +142,10 @@ def test_overlays(version):
     for job in jobs:
         assert job["apiVersion"] == f"kubeflow.org/{version}"
         check_job(job)
-        launcher, worker = (job["spec"]["mpiReplicaSpecs"][role]["template"]["spec"] for role in ("Launcher", "Worker"))
+        launcher, worker = (
+            job["spec"]["mpiReplicaSpecs"][role]["template"]["spec"]
+            for role in ("Launcher", "Worker")
+        )
         # v1 enters workers through the API with the launcher's account; v2beta1 through sshd.
         assert (launcher.get("automountServiceAccountToken") is False) == (version == "v2beta1")
         assert ("readinessProbe" in worker["containers"][0]) == (version == "v2beta1")
@@ -113,16 +155,23 @@ def test_overlays(version):
 def test_an_overlay_names_the_images_of_every_pod(version, tmp_path):
     folder = shutil.copytree(K8S, tmp_path / "k8s", symlinks=True)
     place = folder / "overlays" / version / "kustomization.yaml"
-    place.write_text(place.read_text().replace("newName: mxresnet", "newName: registry.example/team/mxresnet"))
+    place.write_text(
+        place.read_text().replace("newName: mxresnet", "newName: registry.example/team/mxresnet")
+    )
     images = re.findall(r"image: (.*)", yaml.safe_dump_all(overlay(version, folder)))
     assert len(images) == 2 * len(JOBS) + 1
-    assert set(images) == {"registry.example/team/mxresnet:cpu", "registry.example/team/mxresnet:gpu"}
+    assert set(images) == {
+        "registry.example/team/mxresnet:cpu",
+        "registry.example/team/mxresnet:gpu",
+    }
 
 
 def test_each_step_of_the_readme_applies_one_object_of_an_overlay():
     steps = re.findall(r"kubectl (?:apply|create|delete) -[^`]*", (K8S / "README.md").read_text())
     assert sorted(step.rpartition("=")[2] for step in steps) == LABELS
-    assert {step.rpartition("=")[0] for step in steps} == {"kubectl apply -k k8s/overlays/v2beta1 -l mxresnet/job"}
+    assert {step.rpartition("=")[0] for step in steps} == {
+        "kubectl apply -k k8s/overlays/v2beta1 -l mxresnet/job"
+    }
 
 
 def test_a_name_outside_base_is_a_link_into_it():
@@ -130,22 +179,34 @@ def test_a_name_outside_base_is_a_link_into_it():
         assert path.name == "kustomization.yaml" or (K8S / path.name).resolve() == path.resolve()
 
 
-@pytest.mark.parametrize("where, spec", pod_specs(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    "where, spec", pod_specs(), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_a_pod_is_valid(where, spec):
     validate = pytest.importorskip("kubernetes_validate")
-    validate.validate({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": spec}, "1.30", strict=True)
+    validate.validate(
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": spec},
+        "1.30",
+        strict=True,
+    )
     mounts = {mount["name"] for mount in spec["containers"][0].get("volumeMounts", [])}
     assert mounts == {volume["name"] for volume in spec.get("volumes", [])}
     for kind in ("requests", "limits"):
         for amount in spec["containers"][0]["resources"].get(kind, {}).values():
-            assert re.fullmatch(r"\d+(m|[KMGT]i)?", str(amount)), f"{where}: {amount} is no quantity"
+            assert re.fullmatch(r"\d+(m|[KMGT]i)?", str(amount)), (
+                f"{where}: {amount} is no quantity"
+            )
 
 
 def test_a_misspelt_field_of_a_pod_is_refused():
     validate = pytest.importorskip("kubernetes_validate")
     spec = {"containers": [{"name": "x", "image": "y", "volumeMount": []}]}
     with pytest.raises(Exception, match="volumeMount"):
-        validate.validate({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": spec}, "1.30", strict=True)
+        validate.validate(
+            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": spec},
+            "1.30",
+            strict=True,
+        )
 
 
 @pytest.mark.parametrize("name", ["volume.yaml", "data.yaml"])
@@ -159,20 +220,32 @@ def test_other_manifests_are_valid(name):
 def test_a_job_has_the_ranks_of_its_configuration(name):
     (job,) = documents(name)
     spec, replicas = job["spec"], job["spec"]["mpiReplicaSpecs"]
-    env = {item["name"]: item["value"] for item in replicas["Launcher"]["template"]["spec"]["containers"][0]["env"]}
+    env = {
+        item["name"]: item["value"]
+        for item in replicas["Launcher"]["template"]["spec"]["containers"][0]["env"]
+    }
     assert set(env) <= ALLOWED
-    config = {**exported(f"config_{env['DGXSYSTEM']}.sh"), **{key: value for key, value in env.items() if key.startswith("DGXN")}}
+    config = {
+        **exported(f"config_{env['DGXSYSTEM']}.sh"),
+        **{key: value for key, value in env.items() if key.startswith("DGXN")},
+    }
     assert spec["slotsPerWorker"] == int(config["DGXNGPU"])
     assert replicas["Worker"]["replicas"] == int(config.get("DGXNNODES", 1))
     worker = replicas["Worker"]["template"]["spec"]["containers"][0]
     gpus = worker["resources"]["limits"].get("nvidia.com/gpu")
-    assert gpus is None if env["DGXSYSTEM"].startswith("CPU") else int(gpus) == spec["slotsPerWorker"]
-    assert spec["runPolicy"]["activeDeadlineSeconds"] >= 60 * int(config.get("WALLTIME", 1)) + int(env["LAUNCH_WAIT"])
+    assert (
+        gpus is None if env["DGXSYSTEM"].startswith("CPU") else int(gpus) == spec["slotsPerWorker"]
+    )
+    assert spec["runPolicy"]["activeDeadlineSeconds"] >= 60 * int(config.get("WALLTIME", 1)) + int(
+        env["LAUNCH_WAIT"]
+    )
 
 
 @pytest.mark.slow
 def test_a_real_server_accepts_the_manifests_and_refuses_damaged_ones():
-    folder = os.environ.get("API_SERVER") or pytest.skip("API_SERVER is not the folder that tests/api_server.py has filled")
+    folder = os.environ.get("API_SERVER") or pytest.skip(
+        "API_SERVER is not the folder that tests/api_server.py has filled"
+    )
     assert not api_server.missing(folder)
     api_server.check(folder)
 
@@ -185,13 +258,17 @@ def test_no_hyperparameter_is_repeated():
         assert "--batch-size" not in path.read_text() and "--lr" not in path.read_text()
 
 
-@pytest.mark.parametrize("where, spec", pod_specs(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    "where, spec", pod_specs(), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_images_commands_and_paths_exist(where, spec):
     (container,) = spec["containers"]
     dockerfile = (ROOT / IMAGES[container["image"]]).read_text()
     assert "WORKDIR /workspace/mxresnet" in dockerfile
     if "Worker" in where:
-        assert "command" not in container and "openssh-server" in dockerfile  # the operator's: /usr/sbin/sshd -De
+        assert (
+            "command" not in container and "openssh-server" in dockerfile
+        )  # the operator's: /usr/sbin/sshd -De
     else:
         assert (ROOT / container["command"][0]).stat().st_mode & 0o111
     claims = {claim["metadata"]["name"] for claim in documents("volume.yaml")}
@@ -200,7 +277,9 @@ def test_images_commands_and_paths_exist(where, spec):
     if "Worker" in where and "smoke" not in where:
         mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
         assert set(mounts) == {"/dev/shm", "/data", "/results"} and mounts["/data"]["readOnly"]
-        filled = documents("data.yaml")[0]["spec"]["template"]["spec"]["containers"][0]["command"][2]
+        filled = documents("data.yaml")[0]["spec"]["template"]["spec"]["containers"][0]["command"][
+            2
+        ]
         assert filled == f"/data/{mounts['/data']['subPath']}"
 
 
@@ -211,12 +290,19 @@ def test_readme_names_only_files_that_exist():
 
 @pytest.mark.parametrize("dockerfile", sorted(IMAGES.values()))
 def test_what_an_image_copies_exists_and_is_in_the_context(dockerfile):
-    context = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    context = [
+        line[1:]
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    ]
     for line in re.findall(r"^COPY (?!--from)(.*)", (ROOT / dockerfile).read_text(), re.M):
         *sources, _ = line.split()
         for source in sources:
             assert (ROOT / source).exists(), f"{dockerfile}: {source}"
-            assert source == "." or any(pathlib.PurePath(source).match(f"{pattern}*") or source.startswith(f"{pattern}/") for pattern in context)
+            assert source == "." or any(
+                pathlib.PurePath(source).match(f"{pattern}*") or source.startswith(f"{pattern}/")
+                for pattern in context
+            )
 
 
 @pytest.mark.parametrize("dockerfile", sorted(IMAGES.values()))
@@ -226,14 +312,22 @@ def test_an_image_pins_what_it_installs(dockerfile):
     for base in re.findall(r"^FROM (\S+)", text, re.M):
         assert ":" in base and not base.endswith(":latest")
     for command in re.findall(r"pip install ([^&\n]*)", text):
-        words = [word for word in command.split() if not word.startswith(("-", "'.", ".", "\\")) and word != "constraints.txt"]
+        words = [
+            word
+            for word in command.split()
+            if not word.startswith(("-", "'.", ".", "\\")) and word != "constraints.txt"
+        ]
         assert all("==" in word or word in pinned for word in words), command
         assert "-c constraints.txt" in command or "--no-deps" in command
 
 
 def test_shell_of_this_folder_is_clean():
-    shellcheck = shutil.which("shellcheck", path=f"{pathlib.Path(sys.executable).parent}:/usr/bin") or pytest.skip("shellcheck is not installed")
-    done = subprocess.run([shellcheck, "-x", *map(str, K8S.glob("*.sh"))], cwd=ROOT, text=True, capture_output=True)
+    shellcheck = shutil.which(
+        "shellcheck", path=f"{pathlib.Path(sys.executable).parent}:/usr/bin"
+    ) or pytest.skip("shellcheck is not installed")
+    done = subprocess.run(
+        [shellcheck, "-x", *map(str, K8S.glob("*.sh"))], cwd=ROOT, text=True, capture_output=True
+    )
     assert done.returncode == 0, done.stdout
 
 
@@ -252,7 +346,13 @@ def test_the_data_pod_waits_makes_verifies_and_is_content_with_what_is_there(few
 
 
 def started(script, archives, records, **options):
-    return subprocess.Popen([str(script), str(archives), str(records)], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+    return subprocess.Popen(
+        [str(script), str(archives), str(records)],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        **options,
+    )
 
 
 def read_until(pod, words):
@@ -294,7 +394,8 @@ echo "$*"
 status=$(head -n 1 {tmp_path}/statuses)
 sed -i 1d {tmp_path}/statuses
 exit $((status))
-"""}
+""",
+    }
     for name, text in programs.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -314,7 +415,11 @@ exit $((status))
 @pytest.mark.parametrize("status", [1, 2, 3])
 def test_what_another_pod_would_meet_as_well_is_waited_for(stand_in, tmp_path, status):
     (tmp_path / "statuses").write_text(f"{status}\n")
-    for name in ("archives/complete", "records/train.json", "records/val.json"):  # as with 3, records of other archives
+    for name in (
+        "archives/complete",
+        "records/train.json",
+        "records/val.json",
+    ):  # as with 3, records of other archives
         (tmp_path / name).touch()
     pod = stand_in()
     assert not any("prepare.verify" in line for line in read_until(pod, "waiting for"))
@@ -330,7 +435,11 @@ def test_what_another_pod_may_not_meet_ends_the_data_pod(stand_in, tmp_path, sta
     (tmp_path / "archives" / "complete").touch()
     pod = stand_in()
     out = pod.communicate(timeout=60)[0]
-    assert pod.returncode == status and "mended" not in out and (tmp_path / "archives" / "complete").exists()
+    assert (
+        pod.returncode == status
+        and "mended" not in out
+        and (tmp_path / "archives" / "complete").exists()
+    )
 
 
 def test_a_data_pod_waits_for_the_one_that_it_replaces(stand_in, tmp_path):

@@ -10,7 +10,13 @@ from mxresnet.lars import DECAYS_BIAS, Lars, _squares
 
 ETA, WD, MOMENTUM, RESCALE = 0.001, 5e-4, 0.9, 1 / 32
 SHAPES = {
-    "conv0_weight": (8, 3, 7, 7), "bn0_gamma": (8,), "bn0_beta": (8,), "zero_weight": (4, 4), "fc1_weight": (10, 64), "fc1_bias": (10,)}
+    "conv0_weight": (8, 3, 7, 7),
+    "bn0_gamma": (8,),
+    "bn0_beta": (8,),
+    "zero_weight": (4, 4),
+    "fc1_weight": (10, 64),
+    "fc1_bias": (10,),
+}
 
 
 def rates(update):
@@ -24,11 +30,13 @@ def numpy_lars(weights, gradients_of_steps, eps, first_update, decay_bias=True):
     for update, gradients in enumerate(gradients_of_steps, start=first_update):
         for name in w:
             plain = name.split("_")[-1] in ("gamma", "beta", "bias")
-            decay = 0 if name.split("_")[-1] in ("gamma", "beta") + ("bias",) * (not decay_bias) else WD
+            decay = (
+                0 if name.split("_")[-1] in ("gamma", "beta") + ("bias",) * (not decay_bias) else WD
+            )
             g = gradients[name].astype(np.float64) * RESCALE
             rate, momentum = rates(update), MOMENTUM
             if not plain:
-                w_norm, g_norm = np.sqrt((w[name] ** 2).sum()), np.sqrt((g ** 2).sum())
+                w_norm, g_norm = np.sqrt((w[name] ** 2).sum()), np.sqrt((g**2).sum())
                 if w_norm > 0 and g_norm > 0:
                     rate *= ETA * w_norm / (g_norm + decay * w_norm + eps)
                 if rates(update - 1) > 0:
@@ -40,24 +48,44 @@ def numpy_lars(weights, gradients_of_steps, eps, first_update, decay_bias=True):
 
 def start(dtype="float32", shapes=SHAPES):
     random = np.random.RandomState(3)
-    weights = {name: random.randn(*shape).astype(dtype) * (name != "zero_weight") for name, shape in shapes.items()}
-    steps = [{name: random.randn(*shape).astype(dtype) * (step != 2) for name, shape in shapes.items()} for step in range(8)]
+    weights = {
+        name: random.randn(*shape).astype(dtype) * (name != "zero_weight")
+        for name, shape in shapes.items()
+    }
+    steps = [
+        {name: random.randn(*shape).astype(dtype) * (step != 2) for name, shape in shapes.items()}
+        for step in range(8)
+    ]
     return weights, steps
 
 
 def train(optimizer, weights, steps, half=()):
     """Step an optimizer as Module does; names in half are float16, the others float32."""
-    arrays = [mx.nd.array(value, dtype="float16" if name in half else "float32") for name, value in weights.items()]
+    arrays = [
+        mx.nd.array(value, dtype="float16" if name in half else "float32")
+        for name, value in weights.items()
+    ]
     updater = mx.optimizer.get_updater(optimizer)
     for gradients in steps:
-        updater(list(range(len(arrays))), [mx.nd.array(gradients[n], dtype=a.dtype) for n, a in zip(weights, arrays)], arrays)
+        updater(
+            list(range(len(arrays))),
+            [mx.nd.array(gradients[n], dtype=a.dtype) for n, a in zip(weights, arrays)],
+            arrays,
+        )
     return dict(zip(weights, arrays)), updater
 
 
 def ours(names, eps=0.0, first_update=1, schedule=rates, decay_bias=True):
     optimizer = Lars(
-        momentum=MOMENTUM, eta=ETA, eps=eps, decay_bias=decay_bias, wd=WD, rescale_grad=RESCALE, param_idx2name=dict(enumerate(names)),
-        begin_num_update=first_update - 1)
+        momentum=MOMENTUM,
+        eta=ETA,
+        eps=eps,
+        decay_bias=decay_bias,
+        wd=WD,
+        rescale_grad=RESCALE,
+        param_idx2name=dict(enumerate(names)),
+        begin_num_update=first_update - 1,
+    )
     optimizer.lr_scheduler = schedule
     return optimizer
 
@@ -69,7 +97,9 @@ def test_float32_equals_numpy(eps, first_update):
     expected = numpy_lars(weights, steps, eps, first_update)
     got, _ = train(ours(weights, eps, first_update), weights, steps)
     for name in weights:
-        np.testing.assert_allclose(got[name].asnumpy(), expected[name], rtol=2e-5, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(
+            got[name].asnumpy(), expected[name], rtol=2e-5, atol=1e-6, err_msg=name
+        )
 
 
 @pytest.mark.parametrize("name", ["sgdwlars", "sgdwfastlars", "sgdwfastlarsv2"])
@@ -78,7 +108,9 @@ def test_the_references_names_differ_in_the_decay_of_the_bias_only(name):
     got, _ = train(ours(weights, decay_bias=DECAYS_BIAS[name]), weights, steps)
     expected = numpy_lars(weights, steps, 0.0, 1, decay_bias=name != "sgdwfastlarsv2")
     for key in weights:
-        np.testing.assert_allclose(got[key].asnumpy(), expected[key], rtol=2e-5, atol=1e-6, err_msg=key)
+        np.testing.assert_allclose(
+            got[key].asnumpy(), expected[key], rtol=2e-5, atol=1e-6, err_msg=key
+        )
 
 
 def test_float16_weights_have_float32_masters():
@@ -92,10 +124,14 @@ def test_float16_weights_have_float32_masters():
         if name in half:
             assert got[name].dtype == np.float16 and master.dtype == np.float32
             # The norm is taken of the rounded working weight, so the masters differ from float64 by that rounding.
-            np.testing.assert_allclose(master.asnumpy(), expected[name], rtol=2e-3, atol=1e-4, err_msg=name)
+            np.testing.assert_allclose(
+                master.asnumpy(), expected[name], rtol=2e-3, atol=1e-4, err_msg=name
+            )
             np.testing.assert_array_equal(got[name].asnumpy(), master.asnumpy().astype(np.float16))
         else:
-            np.testing.assert_allclose(got[name].asnumpy(), expected[name], rtol=2e-5, atol=1e-6, err_msg=name)
+            np.testing.assert_allclose(
+                got[name].asnumpy(), expected[name], rtol=2e-5, atol=1e-6, err_msg=name
+            )
 
 
 def test_float32_weights_are_their_own_masters():
@@ -118,7 +154,12 @@ def test_more_tensors_than_a_kernel_holds(half):
     got, _ = train(ours(weights), weights, steps, half=tuple(shapes) if half else ())
     expected = numpy_lars(weights, steps, 0.0, 1)
     for name in weights:
-        np.testing.assert_allclose(got[name].asnumpy(), expected[name], rtol=5e-3 if half else 2e-5, atol=2e-3 if half else 1e-6)
+        np.testing.assert_allclose(
+            got[name].asnumpy(),
+            expected[name],
+            rtol=5e-3 if half else 2e-5,
+            atol=2e-3 if half else 1e-6,
+        )
 
 
 def test_equals_mxnets_lars_where_both_mean_the_same():
@@ -127,17 +168,28 @@ def test_equals_mxnets_lars_where_both_mean_the_same():
     weights, steps = start(shapes=shapes)
     got, _ = train(ours(weights, schedule=lambda update: 0.3), weights, steps)
     stock = mx.optimizer.LARS(
-        momentum=MOMENTUM, eta=ETA, eps=0, wd=WD, rescale_grad=RESCALE, learning_rate=0.3, param_idx2name=dict(enumerate(weights)))
+        momentum=MOMENTUM,
+        eta=ETA,
+        eps=0,
+        wd=WD,
+        rescale_grad=RESCALE,
+        learning_rate=0.3,
+        param_idx2name=dict(enumerate(weights)),
+    )
     expected, _ = train(stock, weights, steps)
     for name in weights:
-        np.testing.assert_allclose(got[name].asnumpy(), expected[name].asnumpy(), rtol=1e-5, atol=1e-7, err_msg=name)
+        np.testing.assert_allclose(
+            got[name].asnumpy(), expected[name].asnumpy(), rtol=1e-5, atol=1e-7, err_msg=name
+        )
 
 
 def test_differs_from_mxnets_lars_in_the_decay_of_the_bias():
     weights, _ = start()
     still = [{name: np.zeros_like(value) for name, value in weights.items()}]
     got, _ = train(ours(weights, schedule=lambda update: 0.3), weights, still)
-    np.testing.assert_allclose(got["fc1_bias"].asnumpy(), weights["fc1_bias"] * (1 - 0.3 * WD), rtol=1e-6)
+    np.testing.assert_allclose(
+        got["fc1_bias"].asnumpy(), weights["fc1_bias"] * (1 - 0.3 * WD), rtol=1e-6
+    )
     for name in ("bn0_gamma", "bn0_beta"):
         np.testing.assert_array_equal(got[name].asnumpy(), weights[name])
 
@@ -204,8 +256,13 @@ def float64_run(data, optimizer, wd=5e-4, eta=0.02, momentum=0.9, alpha=0.1):
         target[np.arange(len(label)), label] = 1 - alpha
         d = (p - target) / len(label)
         ds = d @ w["fc1_weight"] * (s > 0)
-        g = {"fc1_weight": d.T @ r, "fc1_bias": d.sum(0), "bn0_gamma": (ds * h).sum(0, keepdims=True),
-             "bn0_beta": ds.sum(0, keepdims=True), "conv0_weight": (ds * w["bn0_gamma"]).T @ x}
+        g = {
+            "fc1_weight": d.T @ r,
+            "fc1_bias": d.sum(0),
+            "bn0_gamma": (ds * h).sum(0, keepdims=True),
+            "bn0_beta": ds.sum(0, keepdims=True),
+            "conv0_weight": (ds * w["bn0_gamma"]).T @ x,
+        }
         for n in w:
             kind = n.split("_")[1]
             trust = correction = 1.0
@@ -222,12 +279,24 @@ def float64_run(data, optimizer, wd=5e-4, eta=0.02, momentum=0.9, alpha=0.1):
     return w
 
 
-@pytest.mark.parametrize("ranks, optimizer, schedule, groups", [
-    (1, "sgdwfastlars", "pow2", 1), (3, "sgdwfastlars", "pow2", 1), (3, "sgdwfastlarsv2", "pow2", 0), (3, "sgdwlars", "4,7", 2), (3, "sgd", "4,7", 1)])
+@pytest.mark.parametrize(
+    "ranks, optimizer, schedule, groups",
+    [
+        (1, "sgdwfastlars", "pow2", 1),
+        (3, "sgdwfastlars", "pow2", 1),
+        (3, "sgdwfastlarsv2", "pow2", 0),
+        (3, "sgdwlars", "4,7", 2),
+        (3, "sgd", "4,7", 1),
+    ],
+)
 def test_a_whole_run_equals_float64(tmp_path, ranks, optimizer, schedule, groups):
     """18 steps of a small network through Trainer and Horovod, warm-up and decay included."""
     script = WHOLE_RUN if ranks == 3 else WHOLE_RUN.replace("batch_size=4", "batch_size=12")
-    script = script if ranks == 3 else script.replace("make_plan(config, 24, 3)", "make_plan(config, 24, 1)")
+    script = (
+        script
+        if ranks == 3
+        else script.replace("make_plan(config, 24, 3)", "make_plan(config, 24, 1)")
+    )
     done = mpirun(ranks, "-c", script, tmp_path / "run.npz", optimizer, schedule, groups)
     assert done.returncode == 0, done.stderr
     data = np.load(tmp_path / "run.npz")
@@ -236,4 +305,6 @@ def test_a_whole_run_equals_float64(tmp_path, ranks, optimizer, schedule, groups
     for name, value in expected.items():
         moved = np.linalg.norm(value - data["first_" + name])
         assert moved > 0.001
-        np.testing.assert_allclose(data["last_" + name], value, rtol=1e-4, atol=1e-4 * moved + 1e-6, err_msg=name)
+        np.testing.assert_allclose(
+            data["last_" + name], value, rtol=1e-4, atol=1e-4 * moved + 1e-6, err_msg=name
+        )

@@ -15,8 +15,18 @@ from mxresnet.schedule import make_plan
 from mxresnet.timing import Timing
 
 CONFIG = Config(
-    optimizer="sgdwfastlars", batch_size=4, lr=6.0, wd=5e-5, lr_step_epochs="pow2", num_epochs=6, warmup_epochs=2,
-    eval_period=2, eval_offset=0, accuracy_threshold=0.76, seed=7)
+    optimizer="sgdwfastlars",
+    batch_size=4,
+    lr=6.0,
+    wd=5e-5,
+    lr_step_epochs="pow2",
+    num_epochs=6,
+    warmup_epochs=2,
+    eval_period=2,
+    eval_offset=0,
+    accuracy_threshold=0.76,
+    seed=7,
+)
 DATA = DataSet(train_examples=12, val_examples=6, classes=10, has_manifests=True)
 
 
@@ -47,7 +57,17 @@ def play(monkeypatch, accuracies=(0.5, 0.8), config=CONFIG, **changes):
     progress = Progress(plan, 12, 4, every_steps=0, rank=0, streams=[seen])
     try:
         timing = Timing(config, trainer.wait)
-        outcome = run(config, DATA, plan, FakeWorld(events), mllog.RunLog(0), progress, trainer, pipelines, timing)
+        outcome = run(
+            config,
+            DATA,
+            plan,
+            FakeWorld(events),
+            mllog.RunLog(0),
+            progress,
+            trainer,
+            pipelines,
+            timing,
+        )
     except Exception as error:
         outcome = error
     return outcome, events, seen.getvalue()
@@ -61,16 +81,41 @@ def test_order_of_a_run(monkeypatch):
     reached, events, seen = play(monkeypatch)
     assert reached is True
     order = keys(events)
-    before, after = order[:order.index("run_start")], order[order.index("run_start"):]
-    assert before[0] == "initialise" and before[-1] == "barrier" and before.index("init_stop") < before.index("warm up")
+    before, after = order[: order.index("run_start")], order[order.index("run_start") :]
+    assert (
+        before[0] == "initialise"
+        and before[-1] == "barrier"
+        and before.index("init_stop") < before.index("warm up")
+    )
     assert not {"open data", "fetch", "forward"} & set(before)
     step = ["forward", "fetch", "backward", "update"]
     last = ["forward", "backward", "update", "wait"]
-    epoch = ["epoch_start", "fetch", *step, *step, *last, "epoch_stop", "tracked_stats", "throughput"]
+    epoch = [
+        "epoch_start",
+        "fetch",
+        *step,
+        *step,
+        *last,
+        "epoch_stop",
+        "tracked_stats",
+        "throughput",
+    ]
     evaluation = ["eval_start", "evaluate", "eval_stop", "eval_accuracy", "block_stop"]
     assert after == [
-        "run_start", "barrier", "open data", "train_samples", "eval_samples",
-        "block_start", *epoch, *evaluation, "block_start", *epoch, *epoch, *evaluation, "run_stop"]
+        "run_start",
+        "barrier",
+        "open data",
+        "train_samples",
+        "eval_samples",
+        "block_start",
+        *epoch,
+        *evaluation,
+        "block_start",
+        *epoch,
+        *epoch,
+        *evaluation,
+        "run_stop",
+    ]
     assert "target reached" in seen and "after epoch 3: accuracy 0.8333 (5 of 6)" in seen
 
 
@@ -79,14 +124,23 @@ def test_values_and_metadata(monkeypatch):
     lines = [event for event in events if isinstance(event, tuple)]
 
     def metadata(key):
-        return [{k: v for k, v in meta.items() if k not in ("file", "lineno")} for name, _, meta in lines if name == key]
+        return [
+            {k: v for k, v in meta.items() if k not in ("file", "lineno")}
+            for name, _, meta in lines
+            if name == key
+        ]
 
     def value(key):
         return [value for name, value, _ in lines if name == key]
 
-    assert metadata("block_start") == [{"first_epoch_num": 1, "epoch_count": 1}, {"first_epoch_num": 2, "epoch_count": 2}]
+    assert metadata("block_start") == [
+        {"first_epoch_num": 1, "epoch_count": 1},
+        {"first_epoch_num": 2, "epoch_count": 2},
+    ]
     assert metadata("epoch_start") == [{"epoch_num": 1}, {"epoch_num": 2}, {"epoch_num": 3}]
-    assert metadata("eval_accuracy") == [{"epoch_num": 1}, {"epoch_num": 3}] and value("eval_accuracy") == [0.5, 5 / 6]
+    assert metadata("eval_accuracy") == [{"epoch_num": 1}, {"epoch_num": 3}] and value(
+        "eval_accuracy"
+    ) == [0.5, 5 / 6]
     assert metadata("run_stop") == [{"status": "success"}]
     assert value("train_samples") == [12] and value("eval_samples") == [6] and value("seed") == [7]
     assert value("lars_opt_learning_rate_decay_steps") == [6] and value("global_batch_size") == [4]
@@ -110,7 +164,10 @@ def test_a_missed_target_is_aborted_after_the_last_epoch_and_its_block_is_closed
     reached, events, seen = play(monkeypatch, (0.1, 0.2, 0.3))
     assert reached is False and events[-1][0] == "run_stop" and events[-1][2]["status"] == "aborted"
     order = keys(events)
-    assert order.count("block_start") == order.count("block_stop") == 4 and order.count("eval_start") == 3
+    assert (
+        order.count("block_start") == order.count("block_stop") == 4
+        and order.count("eval_start") == 3
+    )
     assert "missed: best 0.3333" in seen
 
 
@@ -118,7 +175,9 @@ def test_an_exception_in_a_step_leaves_exactly_one_run_stop_aborted(monkeypatch)
     outcome, events, _ = play(monkeypatch, fail_in_step=3)
     assert isinstance(outcome, RuntimeError)
     stops = [event for event in events if event[0] == "run_stop"]
-    assert len(stops) == 1 and stops[0][2]["status"] == "aborted" and "epoch_stop" not in keys(events)
+    assert (
+        len(stops) == 1 and stops[0][2]["status"] == "aborted" and "epoch_stop" not in keys(events)
+    )
 
 
 @pytest.mark.parametrize("val_real", [(4, 3), (4, 1)])
@@ -136,7 +195,11 @@ def test_a_profiled_run_evaluates_nothing_and_is_a_success(monkeypatch):
 
 def test_a_run_on_synthetic_data_is_never_a_success(monkeypatch):
     reached, events, _ = play(monkeypatch, config=Config(**{**CONFIG.__dict__, "synth_data": 1}))
-    assert reached is None and "eval_start" not in keys(events) and events[-1][2]["status"] == "aborted"
+    assert (
+        reached is None
+        and "eval_start" not in keys(events)
+        and events[-1][2]["status"] == "aborted"
+    )
 
 
 def test_time_tags_log_every_part_and_wait_at_its_ends(monkeypatch):
@@ -148,7 +211,12 @@ def test_time_tags_log_every_part_and_wait_at_its_ends(monkeypatch):
         least, most, total = (values[f"{tag}_time_{kind}"]["t"] for kind in ("min", "max", "total"))
         assert 0 <= least <= most <= total
     assert values["epoch_time_count"]["t"] == 3 and values["eval_time_count"]["t"] == 2
-    assert values["iter_time_total"]["t"] >= values["fwd_time_total"]["t"] + values["bwd_time_total"]["t"] + values["opt_time_total"]["t"]
+    assert (
+        values["iter_time_total"]["t"]
+        >= values["fwd_time_total"]["t"]
+        + values["bwd_time_total"]["t"]
+        + values["opt_time_total"]["t"]
+    )
     assert keys(events).index("fwd_time_total") > keys(events).index("run_stop")
     first = keys(events).index("forward")
     assert keys(events)[first - 1] == keys(events)[first + 1] == "wait"
@@ -156,4 +224,6 @@ def test_time_tags_log_every_part_and_wait_at_its_ends(monkeypatch):
 
 def test_epoch_prof_times_epochs_only(monkeypatch):
     _, events, _ = play(monkeypatch, config=Config(**{**CONFIG.__dict__, "epoch_prof": 1}))
-    assert {key for key in keys(events) if "_time_" in key} == {f"epoch_time_{kind}" for kind in ("total", "count", "min", "max")}
+    assert {key for key in keys(events) if "_time_" in key} == {
+        f"epoch_time_{kind}" for kind in ("total", "count", "min", "max")
+    }

@@ -46,15 +46,42 @@ with log.run() as outcome:
             break
 """
 FLAGS = [
-    "--optimizer", "sgdwfastlars", "--batch-size", "408", "--lr", "7.5", "--wd", "5e-5", "--lr-step-epochs", "pow2", "--num-epochs", "37",
-    "--warmup-epochs", "2", "--label-smoothing", "0.1", "--submission-org", "Us", "--submission-platform", "four-gpus"]
+    "--optimizer",
+    "sgdwfastlars",
+    "--batch-size",
+    "408",
+    "--lr",
+    "7.5",
+    "--wd",
+    "5e-5",
+    "--lr-step-epochs",
+    "pow2",
+    "--num-epochs",
+    "37",
+    "--warmup-epochs",
+    "2",
+    "--label-smoothing",
+    "0.1",
+    "--submission-org",
+    "Us",
+    "--submission-platform",
+    "four-gpus",
+]
 
 
 def write_logs(folder, accuracies):
     logs = []
     for number, accuracy in enumerate(accuracies):
         logs.append(folder / f"trial_{number}.log")
-        done = python("-c", WRITE, logs[-1], 100 + number, accuracy, *FLAGS, input=json.dumps(parameter_names(50)))
+        done = python(
+            "-c",
+            WRITE,
+            logs[-1],
+            100 + number,
+            accuracy,
+            *FLAGS,
+            input=json.dumps(parameter_names(50)),
+        )
         assert done.returncode == 0, done.stderr
     return logs
 
@@ -74,13 +101,33 @@ def test_the_official_tools_accept_five_good_trials(tmp_path):
     package = tmp_path / "package"
     results = lay_out(package, write_logs(tmp_path, [0.7605, 0.7601, 0.7599, 0.7611, 0.7592]))
     assert results == str(package / "results" / "four-gpus" / "resnet")
-    status, said = tool("rcp_checker", "--rcp_usage", "training", "--rcp_version", "2.1.0", "--log_output", tmp_path / "rcp.log", results)
+    status, said = tool(
+        "rcp_checker",
+        "--rcp_usage",
+        "training",
+        "--rcp_version",
+        "2.1.0",
+        "--log_output",
+        tmp_path / "rcp.log",
+        results,
+    )
     assert status == 0, said
-    status, said = tool("system_desc_checker", package / "systems" / "four-gpus.json", "training", "2.1.0", "--log_output", tmp_path / "system.log")
+    status, said = tool(
+        "system_desc_checker",
+        package / "systems" / "four-gpus.json",
+        "training",
+        "2.1.0",
+        "--log_output",
+        tmp_path / "system.log",
+    )
     assert "passed" in said
-    status, said = tool("package_checker", package, "training", "2.1.0", "--log_output", tmp_path / "package.log")
+    status, said = tool(
+        "package_checker", package, "training", "2.1.0", "--log_output", tmp_path / "package.log"
+    )
     assert "PACKAGE CHECKER FOUND NO ERRORS" in said, said
-    status, said = tool("result_summarizer", package, "training", "2.1.0", "--csv", tmp_path / "summary.csv")
+    status, said = tool(
+        "result_summarizer", package, "training", "2.1.0", "--csv", tmp_path / "summary.csv"
+    )
     assert status == 0, said
     table = (tmp_path / "summary.csv").read_text()
     # 35 epochs of 105 s and 9 evaluations of 3 s; at this batch size faster-than-reference runs are not scaled.
@@ -90,7 +137,9 @@ def test_the_official_tools_accept_five_good_trials(tmp_path):
 def test_they_notice_a_missed_target_too_many(tmp_path):
     package = tmp_path / "package"
     lay_out(package, write_logs(tmp_path, [0.7605, 0.7501, 0.7499, 0.7611, 0.7592]))
-    _, said = tool("package_checker", package, "training", "2.1.0", "--log_output", tmp_path / "package.log")
+    _, said = tool(
+        "package_checker", package, "training", "2.1.0", "--log_output", tmp_path / "package.log"
+    )
     assert "PACKAGE CHECKER FOUND ERRORS" in said
 
 
@@ -99,11 +148,22 @@ def test_the_description_has_what_the_machine_tells_and_is_not_overwritten(tmp_p
     lay_out(tmp_path / "package", [log])
     path = tmp_path / "package" / "systems" / "four-gpus.json"
     description = json.loads(path.read_text())
-    assert description["submitter"] == "Us" and description["status"] == "Available on-premise" and len(description) == 33
-    assert int(description["host_processor_vcpu_count"]) >= 1 and "horovod 0.28.1" in description["other_software_stack"]
+    assert (
+        description["submitter"] == "Us"
+        and description["status"] == "Available on-premise"
+        and len(description) == 33
+    )
+    assert (
+        int(description["host_processor_vcpu_count"]) >= 1
+        and "horovod 0.28.1" in description["other_software_stack"]
+    )
     path.write_text(json.dumps({**description, "cooling": "air"}))
     done = python("-m", "mxresnet.package", tmp_path / "package", log, "--system", "four-gpus")
-    assert done.returncode == 2 and "holds results already" in done.stderr and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 2
+        and "holds results already" in done.stderr
+        and done.stderr.count("\n") == 1
+    )
     assert json.loads(path.read_text())["cooling"] == "air"
 
 
@@ -111,4 +171,8 @@ def test_the_description_has_what_the_machine_tells_and_is_not_overwritten(tmp_p
 def test_what_is_not_a_log_is_refused(tmp_path, content):
     (tmp_path / "other.log").write_text(content)
     done = python("-m", "mxresnet.package", tmp_path / "package", tmp_path / "other.log")
-    assert done.returncode == 2 and "other.log is not the log of a run" in done.stderr and not (tmp_path / "package").exists()
+    assert (
+        done.returncode == 2
+        and "other.log is not the log of a run" in done.stderr
+        and not (tmp_path / "package").exists()
+    )

@@ -20,9 +20,14 @@ SETTINGS = dict(image_shape=(3, 32, 32), resize=32, batch_size=8, dali_threads=1
 def write_records(folder, train, val):
     """Two record files; train and val are lists of images (height, width, 3, BGR), labelled 0, 1, 2, ..."""
     for prefix, images in (("train", train), ("val", val)):
-        writer = mx.recordio.MXIndexedRecordIO(str(folder / f"{prefix}.idx"), str(folder / f"{prefix}.rec"), "w")
+        writer = mx.recordio.MXIndexedRecordIO(
+            str(folder / f"{prefix}.idx"), str(folder / f"{prefix}.rec"), "w"
+        )
         for label, image in enumerate(images):
-            writer.write_idx(label, mx.recordio.pack_img(mx.recordio.IRHeader(0, label, label, 0), image, quality=100))
+            writer.write_idx(
+                label,
+                mx.recordio.pack_img(mx.recordio.IRHeader(0, label, label, 0), image, quality=100),
+            )
         writer.close()
 
 
@@ -37,7 +42,9 @@ def opened(folder, train, val, world=World(), **settings):
 
 
 def build(config, train, val, world=World(), seed=5):
-    return pipeline.Pipelines(pipeline.load(config), config, DataSet(train, val, 10, False), world, mx.cpu(), seed)
+    return pipeline.Pipelines(
+        pipeline.load(config), config, DataSet(train, val, 10, False), world, mx.cpu(), seed
+    )
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
@@ -65,19 +72,35 @@ def test_shard_sizes_add_up():
 def test_training_sees_every_image_before_any_comes_again(tmp_path, ranks, cache):
     """The ranks together, over epochs of equal shards, which move on; on a CPU also with --dali-cache-size, which is for GPUs."""
     write_records(tmp_path, noise(48), noise(8))
-    parts = [opened(tmp_path, 48, 8, World(rank, ranks), dali_cache_size=cache)[0] for rank in range(ranks)]
-    first = [{int(label) for batch in part.batches(48 // ranks // 8) for label in batch.label.asnumpy()} for part in parts]
-    second = [{int(label) for batch in part.batches(48 // ranks // 8) for label in batch.label.asnumpy()} for part in parts]
+    parts = [
+        opened(tmp_path, 48, 8, World(rank, ranks), dali_cache_size=cache)[0]
+        for rank in range(ranks)
+    ]
+    first = [
+        {int(label) for batch in part.batches(48 // ranks // 8) for label in batch.label.asnumpy()}
+        for part in parts
+    ]
+    second = [
+        {int(label) for batch in part.batches(48 // ranks // 8) for label in batch.label.asnumpy()}
+        for part in parts
+    ]
     assert ranks == 1 or all(before != after for before, after in zip(first, second))
     for _ in range(3):
-        seen = [int(label) for part in parts for batch in part.batches(48 // ranks // 8) for label in batch.label.asnumpy()]
+        seen = [
+            int(label)
+            for part in parts
+            for batch in part.batches(48 // ranks // 8)
+            for label in batch.label.asnumpy()
+        ]
         assert sorted(seen) == list(range(48))
 
 
 def test_validation_pixels_are_the_centre_normalized(tmp_path):
     images = noise(8, 48, 40)
     write_records(tmp_path, noise(8), images)
-    _, val = opened(tmp_path, 8, 8, resize=40)  # the shorter side is 40 already: nothing is interpolated
+    _, val = opened(
+        tmp_path, 8, 8, resize=40
+    )  # the shorter side is 40 already: nothing is interpolated
     (batch,) = val.batches()
     for label, got in zip(batch.label.asnumpy(), batch.image.asnumpy()):
         stored = cv2.imencode(".jpg", images[int(label)], [cv2.IMWRITE_JPEG_QUALITY, 100])[1]
@@ -105,13 +128,24 @@ def test_the_random_crop_keeps_to_its_area_and_aspect_ratio(tmp_path, roi):
     ramp = np.stack([np.zeros_like(x), y, x], axis=2).astype(np.uint8)
     write_records(tmp_path, [ramp] * 64, noise(8))
     train, _ = opened(
-        tmp_path, 64, 8, image_shape=(3, 50, 50), resize=50, min_random_area=0.1, max_random_area=0.5, dali_roi_decode=roi)
+        tmp_path,
+        64,
+        8,
+        image_shape=(3, 50, 50),
+        resize=50,
+        min_random_area=0.1,
+        max_random_area=0.5,
+        dali_roi_decode=roi,
+    )
     areas, ratios, lefts = [], [], []
     for batch in train.batches(8):
         for image in batch.image.asnumpy():
             red, green = image[0] * STD[0] + MEAN[0], image[1] * STD[1] + MEAN[1]
             # The slope between points well inside is that of the crop: free of the border's and JPEG's effects.
-            width, height = (red[:, 40] - red[:, 10]).mean() / 30 * 50, (green[40] - green[10]).mean() / 30 * 50
+            width, height = (
+                (red[:, 40] - red[:, 10]).mean() / 30 * 50,
+                (green[40] - green[10]).mean() / 30 * 50,
+            )
             areas.append(width * height / 200**2)
             ratios.append(width / height)
             lefts.append(red[:, 0].mean())
@@ -125,7 +159,11 @@ def test_half_of_the_images_are_mirrored_only_when_asked(tmp_path, mirror):
     x = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (32, 1))
     write_records(tmp_path, [np.stack([x, x, x], axis=2)] * 64, noise(8))
     train, _ = opened(tmp_path, 64, 8, rand_mirror=mirror)
-    mirrored = sum(int((image[0, :, 0] > image[0, :, -1]).all()) for batch in train.batches(8) for image in batch.image.asnumpy())
+    mirrored = sum(
+        int((image[0, :, 0] > image[0, :, -1]).all())
+        for batch in train.batches(8)
+        for image in batch.image.asnumpy()
+    )
     assert 16 < mirrored < 48 if mirror else mirrored == 0
 
 
@@ -142,9 +180,14 @@ def test_the_seed_decides_the_batches(tmp_path):
 
 
 def test_a_damaged_image_is_one_line_that_names_the_file(tmp_path):
-    writer = mx.recordio.MXIndexedRecordIO(str(tmp_path / "val.idx"), str(tmp_path / "val.rec"), "w")
+    writer = mx.recordio.MXIndexedRecordIO(
+        str(tmp_path / "val.idx"), str(tmp_path / "val.rec"), "w"
+    )
     for label in range(8):
-        writer.write_idx(label, mx.recordio.pack(mx.recordio.IRHeader(0, label, label, 0), b"this is not an image" * 9))
+        writer.write_idx(
+            label,
+            mx.recordio.pack(mx.recordio.IRHeader(0, label, label, 0), b"this is not an image" * 9),
+        )
     writer.close()
     for name in ("rec", "idx"):
         shutil.copy(tmp_path / f"val.{name}", tmp_path / f"train.{name}")
@@ -152,7 +195,11 @@ def test_a_damaged_image_is_one_line_that_names_the_file(tmp_path):
     with pytest.raises(UserError) as caught:
         next(val.batches())
     message = str(caught.value)
-    assert "\n" not in message and str(tmp_path / "val.rec") in message and "rank 0, validation data" in message
+    assert (
+        "\n" not in message
+        and str(tmp_path / "val.rec") in message
+        and "rank 0, validation data" in message
+    )
 
 
 def test_another_number_of_images_than_promised_is_refused(tmp_path):
@@ -208,7 +255,9 @@ def test_every_rank_can_evaluate_everything(tmp_path):
     write_records(tmp_path, noise(8), noise(11))
     for rank in range(3):
         _, val = opened(tmp_path, 8, 11, World(rank, 3), separ_val=True)
-        seen = [int(label) for batch in val.batches() for label in batch.label.asnumpy()[:batch.real]]
+        seen = [
+            int(label) for batch in val.batches() for label in batch.label.asnumpy()[: batch.real]
+        ]
         assert sorted(seen) == list(range(11))
 
 
@@ -225,7 +274,14 @@ def test_nothing_is_read_before_the_pipelines_are_opened(tmp_path):
 
 
 def test_synthetic_batches_need_no_data(tmp_path):
-    config = Config(synth_data=1, data_root="/nowhere", num_examples=64, num_classes=10, input_batch_multiplier=2, **SETTINGS)
+    config = Config(
+        synth_data=1,
+        data_root="/nowhere",
+        num_examples=64,
+        num_classes=10,
+        input_batch_multiplier=2,
+        **SETTINGS,
+    )
     assert describe(config).train_examples == 64
     train, val = build(config, 64, 50000).open()
     (first, second) = train.batches(2)
@@ -239,27 +295,47 @@ class TestRecordIO:
     @pytest.mark.parametrize("ranks", [1, 2, 3])
     def test_every_validation_image_comes_once_in_every_evaluation(self, tmp_path, ranks):
         write_records(tmp_path, noise(30), noise(50))
-        parts = [opened(tmp_path, 30, 50, World(rank, ranks), use_dali=False)[1] for rank in range(ranks)]
+        parts = [
+            opened(tmp_path, 30, 50, World(rank, ranks), use_dali=False)[1] for rank in range(ranks)
+        ]
         for _ in range(3):
-            seen = [int(label) for part in parts for batch in part.batches() for label in batch.label.asnumpy()[:batch.real]]
+            seen = [
+                int(label)
+                for part in parts
+                for batch in part.batches()
+                for label in batch.label.asnumpy()[: batch.real]
+            ]
             assert sorted(seen) == list(range(50))
 
     def test_pixels_equal_dalis_where_nothing_is_interpolated(self, tmp_path):
         write_records(tmp_path, noise(8), noise(8))
         settings = dict(image_shape=(4, 32, 32), input_layout="NHWC", dtype="float16")
-        (ours,), (dalis,) = (list(opened(tmp_path, 8, 8, use_dali=dali, **settings)[1].batches()) for dali in (False, True))
+        (ours,), (dalis,) = (
+            list(opened(tmp_path, 8, 8, use_dali=dali, **settings)[1].batches())
+            for dali in (False, True)
+        )
         np.testing.assert_array_equal(ours.label.asnumpy(), dalis.label.asnumpy())
         difference = np.abs(ours.image.asnumpy().astype(float) - dalis.image.asnumpy())
-        assert difference.mean() < 0.01 and difference.max() < 3 / min(STD) and not ours.image.asnumpy()[..., 3].any()
+        assert (
+            difference.mean() < 0.01
+            and difference.max() < 3 / min(STD)
+            and not ours.image.asnumpy()[..., 3].any()
+        )
 
     def test_training_goes_on_for_ever_in_another_order(self, tmp_path):
         write_records(tmp_path, noise(24), noise(8))
         train, _ = opened(tmp_path, 24, 8, use_dali=False)
-        epochs = [[int(label) for batch in train.batches(3) for label in batch.label.asnumpy()] for _ in range(3)]
+        epochs = [
+            [int(label) for batch in train.batches(3) for label in batch.label.asnumpy()]
+            for _ in range(3)
+        ]
         assert all(sorted(epoch) == list(range(24)) for epoch in epochs) and epochs[0] != epochs[1]
 
     def test_it_is_chosen_where_dali_is_not_installed(self, monkeypatch):
-        assert pipeline.choose_backend(Config()) == "dali" and pipeline.choose_backend(Config(use_dali=False)) == "recordio"
+        assert (
+            pipeline.choose_backend(Config()) == "dali"
+            and pipeline.choose_backend(Config(use_dali=False)) == "recordio"
+        )
         monkeypatch.setattr(pipeline.importlib.util, "find_spec", lambda name: None)
         assert pipeline.choose_backend(Config()) == "recordio"
 
@@ -292,9 +368,17 @@ class TestDescribe:
             (copied / name).unlink()
         assert describe(Config(data_root=str(copied))).train_examples == 1442
 
-    @pytest.mark.parametrize("change, words", [
-        (('"complete": true', '"complete": false'), "not whole"), (('"version": 1', '"version": 9'), "version 1"),
-        (('"format"', "nonsense"), "cannot be read"), (("{", "[]"), "not of format"), (('"files"', '"file"'), "does not say which files"), (('"digit_3"', '"trois"'), "different classes.*trois")])
+    @pytest.mark.parametrize(
+        "change, words",
+        [
+            (('"complete": true', '"complete": false'), "not whole"),
+            (('"version": 1', '"version": 9'), "version 1"),
+            (('"format"', "nonsense"), "cannot be read"),
+            (("{", "[]"), "not of format"),
+            (('"files"', '"file"'), "does not say which files"),
+            (('"digit_3"', '"trois"'), "different classes.*trois"),
+        ],
+    )
     def test_a_manifest_that_does_not_fit_is_refused(self, copied, change, words):
         text = (copied / "train.json").read_text()
         assert change[0] in text
@@ -302,9 +386,14 @@ class TestDescribe:
         with pytest.raises(UserError, match=words):
             describe(Config(data_root=str(copied)))
 
-    @pytest.mark.parametrize("settings, words", [
-        (dict(num_classes=1000), "--num-classes 1000.*10"), (dict(num_val_examples=50000), "--num-val-examples 50000.*355"),
-        (dict(num_examples=5000), "--num-examples 5000.*1442")])
+    @pytest.mark.parametrize(
+        "settings, words",
+        [
+            (dict(num_classes=1000), "--num-classes 1000.*10"),
+            (dict(num_val_examples=50000), "--num-val-examples 50000.*355"),
+            (dict(num_examples=5000), "--num-examples 5000.*1442"),
+        ],
+    )
     def test_settings_that_contradict_the_manifest_are_refused(self, digits, settings, words):
         with pytest.raises(UserError, match=words):
             describe(Config(data_root=str(digits), **settings))

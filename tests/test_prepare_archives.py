@@ -6,14 +6,14 @@ import os
 import subprocess
 import tarfile
 
-import pytest
-
 import prepare_trees as trees
+import pytest
+from prepare_trees import jpeg
+
 from prepare import archives
 from prepare.listing import SourceError
 from prepare.plan import make_plan
 from prepare.sources import ImageReader
-from prepare_trees import jpeg
 
 
 def read_all(path):
@@ -58,7 +58,11 @@ def test_formats_and_names(tmp_path, program, form):
         pytest.skip("%s cannot write %s here" % (program, form))
     files = {name: jpeg(seed=name, size=size) for name, size in ODD_NAMES.items()}
     if form in ("v7", "ustar"):
-        files = {name: content for name, content in files.items() if "long" not in name and (form == "ustar" or len(name) < 99)}
+        files = {
+            name: content
+            for name, content in files.items()
+            if "long" not in name and (form == "ustar" or len(name) < 99)
+        }
     if program == "bsdtar" and form == "ustar":
         files = {name: content for name, content in files.items() if name.isascii()}
     trees.write(tmp_path / "in", files)
@@ -74,7 +78,20 @@ def test_formats_and_names(tmp_path, program, form):
 def test_reads_what_tarfile_reads_whatever_the_padding(tmp_path):
     for blocking in (1, 20, 4096):
         trees.write(tmp_path / "in", trees.small())
-        subprocess.run(["tar", "-b", str(blocking), "-cf", str(tmp_path / "a.tar"), "-C", str(tmp_path / "in"), "train", "val"], check=True)
+        subprocess.run(
+            [
+                "tar",
+                "-b",
+                str(blocking),
+                "-cf",
+                str(tmp_path / "a.tar"),
+                "-C",
+                str(tmp_path / "in"),
+                "train",
+                "val",
+            ],
+            check=True,
+        )
         assert read_all(tmp_path / "a.tar") == (read_outside(tmp_path / "a.tar"), [])
 
 
@@ -103,7 +120,10 @@ def test_sparse_members_are_refused_and_stepped_over(tmp_path, program, form):
     assert sorted(found) == ["first.jpg", "zz last.jpg"]
     if not problems and program == "bsdtar":
         pytest.skip("this file system or bsdtar does not see the holes")
-    assert [("sparse%d.jpg" % number) in str(problem) and "--sparse" in str(problem) for number, problem in enumerate(problems)] == [True] * 2
+    assert [
+        ("sparse%d.jpg" % number) in str(problem) and "--sparse" in str(problem)
+        for number, problem in enumerate(problems)
+    ] == [True] * 2
 
 
 def member(name, content=b"", kind=tarfile.REGTYPE, **fields):
@@ -127,8 +147,14 @@ def write_members(path, members, form=tarfile.USTAR_FORMAT):
         (member("c/device.jpg", kind=tarfile.CHRTYPE), "not a regular file"),
         (member("c/odd.jpg", b"abc", kind=b"Z"), "not a regular file"),
         (member("c/continued.jpg", b"abc", kind=b"M"), "not a regular file"),
-        (member("c/link.jpg", kind=tarfile.SYMTYPE, linkname="nowhere.jpg"), "no image in this archive"),
-        (member("c/hard.jpg", kind=tarfile.LNKTYPE, linkname="c/nowhere.jpg"), "no image in this archive"),
+        (
+            member("c/link.jpg", kind=tarfile.SYMTYPE, linkname="nowhere.jpg"),
+            "no image in this archive",
+        ),
+        (
+            member("c/hard.jpg", kind=tarfile.LNKTYPE, linkname="c/nowhere.jpg"),
+            "no image in this archive",
+        ),
         (member("c2", kind=tarfile.SYMTYPE, linkname="c"), "no image in this archive"),
         (member("c/a/../../../up.jpg", b"abc"), ".. in it"),
         (member("c/tab\there.jpg", b"abc"), "tab or a line break"),
@@ -138,19 +164,33 @@ def write_members(path, members, form=tarfile.USTAR_FORMAT):
     ],
 )
 def test_odd_members_are_named(tmp_path, odd, reason):
-    write_members(tmp_path / "a.tar", [member("c/1.jpg", jpeg(b"1")), odd, member("c/2.jpg", jpeg(b"2"))])
+    write_members(
+        tmp_path / "a.tar", [member("c/1.jpg", jpeg(b"1")), odd, member("c/2.jpg", jpeg(b"2"))]
+    )
     found, problems = read_all(tmp_path / "a.tar")
     assert len(problems) == 1 and reason in str(problems[0])
     assert found["c/2.jpg"] == jpeg(b"2")
 
 
 def test_volume_labels_global_headers_and_other_files_do_no_harm(tmp_path):
-    odd = [member("label", kind=b"V"), member("c/notes.txt", b"hello"), member("c", kind=tarfile.DIRTYPE)]
+    odd = [
+        member("label", kind=b"V"),
+        member("c/notes.txt", b"hello"),
+        member("c", kind=tarfile.DIRTYPE),
+    ]
     write_members(tmp_path / "a.tar", odd + [member("./c/1.jpg", jpeg(b"1"))])
-    with tarfile.open(str(tmp_path / "b.tar"), "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "x" * 2000}) as tar:
-        info, content = member("c/1.jpg", jpeg(b"1"), pax_headers={"SCHILY.xattr.user.a": "b", "mtime": "1.5"})
+    with tarfile.open(
+        str(tmp_path / "b.tar"), "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "x" * 2000}
+    ) as tar:
+        info, content = member(
+            "c/1.jpg", jpeg(b"1"), pax_headers={"SCHILY.xattr.user.a": "b", "mtime": "1.5"}
+        )
         tar.addfile(info, io.BytesIO(content))
-    assert read_all(tmp_path / "a.tar") == read_all(tmp_path / "b.tar") == ({"c/1.jpg": jpeg(b"1")}, [])
+    assert (
+        read_all(tmp_path / "a.tar")
+        == read_all(tmp_path / "b.tar")
+        == ({"c/1.jpg": jpeg(b"1")}, [])
+    )
 
 
 def nested(tmp_path):
@@ -167,7 +207,11 @@ def test_cut_short_anywhere(tmp_path):
     assert len(whole) == 9 and problems == []
     end = len(content.rstrip(b"\0")) // 512 * 512 + 512
     cut = tmp_path / "cut.tar"
-    places = {0, 1, 511, 512, 513, 1024, end - 1, end} | set(range(512, len(content), 1536)) | set(range(100, len(content), 3000))
+    places = (
+        {0, 1, 511, 512, 513, 1024, end - 1, end}
+        | set(range(512, len(content), 1536))
+        | set(range(100, len(content), 3000))
+    )
     for size in sorted(places):
         cut.write_bytes(content[:size])
         found, problems = read_all(cut)
@@ -186,13 +230,19 @@ def test_damaged_anywhere(tmp_path):
     assert len(headers) == 12
     damaged = tmp_path / "damaged.tar"
     for at in headers:
-        for filling in (bytes(512), b"\xff" * 512, content[at : at + 124] + b"7" + content[at + 125 : at + 512]):
+        for filling in (
+            bytes(512),
+            b"\xff" * 512,
+            content[at : at + 124] + b"7" + content[at + 125 : at + 512],
+        ):
             damaged.write_bytes(content[:at] + filling + content[at + 512 :])
             _, problems = read_all(damaged)
             assert problems, at
 
 
-@pytest.mark.parametrize("kind", ["train.tar of train/", "class archives of class folders", "train.tar of class folders"])
+@pytest.mark.parametrize(
+    "kind", ["train.tar of train/", "class archives of class folders", "train.tar of class folders"]
+)
 def test_archives_with_a_folder_around_everything(tmp_path, kind):
     trees.write(tmp_path / "in", trees.small())
     assert trees.prepare(tmp_path / "in", tmp_path / "from folders").returncode == 0
@@ -221,7 +271,10 @@ def test_two_archives_in_one_file(tmp_path):
 @pytest.mark.parametrize("option", ["--gzip", "--bzip2", "--xz"])
 def test_compressed(tmp_path, option):
     trees.write(tmp_path / "in", trees.small())
-    made = subprocess.run(["tar", option, "-cf", str(tmp_path / "a.tar"), "-C", str(tmp_path / "in"), "train"], stderr=subprocess.PIPE)
+    made = subprocess.run(
+        ["tar", option, "-cf", str(tmp_path / "a.tar"), "-C", str(tmp_path / "in"), "train"],
+        stderr=subprocess.PIPE,
+    )
     if made.returncode:
         pytest.skip("tar cannot compress with %s here" % option)
     with pytest.raises(SourceError, match="compressed"):
@@ -254,9 +307,14 @@ def class_archives(tmp_path, name=None):
         place.mkdir(parents=True)
         for label in sorted(os.listdir(str(tmp_path / "in" / half))):
             folder = tmp_path / "in" / half / label
-            trees.pack("python", "gnu", place / (label + ".tar"), folder, sorted(os.listdir(str(folder))))
+            trees.pack(
+                "python", "gnu", place / (label + ".tar"), folder, sorted(os.listdir(str(folder)))
+            )
         if name is not None:
-            os.rename(os.fsencode(str(place / "n01443537.tar")), os.fsencode(str(place)) + b"/" + name + b".tar")
+            os.rename(
+                os.fsencode(str(place / "n01443537.tar")),
+                os.fsencode(str(place)) + b"/" + name + b".tar",
+            )
     return tmp_path / "packed"
 
 
@@ -266,7 +324,9 @@ def test_a_class_archive_with_a_name_that_a_list_cannot_hold(tmp_path, name, nes
     source = class_archives(tmp_path, name)
     if nested:
         for half in ("train", "val"):
-            names = [os.fsdecode(path) for path in sorted(os.listdir(os.fsencode(str(source / half))))]
+            names = [
+                os.fsdecode(path) for path in sorted(os.listdir(os.fsencode(str(source / half))))
+            ]
             trees.pack("python", "gnu", tmp_path / (half + ".tar"), source / half, names)
         for half in ("train", "val"):
             subprocess.run(["rm", "-r", str(source / half)], check=True)
@@ -280,7 +340,10 @@ def test_a_class_archive_with_a_name_that_a_list_cannot_hold(tmp_path, name, nes
 
 def test_a_link_in_a_class_archive_with_such_a_name(tmp_path):
     source = class_archives(tmp_path)
-    write_members(source / "train" / "a\tb.tar", [member("1.jpg", kind=tarfile.SYMTYPE, linkname="2.jpg"), member("2.jpg", jpeg(b"2"))])
+    write_members(
+        source / "train" / "a\tb.tar",
+        [member("1.jpg", kind=tarfile.SYMTYPE, linkname="2.jpg"), member("2.jpg", jpeg(b"2"))],
+    )
     listing = archives.list_class_archives(str(source / "train"), ["a\tb.tar"], 1)
     assert not any(folder.names for folder in listing.folders) and len(listing.problems) == 2
 
@@ -296,12 +359,27 @@ def test_images_beside_archives_are_named(tmp_path, official):
             name = "ILSVRC2012_img_%s.tar" % half
             os.rename(str(source / name), str(source / half / name))
     assert trees.prepare(source, tmp_path / "whole").returncode == 0
-    trees.write(source, {"train/loose.jpg": jpeg(), "val/loose.png": jpeg(), "train/notes.txt": b"", "train/.hidden": b""})
+    trees.write(
+        source,
+        {
+            "train/loose.jpg": jpeg(),
+            "val/loose.png": jpeg(),
+            "train/notes.txt": b"",
+            "train/.hidden": b"",
+        },
+    )
     os.symlink("nowhere", str(source / "train" / "dangling.JPEG"))
     result = trees.prepare(source, tmp_path / "out")
     assert result.returncode == 1 and len(result.stderr.splitlines()) == 4, result.stderr
-    for path, reason in (("train/loose.jpg", "in no class"), ("val/loose.png", "in no class"), ("train/dangling.JPEG", "symbolic link")):
-        assert any(str(source / path) + ": " in line and reason in line for line in result.stderr.splitlines())
+    for path, reason in (
+        ("train/loose.jpg", "in no class"),
+        ("val/loose.png", "in no class"),
+        ("train/dangling.JPEG", "symbolic link"),
+    ):
+        assert any(
+            str(source / path) + ": " in line and reason in line
+            for line in result.stderr.splitlines()
+        )
     assert "train: other files, left alone: 1 .hidden, 1 .txt" in result.stdout
     result = trees.prepare(source, tmp_path / "out", "--on-error=skip")
     assert result.returncode == 0 and "2 left out" in result.stdout

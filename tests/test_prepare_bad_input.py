@@ -9,11 +9,11 @@ import subprocess
 import sys
 import time
 
-import pytest
-
 import prepare_trees as trees
-from prepare import imagenet
+import pytest
 from prepare_trees import jpeg
+
+from prepare import imagenet
 
 
 @pytest.fixture
@@ -40,18 +40,27 @@ BAD_FILES = {
     "text.JPEG": (b"<html>", "neither a JPEG nor a PNG: it begins with 3c 68 74"),
     "cut.JPEG": (jpeg(b"x" * 5000)[:-2], "truncated: a JPEG without its end marker"),
     # The thumbnail of a camera has an end marker of its own, before the image's data begin.
-    "thumbnail.JPEG": (b"\xff\xd8\xff\xe1\x00\x0aEx\xff\xd9yyyy\xff\xda" + b"z" * 500, "truncated: a JPEG"),
+    "thumbnail.JPEG": (
+        b"\xff\xd8\xff\xe1\x00\x0aEx\xff\xd9yyyy\xff\xda" + b"z" * 500,
+        "truncated: a JPEG",
+    ),
     "cut.png": (b"\x89PNG\r\n\x1a\n" + b"x" * 100, "truncated: a PNG"),
     "tiny.JPEG": (b"\xff\xd8", "neither"),
 }
 
 
 def test_every_bad_image_is_named(tmp_path, source):
-    trees.write(source / "train" / "n01443537", {name: content for name, (content, _) in BAD_FILES.items() if content})
+    trees.write(
+        source / "train" / "n01443537",
+        {name: content for name, (content, _) in BAD_FILES.items() if content},
+    )
     lines = refused(source, tmp_path / "out")
     for name, (content, reason) in BAD_FILES.items():
         if content:
-            assert any("train/n01443537/" + name in line and reason in line for line in lines), (name, lines)
+            assert any("train/n01443537/" + name in line and reason in line for line in lines), (
+                name,
+                lines,
+            )
     assert len(lines) == len(BAD_FILES) - 1 + 1
     # What indexing can tell comes before anything is read.
     trees.write(source / "train" / "n01443537", {"empty.JPEG": b""})
@@ -72,7 +81,10 @@ def test_every_bad_image_is_named(tmp_path, source):
 
 
 def test_skipping_gives_what_the_good_images_give(tmp_path, source):
-    trees.write(source / "train" / "n01443537", {"zz" + name: content for name, (content, _) in BAD_FILES.items()})
+    trees.write(
+        source / "train" / "n01443537",
+        {"zz" + name: content for name, (content, _) in BAD_FILES.items()},
+    )
     os.symlink("nowhere", str(source / "train" / "n01443537" / "zzdangling.JPEG"))
     result = trees.prepare(source, tmp_path / "out", "--on-error=skip")
     assert result.returncode == 0, result.stderr
@@ -81,7 +93,10 @@ def test_skipping_gives_what_the_good_images_give(tmp_path, source):
     skipped = {os.path.basename(fault["path"]): fault["reason"] for fault in manifest["skipped"]}
     assert set(skipped) == {"zz" + name for name in BAD_FILES} | {"zzdangling.JPEG"}
     assert "zz" not in (tmp_path / "out" / "train.lst").read_text()
-    assert trees.prepare(tmp_path / "out", "--against", source, module="prepare.verify").returncode == 0
+    assert (
+        trees.prepare(tmp_path / "out", "--against", source, module="prepare.verify").returncode
+        == 0
+    )
     # Resuming with the other way of treating errors is another option now.
     assert refused(source, tmp_path / "out", status=3)
 
@@ -95,8 +110,14 @@ def test_im2rec_leaves_out_the_same_unreadable_images(tmp_path, source):
     name = sorted(os.listdir(str(place)))[3]
     (place / name).write_bytes(b"not an image")
     assert trees.prepare(source, tmp_path / "out", "--on-error=skip").returncode == 0
-    keys = [line.split("\t")[0] for line in (tmp_path / "reference" / "train.lst").read_text().splitlines() if name not in line]
-    assert [line.split("\t")[0] for line in (tmp_path / "out" / "train.idx").read_text().splitlines()] == keys
+    keys = [
+        line.split("\t")[0]
+        for line in (tmp_path / "reference" / "train.lst").read_text().splitlines()
+        if name not in line
+    ]
+    assert [
+        line.split("\t")[0] for line in (tmp_path / "out" / "train.idx").read_text().splitlines()
+    ] == keys
 
 
 def test_a_class_that_would_be_lost(tmp_path, source):
@@ -112,22 +133,27 @@ def test_classes_must_be_the_same(tmp_path, source):
     assert len(lines) == 1 and "has no class n09999999" in lines[0]
 
 
-as_nobody = pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become somebody who may not read everything")
+as_nobody = pytest.mark.skipif(
+    os.getuid() != 0, reason="needs root, to become somebody who may not read everything"
+)
 
 
 def run_as_nobody(folder, *arguments, module="imagenet"):
     """The command in `folder`, by a user whose the files are not: a child that keeps what root has opened and imported."""
-    program = """
+    program = (
+        """
 import locale, os, sys
 from prepare import imagenet, verify
 os.chdir(sys.argv[1])
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 sys.exit(%s.main(sys.argv[2:]))
-""" % module
+"""
+        % module
+    )
     for parent in [folder, *folder.parents][:3]:
         parent.chmod(parent.stat().st_mode | stat.S_IXOTH | stat.S_IROTH)
     command = [sys.executable, "-c", program, str(folder), *arguments]
-    result = subprocess.run(command, cwd=trees.REPOSITORY, stderr=subprocess.PIPE, universal_newlines=True)
+    result = subprocess.run(command, cwd=trees.REPOSITORY, stderr=subprocess.PIPE, text=True)
     assert "Traceback" not in result.stderr
     return result
 
@@ -144,10 +170,15 @@ def test_unreadable_file_and_folder(tmp_path, source):
 
 
 @as_nobody
-@pytest.mark.parametrize("path, mode", [("in", 0o700), ("in/train", 0o700), ("in/val", 0o700), ("labels.txt", 0o600)])
+@pytest.mark.parametrize(
+    "path, mode", [("in", 0o700), ("in/train", 0o700), ("in/val", 0o700), ("labels.txt", 0o600)]
+)
 def test_a_source_that_may_not_be_read_is_a_wrong_path(tmp_path, source, path, mode):
     # Not status 4, with which a program would try again.
-    trees.write(tmp_path, {"labels.txt": b"n01440764", "in/val/n01440764/ILSVRC2012_val_00000001.JPEG": jpeg()})
+    trees.write(
+        tmp_path,
+        {"labels.txt": b"n01440764", "in/val/n01440764/ILSVRC2012_val_00000001.JPEG": jpeg()},
+    )
     assert trees.prepare(source, tmp_path / "done").returncode == 0
     (tmp_path / path).chmod(mode)
     options = ["--val-labels", "labels.txt"] if path == "labels.txt" else []
@@ -155,7 +186,9 @@ def test_a_source_that_may_not_be_read_is_a_wrong_path(tmp_path, source, path, m
     compared = run_as_nobody(tmp_path, "done", "--against", "in", *options, module="verify")
     for command, result in (("imagenet", made), ("verify", compared)):
         assert result.returncode == 2, result.stderr
-        assert result.stderr.startswith("prepare.%s: %s" % (command, path)) and result.stderr.endswith(": Permission denied\n")
+        assert result.stderr.startswith(
+            "prepare.%s: %s" % (command, path)
+        ) and result.stderr.endswith(": Permission denied\n")
 
 
 @as_nobody
@@ -163,13 +196,19 @@ def test_an_archive_that_may_not_be_read_is_a_wrong_path(tmp_path, source):
     trees.official(source, tmp_path / "archives")
     (tmp_path / "archives" / "ILSVRC2012_img_train.tar").chmod(0o600)
     result = run_as_nobody(tmp_path, "archives", "out")
-    assert result.returncode == 2 and result.stderr == "prepare.imagenet: archives/ILSVRC2012_img_train.tar: Permission denied\n"
+    assert (
+        result.returncode == 2
+        and result.stderr
+        == "prepare.imagenet: archives/ILSVRC2012_img_train.tar: Permission denied\n"
+    )
 
 
 @as_nobody
 def test_a_destination_that_may_not_be_written_is_a_failure(tmp_path, source):
     result = run_as_nobody(tmp_path, "in", "out")
-    assert result.returncode == 4 and result.stderr.startswith("prepare.imagenet: out: Permission denied; when that is mended")
+    assert result.returncode == 4 and result.stderr.startswith(
+        "prepare.imagenet: out: Permission denied; when that is mended"
+    )
 
 
 def test_names_that_a_list_cannot_hold(tmp_path, source):
@@ -199,11 +238,18 @@ def test_folder_that_contains_itself(tmp_path, source):
     ],
 )
 def test_wrong_paths(tmp_path, source, arguments, status, reason):
-    trees.write(tmp_path, {"no images/train/c/notes.txt": b"x", "no images/val/c/notes.txt": b"x", "a file": b"x"})
+    trees.write(
+        tmp_path,
+        {"no images/train/c/notes.txt": b"x", "no images/val/c/notes.txt": b"x", "a file": b"x"},
+    )
     (tmp_path / "empty").mkdir()
     environment = dict(os.environ, PYTHONPATH=trees.REPOSITORY)
     result = trees.prepare(*arguments, cwd=str(tmp_path), env=environment)
-    assert result.returncode == status and reason in result.stderr and len(result.stderr.splitlines()) == 1, result.stderr
+    assert (
+        result.returncode == status
+        and reason in result.stderr
+        and len(result.stderr.splitlines()) == 1
+    ), result.stderr
 
 
 @pytest.mark.parametrize("path", ["loop", "in/train/c.tar"])
@@ -212,10 +258,14 @@ def test_an_archive_or_a_source_that_links_to_itself(tmp_path, path):
     os.symlink(os.path.basename(path), str(tmp_path / path))
     result = trees.prepare(tmp_path / path.split("/")[0], tmp_path / "out")
     assert result.returncode == 2, result.stderr
-    assert result.stderr == "prepare.imagenet: %s: Too many levels of symbolic links\n" % (tmp_path / path)
+    assert result.stderr == "prepare.imagenet: %s: Too many levels of symbolic links\n" % (
+        tmp_path / path
+    )
 
 
-@pytest.mark.parametrize("option", ["--workers=0", "--workers=many", "--check=some", "--on-error=maybe", "--unknown"])
+@pytest.mark.parametrize(
+    "option", ["--workers=0", "--workers=many", "--check=some", "--on-error=maybe", "--unknown"]
+)
 def test_wrong_options(tmp_path, source, option):
     result = trees.prepare(source, tmp_path / "out", option)
     assert result.returncode == 2 and "error: " in result.stderr and not (tmp_path / "out").exists()
@@ -227,7 +277,9 @@ def test_workers_must_be_a_whole_number(tmp_path, source, module, value):
     arguments = [source, tmp_path / "out"] if module == "prepare.imagenet" else [tmp_path / "out"]
     result = trees.prepare(*arguments, "--workers=" + value, module=module)
     assert result.returncode == 2
-    assert result.stderr.endswith("error: argument --workers: must be a whole number above 0, not %r\n" % value)
+    assert result.stderr.endswith(
+        "error: argument --workers: must be a whole number above 0, not %r\n" % value
+    )
 
 
 def test_half_unpacked_class_archives(tmp_path, source):
@@ -244,12 +296,18 @@ def test_a_destination_where_images_are_looked_for(tmp_path, source, place):
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1, result.stderr
     assert "%s: is in the source's own folder" % (source / place) in result.stderr
     assert sorted(str(path) for path in source.rglob("*")) == before
-    assert trees.prepare(source, source / "training").returncode == 0  # its name only begins like that
+    assert (
+        trees.prepare(source, source / "training").returncode == 0
+    )  # its name only begins like that
 
 
 def test_dry_run_writes_nothing(tmp_path, source):
     result = trees.prepare(source, tmp_path / "out", "--dry-run")
-    assert result.returncode == 0 and "would write" in result.stdout and "21 images in 3 classes" in result.stdout
+    assert (
+        result.returncode == 0
+        and "would write" in result.stdout
+        and "21 images in 3 classes" in result.stdout
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -266,7 +324,12 @@ imagenet.check_space = change
 sys.exit(imagenet.main(sys.argv[1:]))
 """
     trees.write(source, {"train/n01440764/n01440764_1.JPEG": jpeg(b"x" * 100)})
-    result = subprocess.run([sys.executable, "-c", program, str(source), str(tmp_path / "out")], cwd=trees.REPOSITORY, stderr=subprocess.PIPE, universal_newlines=True)
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(source), str(tmp_path / "out")],
+        cwd=trees.REPOSITORY,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert result.returncode == 1
     assert "n01440764_0.JPEG: longer than when it was listed" in result.stderr
     assert "n01440764_1.JPEG: shorter than when it was listed" in result.stderr
@@ -274,19 +337,37 @@ sys.exit(imagenet.main(sys.argv[1:]))
 
 def test_interrupted(tmp_path):
     trees.write(tmp_path / "in", trees.small(train=3000, val=3))
-    command = [sys.executable, "-m", "prepare.imagenet", str(tmp_path / "in"), str(tmp_path / "out")]
-    process = subprocess.Popen(command, cwd=trees.REPOSITORY, stderr=subprocess.PIPE, universal_newlines=True)
+    command = [
+        sys.executable,
+        "-m",
+        "prepare.imagenet",
+        str(tmp_path / "in"),
+        str(tmp_path / "out"),
+    ]
+    process = subprocess.Popen(
+        command, cwd=trees.REPOSITORY, stderr=subprocess.PIPE, universal_newlines=True
+    )
     while not (tmp_path / "out" / "train.part").exists():
         assert process.poll() is None
         time.sleep(0.002)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
-    assert process.returncode == 130 and "run the same command again" in errors and "Traceback" not in errors
+    assert (
+        process.returncode == 130
+        and "run the same command again" in errors
+        and "Traceback" not in errors
+    )
     assert trees.prepare(tmp_path / "in", tmp_path / "out").returncode == 0
 
 
 def test_two_at_once(tmp_path, source):
-    command = [sys.executable, "-c", trees.stopping_in("convert", "copy"), str(source), str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-c",
+        trees.stopping_in("convert", "copy"),
+        str(source),
+        str(tmp_path / "out"),
+    ]
     process = subprocess.Popen(command, cwd=trees.REPOSITORY, stdout=subprocess.DEVNULL)
     for _ in ("val", "train"):
         _, status = os.waitpid(process.pid, os.WUNTRACED)
@@ -301,7 +382,10 @@ def test_two_at_once(tmp_path, source):
 @pytest.fixture
 def small_disk(tmp_path):
     (tmp_path / "disk").mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(tmp_path / "disk")], stderr=subprocess.PIPE)
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(tmp_path / "disk")],
+        stderr=subprocess.PIPE,
+    )
     if made.returncode:
         pytest.skip("cannot mount a small file system here")
     yield tmp_path / "disk"
@@ -320,8 +404,12 @@ def test_full_disk(tmp_path, small_disk):
     # What was free when it began need not be free for long.
     program = "import sys; from prepare import imagenet; imagenet.check_space = lambda *_: None; sys.exit(imagenet.main(sys.argv[1:]))"
     command = [sys.executable, "-c", program, str(tmp_path / "in"), str(small_disk / "out")]
-    result = subprocess.run(command, cwd=trees.REPOSITORY, stderr=subprocess.PIPE, universal_newlines=True)
-    assert result.returncode == 4 and "No space left" in result.stderr and "Traceback" not in result.stderr
+    result = subprocess.run(command, cwd=trees.REPOSITORY, stderr=subprocess.PIPE, text=True)
+    assert (
+        result.returncode == 4
+        and "No space left" in result.stderr
+        and "Traceback" not in result.stderr
+    )
     (small_disk / "ballast").unlink()
     again = trees.prepare(tmp_path / "in", small_disk / "out")
     assert again.returncode == 0, again.stderr
@@ -343,8 +431,10 @@ def test_any_name_can_be_printed(tmp_path, source, encoding):
 
 def test_a_failure_that_is_not_the_sources_has_a_status_of_its_own(tmp_path, monkeypatch, capsys):
     """1 would tell the data pod that the archives are bad."""
+
     def no_memory(arguments):
         raise MemoryError("no more")
+
     monkeypatch.setattr(imagenet, "run", no_memory)
     assert imagenet.main([str(tmp_path), str(tmp_path / "out")]) == 70
     assert "MemoryError: no more" in capsys.readouterr().err

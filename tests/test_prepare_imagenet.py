@@ -4,9 +4,8 @@
 import json
 import os
 
-import pytest
-
 import prepare_trees as trees
+import pytest
 from prepare_trees import MAGIC, jpeg
 
 pytest.importorskip("mxnet")
@@ -44,16 +43,31 @@ def test_odd_tree(tmp_path):
     trees.write(tmp_path / "in", odd_tree())
     for half in ("train", "val"):
         outside = tmp_path / "outside"
-        trees.write(outside, {half + "/1.jpg": jpeg(b"linked folder"), half + "file.jpg": jpeg(b"linked file")})
+        trees.write(
+            outside,
+            {half + "/1.jpg": jpeg(b"linked folder"), half + "file.jpg": jpeg(b"linked file")},
+        )
         os.symlink(str(outside / half), str(tmp_path / "in" / half / "linked"))
-        os.symlink(str(outside / (half + "file.jpg")), str(tmp_path / "in" / half / "b" / "link.jpg"))
+        os.symlink(
+            str(outside / (half + "file.jpg")), str(tmp_path / "in" / half / "b" / "link.jpg")
+        )
     same_as_im2rec(tmp_path, tmp_path / "in")
 
 
 def test_any_bytes_without_a_check(tmp_path):
     files = {}
     for half in ("train", "val"):
-        for number, payload in enumerate([b"", b"a", MAGIC, MAGIC * 2, b"A" + MAGIC + b"B", b"AAAA" + MAGIC + b"BBBBB", MAGIC + b"AAAA" + MAGIC * 2 + b"BB"]):
+        for number, payload in enumerate(
+            [
+                b"",
+                b"a",
+                MAGIC,
+                MAGIC * 2,
+                b"A" + MAGIC + b"B",
+                b"AAAA" + MAGIC + b"BBBBB",
+                MAGIC + b"AAAA" + MAGIC * 2 + b"BB",
+            ]
+        ):
             files["%s/c%d/%d.jpg" % (half, number % 2, number)] = payload
         files[half + "/at the top.png"] = b"gets label 0"
     trees.write(tmp_path / "in", files)
@@ -91,7 +105,11 @@ def test_manifest(tmp_path):
     assert trees.prepare(tmp_path / "in", tmp_path / "out").returncode == 0
     with open(str(tmp_path / "out" / "train.json")) as stream:
         manifest = json.load(stream)
-    assert (manifest["format"], manifest["version"], manifest["complete"]) == ("mxresnet-recordio", 1, True)
+    assert (manifest["format"], manifest["version"], manifest["complete"]) == (
+        "mxresnet-recordio",
+        1,
+        True,
+    )
     assert manifest["examples"] == 21
     assert manifest["classes"][1] == {"name": "n01443537", "label": 1, "examples": 7}
     for name, facts in manifest["files"].items():
@@ -101,5 +119,7 @@ def test_manifest(tmp_path):
         assert facts == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     assert manifest["skipped"] == []
     assert sorted(os.listdir(str(tmp_path / "out"))) == sorted(
-        half + suffix for half in ("train", "val") for suffix in (".rec", ".idx", ".lst", ".sums", ".json")
+        half + suffix
+        for half in ("train", "val")
+        for suffix in (".rec", ".idx", ".lst", ".sums", ".json")
     )

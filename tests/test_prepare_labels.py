@@ -7,9 +7,9 @@ import shutil
 import tarfile
 import warnings
 
+import prepare_trees as trees
 import pytest
 
-import prepare_trees as trees
 from prepare import vallabels
 from prepare.listing import SourceError
 
@@ -25,8 +25,14 @@ def val_name(number, extension=".JPEG"):
 @pytest.fixture
 def source(tmp_path):
     """Training images in class folders; the validation images stand in one folder."""
-    files = {path: content for path, content in trees.small(classes=CLASSES).items() if path.startswith("train")}
-    files.update({"val/" + val_name(number + 1): trees.jpeg(b"%d" % number) for number in range(len(TRUTH))})
+    files = {
+        path: content
+        for path, content in trees.small(classes=CLASSES).items()
+        if path.startswith("train")
+    }
+    files.update(
+        {"val/" + val_name(number + 1): trees.jpeg(b"%d" % number) for number in range(len(TRUTH))}
+    )
     trees.write(tmp_path / "in", files)
     return tmp_path / "in"
 
@@ -57,17 +63,27 @@ def test_labels_by_number_whatever_the_extension(source, extension, kind):
     else:
         trees.devkit(str(source / "ILSVRC2012_devkit_t12.tar.gz"), CLASSES, TRUTH)
     for number in range(1, len(TRUTH) + 1):
-        os.rename(str(source / "val" / val_name(number)), str(source / "val" / val_name(number, extension)))
+        os.rename(
+            str(source / "val" / val_name(number)),
+            str(source / "val" / val_name(number, extension)),
+        )
     result = trees.prepare(source, source.parent / "out")
     assert result.returncode == 0, result.stderr
-    rows = [line.split("\t") for line in (source.parent / "out" / "val.lst").read_text().splitlines()]
+    rows = [
+        line.split("\t") for line in (source.parent / "out" / "val.lst").read_text().splitlines()
+    ]
     assert {path: float(label) for _, label, path in rows} == {
-        "%s/%s" % (name, val_name(at + 1, extension)): float(CLASSES.index(name)) for at, name in enumerate(TRUTH)
+        "%s/%s" % (name, val_name(at + 1, extension)): float(CLASSES.index(name))
+        for at, name in enumerate(TRUTH)
     }
     shutil.rmtree(str(source.parent / "out"))
     (source / "val" / val_name(3, extension)).unlink()
     result = trees.prepare(source, source.parent / "out")
-    assert result.returncode == 1 and result.stderr.count("not there") == 1 and val_name(3) in result.stderr
+    assert (
+        result.returncode == 1
+        and result.stderr.count("not there") == 1
+        and val_name(3) in result.stderr
+    )
 
 
 def damage(content, seed):
@@ -84,7 +100,9 @@ def look(path):
     """Reads labels that may be damaged; whether that was noticed."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # numpy's and scipy's, about odd numbers in a damaged table
+            warnings.simplefilter(
+                "ignore"
+            )  # numpy's and scipy's, about odd numbers in a damaged table
             vallabels.read_labels(str(path))
             vallabels.train_counts([str(path)])
         return False
@@ -108,7 +126,9 @@ def test_damaged_devkit(tmp_path, form):
     for seed in range(60):
         (tmp_path / "damaged").write_bytes(damage(content, seed))
         if not look(tmp_path / "damaged"):
-            assert list(vallabels.read_labels(str(tmp_path / "damaged")).of(names).values()) == truth
+            assert (
+                list(vallabels.read_labels(str(tmp_path / "damaged")).of(names).values()) == truth
+            )
 
 
 @pytest.mark.parametrize("place", [0, 100, 126, 128, 132, 136, 137, 160, "half", "end"])
@@ -122,12 +142,16 @@ def test_damaged_meta(tmp_path, place, way):
     with tarfile.open(str(tmp_path / "whole.tar.gz")) as tar:
         tar.extractall(str(tmp_path))
     meta = tmp_path / "ILSVRC2012_devkit_t12" / "data" / "meta.mat"
-    savemat(str(meta), {"synsets": loadmat(str(meta))["synsets"]}, do_compression=True)  # as the real one is
+    savemat(
+        str(meta), {"synsets": loadmat(str(meta))["synsets"]}, do_compression=True
+    )  # as the real one is
     assert not look(meta.parent.parent)
     content = meta.read_bytes()
     at = {"half": len(content) // 2, "end": len(content) - 20}.get(place, place)
     meta.write_bytes(content[:at] + (b"" if way == "cut" else b"\xff" * 12 + content[at + 12 :]))
-    assert look(meta.parent.parent) or (way == "overwritten" and place in (0, 100))  # only text stands there
+    assert look(meta.parent.parent) or (
+        way == "overwritten" and place in (0, 100)
+    )  # only text stands there
 
 
 def test_a_damaged_devkit_is_one_line(source):

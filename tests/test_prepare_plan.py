@@ -9,9 +9,9 @@ import subprocess
 import sys
 
 import numpy as np
+import prepare_trees as trees
 import pytest
 
-import prepare_trees as trees
 from prepare import cpus, labels, vallabels
 from prepare.listing import Folder, Listing, SourceError
 from prepare.plan import make_plan
@@ -45,7 +45,16 @@ def test_order_is_im2recs(count, begins):
 
 
 def test_labels_count_folders_with_images_in_walk_order():
-    plan = plan_of({"b": ["1.jpg"], "a/z": ["2.jpg"], "": ["0.jpg"], "a": [], "b-": ["3.jpg"], "b/c": ["4.jpg"]})
+    plan = plan_of(
+        {
+            "b": ["1.jpg"],
+            "a/z": ["2.jpg"],
+            "": ["0.jpg"],
+            "a": [],
+            "b-": ["3.jpg"],
+            "b/c": ["4.jpg"],
+        }
+    )
     assert plan.classes == [".", "a/z", "b", "b/c", "b-"]
 
 
@@ -69,7 +78,9 @@ assert len(plan.paths) == 1281167 and pieces[-1][1] == 1281167
 peak_kib = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read()).group(1))
 print(time.perf_counter() - start, peak_kib / 1024)
 """
-    output = subprocess.run([sys.executable, "-c", program], cwd=trees.REPOSITORY, stdout=subprocess.PIPE, check=True).stdout
+    output = subprocess.run(
+        [sys.executable, "-c", program], cwd=trees.REPOSITORY, stdout=subprocess.PIPE, check=True
+    ).stdout
     seconds, megabytes = map(float, output.split())
     assert seconds < 30 and megabytes < 500
 
@@ -77,7 +88,13 @@ print(time.perf_counter() - start, peak_kib / 1024)
 def imagenet_plan(prefix, count_of):
     # The digest is all that is kept of the 1,000 names, so the test makes its own set of classes ImageNet's.
     names = ["n%08d" % number for number in range(1000)]
-    return plan_of({name: ["%s_%d.JPEG" % (name, image) for image in range(count_of(number))] for number, name in enumerate(names)}, prefix)
+    return plan_of(
+        {
+            name: ["%s_%d.JPEG" % (name, image) for image in range(count_of(number))]
+            for number, name in enumerate(names)
+        },
+        prefix,
+    )
 
 
 def test_counts_are_checked_when_the_classes_are_imagenets(monkeypatch):
@@ -90,7 +107,12 @@ def test_counts_are_checked_when_the_classes_are_imagenets(monkeypatch):
         "top/n00000000: ImageNet has 50 images in this class, this has 49",
     ]
     assert labels.count_problems(imagenet_plan("val", lambda number: 50), {}) == []
-    reasons = [str(problem) for problem in labels.count_problems(imagenet_plan("train", lambda number: 3), {"n00000007": 4, "n00000008": 3})]
+    reasons = [
+        str(problem)
+        for problem in labels.count_problems(
+            imagenet_plan("train", lambda number: 3), {"n00000007": 4, "n00000008": 3}
+        )
+    ]
     assert reasons == [
         "top: ImageNet has 1281167 images here, this has 3000",
         "top/n00000007: ImageNet has 4 images in this class, this has 3",
@@ -98,7 +120,9 @@ def test_counts_are_checked_when_the_classes_are_imagenets(monkeypatch):
 
 
 def test_training_counts_come_from_the_devkit(source):
-    assert vallabels.train_counts([str(source / "archives" / KINDS[kind]) for kind in KINDS]) == {name: 7 for name in CLASSES}
+    assert vallabels.train_counts(
+        [str(source / "archives" / KINDS[kind]) for kind in KINDS]
+    ) == dict.fromkeys(CLASSES, 7)
     assert vallabels.train_counts([str(source / "archives" / "valprep.sh")]) == {}
 
 
@@ -108,11 +132,19 @@ CLASSES = ["n01440764", "n01443537", "n02085620"]
 @pytest.fixture
 def source(tmp_path):
     """Class folders, and the official archives with all three sorts of validation labels."""
-    files = {path: content for path, content in trees.small(classes=CLASSES).items() if path.startswith("train")}
+    files = {
+        path: content
+        for path, content in trees.small(classes=CLASSES).items()
+        if path.startswith("train")
+    }
     for number in range(1, 13):
-        files["val/%s/ILSVRC2012_val_%08d.JPEG" % (CLASSES[number * 7 % 5 % 3], number)] = trees.jpeg(b"%d" % number)
+        files["val/%s/ILSVRC2012_val_%08d.JPEG" % (CLASSES[number * 7 % 5 % 3], number)] = (
+            trees.jpeg(b"%d" % number)
+        )
     trees.write(tmp_path / "folders", files)
-    trees.official(tmp_path / "folders", tmp_path / "archives", labels=("valprep.sh", "list", "devkit"))
+    trees.official(
+        tmp_path / "folders", tmp_path / "archives", labels=("valprep.sh", "list", "devkit")
+    )
     return tmp_path
 
 
@@ -142,15 +174,44 @@ def test_each_source_of_labels(source, kind, given):
 def test_flat_validation_folder_and_folder_of_class_archives(source):
     mixed = source / "mixed"
     (mixed / "train").mkdir(parents=True)
-    subprocess.run(["tar", "-xf", str(source / "archives" / "ILSVRC2012_img_train.tar"), "-C", str(mixed / "train")], check=True)
+    subprocess.run(
+        [
+            "tar",
+            "-xf",
+            str(source / "archives" / "ILSVRC2012_img_train.tar"),
+            "-C",
+            str(mixed / "train"),
+        ],
+        check=True,
+    )
     (mixed / "val").mkdir()
-    subprocess.run(["tar", "-xf", str(source / "archives" / "ILSVRC2012_img_val.tar"), "-C", str(mixed / "val")], check=True)
-    subprocess.run(["tar", "-xzf", str(source / "archives" / "ILSVRC2012_devkit_t12.tar.gz"), "-C", str(mixed)], check=True)
+    subprocess.run(
+        [
+            "tar",
+            "-xf",
+            str(source / "archives" / "ILSVRC2012_img_val.tar"),
+            "-C",
+            str(mixed / "val"),
+        ],
+        check=True,
+    )
+    subprocess.run(
+        [
+            "tar",
+            "-xzf",
+            str(source / "archives" / "ILSVRC2012_devkit_t12.tar.gz"),
+            "-C",
+            str(mixed),
+        ],
+        check=True,
+    )
     for place in ("folders", "mixed"):
         result = trees.prepare(source / place, source / ("from " + place))
         assert result.returncode == 0, result.stderr
     assert trees.contents(source / "from mixed") == trees.contents(source / "from folders")
-    result = trees.prepare(source / "from mixed", "--against", source / "folders", module="prepare.verify")
+    result = trees.prepare(
+        source / "from mixed", "--against", source / "folders", module="prepare.verify"
+    )
     assert result.returncode == 0, result.stderr
 
 
@@ -171,21 +232,36 @@ def test_no_labels(source):
     for name in KINDS.values():
         os.remove(str(source / "archives" / name))
     result = trees.prepare(source / "archives", source / "out")
-    assert result.returncode == 1 and "--val-labels" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert (
+        result.returncode == 1
+        and "--val-labels" in result.stderr
+        and len(result.stderr.splitlines()) == 1
+    )
 
 
 def test_a_missing_validation_image_does_not_move_the_others_labels(source):
     folder = source / "val"
     folder.mkdir()
-    subprocess.run(["tar", "-xf", str(source / "archives" / "ILSVRC2012_img_val.tar"), "-C", str(folder)], check=True)
+    subprocess.run(
+        ["tar", "-xf", str(source / "archives" / "ILSVRC2012_img_val.tar"), "-C", str(folder)],
+        check=True,
+    )
     os.remove(str(folder / "ILSVRC2012_val_00000003.JPEG"))
-    trees.pack("python", "ustar", source / "archives" / "ILSVRC2012_img_val.tar", folder, sorted(os.listdir(str(folder))))
+    trees.pack(
+        "python",
+        "ustar",
+        source / "archives" / "ILSVRC2012_img_val.tar",
+        folder,
+        sorted(os.listdir(str(folder))),
+    )
     result = trees.prepare(source / "archives", source / "out")
     assert result.returncode == 1 and "ILSVRC2012_val_00000003.JPEG: not there" in result.stderr
     assert trees.prepare(source / "archives", source / "out", "--on-error=skip").returncode == 0
     for line in (source / "out" / "val.lst").read_text().splitlines():
         _, label, path = line.split("\t")
-        assert (source / "folders" / "val" / path).exists() and CLASSES[int(float(label))] == path.split("/")[0]
+        assert (source / "folders" / "val" / path).exists() and CLASSES[
+            int(float(label))
+        ] == path.split("/")[0]
 
 
 @pytest.mark.parametrize(

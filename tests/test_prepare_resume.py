@@ -10,9 +10,9 @@ import subprocess
 import sys
 import time
 
+import prepare_trees as trees
 import pytest
 
-import prepare_trees as trees
 from prepare import output
 
 # Runs the command with small pieces and dies, as if by kill -9, at its n-th step that changes the disk; a write that is
@@ -51,7 +51,13 @@ sys.exit(status)
 
 def die(deadline, source, folder):
     command = [sys.executable, "-c", DIE, str(deadline), str(source), str(folder), "--workers=2"]
-    return subprocess.run(command, cwd=trees.REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    return subprocess.run(
+        command,
+        cwd=trees.REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +121,18 @@ def test_killed_at_random_moments(tmp_path):
     started = time.monotonic()
     assert trees.prepare(tmp_path / "in", tmp_path / "whole").returncode == 0
     moments, kills, seconds = random.Random(5), 0, time.monotonic() - started
-    command = [sys.executable, "-m", "prepare.imagenet", str(tmp_path / "in"), str(tmp_path / "out"), "--workers=2"]
+    command = [
+        sys.executable,
+        "-m",
+        "prepare.imagenet",
+        str(tmp_path / "in"),
+        str(tmp_path / "out"),
+        "--workers=2",
+    ]
     for _ in range(12):
-        process = subprocess.Popen(command, cwd=trees.REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, cwd=trees.REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         time.sleep(moments.uniform(0.2, 0.7) * seconds)
         process.send_signal(signal.SIGKILL)
         kills += process.wait() == -signal.SIGKILL
@@ -142,12 +157,18 @@ def test_damage_to_what_was_written_is_made_good(tmp_path, source):
 
 def test_finished_output_is_left_alone(tmp_path, source):
     assert trees.prepare(source, tmp_path / "out").returncode == 0
-    before = {name: os.stat(str(tmp_path / "out" / name)).st_mtime_ns for name in os.listdir(str(tmp_path / "out"))}
+    before = {
+        name: os.stat(str(tmp_path / "out" / name)).st_mtime_ns
+        for name in os.listdir(str(tmp_path / "out"))
+    }
     result = trees.prepare(source, tmp_path / "out")
     assert result.returncode == 0 and "complete since an earlier run" in result.stdout
     # Without a bad image, how one would be treated makes no difference.
     assert trees.prepare(source, tmp_path / "out", "--on-error=skip").returncode == 0
-    assert before == {name: os.stat(str(tmp_path / "out" / name)).st_mtime_ns for name in os.listdir(str(tmp_path / "out"))}
+    assert before == {
+        name: os.stat(str(tmp_path / "out" / name)).st_mtime_ns
+        for name in os.listdir(str(tmp_path / "out"))
+    }
 
 
 def test_other_source_or_option_is_refused(tmp_path, source):
@@ -155,7 +176,11 @@ def test_other_source_or_option_is_refused(tmp_path, source):
     assert trees.prepare(source, tmp_path / "out").returncode == 0
     for arguments in ([tmp_path / "other"], [source, "--check=none"]):
         result = trees.prepare(arguments[0], tmp_path / "out", *arguments[1:])
-        assert result.returncode == 3 and "was made from" in result.stderr and "with --check=ends --on-error=fail: " in result.stderr
+        assert (
+            result.returncode == 3
+            and "was made from" in result.stderr
+            and "with --check=ends --on-error=fail: " in result.stderr
+        )
     assert die(3, source, tmp_path / "part").returncode == 137
     for arguments in ([tmp_path / "other"], [source, "--check=none"]):
         result = trees.prepare(arguments[0], tmp_path / "part", *arguments[1:])
@@ -186,8 +211,20 @@ def late(source, folder, meanwhile):
     """Runs the command; `meanwhile` is called when it has looked at both halves, as a slow listing would, and not yet begun to
     write: what it saw of the destination is old by then.
     """
-    command = [sys.executable, "-c", trees.stopping_in("imagenet", "check_space"), str(source), str(folder)]
-    process = subprocess.Popen(command, cwd=trees.REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    command = [
+        sys.executable,
+        "-c",
+        trees.stopping_in("imagenet", "check_space"),
+        str(source),
+        str(folder),
+    ]
+    process = subprocess.Popen(
+        command,
+        cwd=trees.REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+    )
     _, status = os.waitpid(process.pid, os.WUNTRACED)
     assert os.WIFSTOPPED(status)
     meanwhile()
@@ -239,7 +276,11 @@ def test_a_published_record_file_is_not_taken_back(tmp_path, source):
 def test_a_journal_that_was_removed_is_not_written_to(tmp_path, monkeypatch):
     """The one who had the lock finished and removed the folder after this one had opened the journal."""
     flock = output.fcntl.flock
-    monkeypatch.setattr(output.fcntl, "flock", lambda file, how: (shutil.rmtree(str(tmp_path / "x.part")), flock(file, how)))
+    monkeypatch.setattr(
+        output.fcntl,
+        "flock",
+        lambda file, how: (shutil.rmtree(str(tmp_path / "x.part")), flock(file, how)),
+    )
     with pytest.raises(output.Refused, match="run it again"):
         output.Journal(str(tmp_path / "x.part"), {})
 
@@ -256,7 +297,12 @@ def dying(old, new):
 os.replace = dying
 sys.exit(imagenet.main(sys.argv[1:]))
 """
-    assert subprocess.run([sys.executable, "-c", program, str(source), str(folder)], cwd=trees.REPOSITORY).returncode == 137
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", program, str(source), str(folder)], cwd=trees.REPOSITORY
+        ).returncode
+        == 137
+    )
     assert (folder / "train.rec").exists() and not (folder / "train.json").exists()
 
 
@@ -271,7 +317,7 @@ shutil.disk_usage = lambda _: Usage
 sys.exit(imagenet.main(sys.argv[1:]))
 """ % (size // 2)
     command = [sys.executable, "-c", program, str(source), str(tmp_path / "out")]
-    result = subprocess.run(command, cwd=trees.REPOSITORY, stderr=subprocess.PIPE, universal_newlines=True)
+    result = subprocess.run(command, cwd=trees.REPOSITORY, stderr=subprocess.PIPE, text=True)
     assert result.returncode == 0, result.stderr
     assert trees.prepare(source, tmp_path / "whole").returncode == 0
     assert everything(tmp_path / "out") == everything(tmp_path / "whole")

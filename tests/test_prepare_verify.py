@@ -6,9 +6,8 @@ import os
 import struct
 
 import numpy as np
-import pytest
-
 import prepare_trees as trees
+import pytest
 from prepare_trees import MAGIC, jpeg
 
 
@@ -41,8 +40,12 @@ def verify(folder, *options, status=0):
 
 def listed(folder, half="train"):
     rows = [line.split("\t") for line in (folder / (half + ".lst")).read_text().splitlines()]
-    offsets = [int(line.split("\t")[1]) for line in (folder / (half + ".idx")).read_text().splitlines()]
-    return [(int(key), float(label), path, offset) for (key, label, path), offset in zip(rows, offsets)]
+    offsets = [
+        int(line.split("\t")[1]) for line in (folder / (half + ".idx")).read_text().splitlines()
+    ]
+    return [
+        (int(key), float(label), path, offset) for (key, label, path), offset in zip(rows, offsets)
+    ]
 
 
 @pytest.mark.parametrize("options", [[], ["--fast"], ["--against", None], ["--workers=1"]])
@@ -65,13 +68,21 @@ def test_the_damaged_record_is_named(whole, damaged, at):
         stream.write(bytes([byte ^ 0x10]))
     errors = verify(damaged, status=1)
     assert len(errors.splitlines()) == 1
-    assert "record %d (key %d, %s, at byte %d)" % (record, rows[record][0], rows[record][2], rows[record][3]) in errors
+    assert (
+        "record %d (key %d, %s, at byte %d)"
+        % (record, rows[record][0], rows[record][2], rows[record][3])
+        in errors
+    )
     assert "record %d (" % record in verify(damaged, "--against", whole / "in", status=1)
-    assert ("record %d (" % record in verify(damaged, "--fast", status=1 if 0 <= at < 32 else 0)) == (0 <= at < 32)
+    assert (
+        "record %d (" % record in verify(damaged, "--fast", status=1 if 0 <= at < 32 else 0)
+    ) == (0 <= at < 32)
 
 
 def test_cut_record_that_is_damaged(damaged):
-    record = next(number for number, row in enumerate(listed(damaged)) if row[2].endswith("/cut.JPEG"))
+    record = next(
+        number for number, row in enumerate(listed(damaged)) if row[2].endswith("/cut.JPEG")
+    )
     offset = listed(damaged)[record][3]
     content = bytearray((damaged / "train.rec").read_bytes())
     second = content.index(struct.pack("<I", 0xCED7230A), offset + 4)
@@ -107,9 +118,18 @@ def test_list_and_index_that_disagree(damaged, change):
 
 
 def test_against_another_source(whole, damaged, tmp_path):
-    trees.write(tmp_path / "in", {path: (content if "n01440764_3" not in path else content[:-4] + b"??\xff\xd9") for path, content in trees.small(train=30).items()})
+    trees.write(
+        tmp_path / "in",
+        {
+            path: (content if "n01440764_3" not in path else content[:-4] + b"??\xff\xd9")
+            for path, content in trees.small(train=30).items()
+        },
+    )
     errors = verify(damaged, "--against", tmp_path / "in", status=1)
-    assert "cut.JPEG is in only one of them" in errors or "cut at the end.JPEG is in only one" in errors
+    assert (
+        "cut.JPEG is in only one of them" in errors
+        or "cut at the end.JPEG is in only one" in errors
+    )
 
 
 def test_mxnet_reads_every_record(whole):
@@ -132,22 +152,35 @@ def pictures(tmp_path_factory):
     for half in ("train", "val"):
         for number in range(12):
             image = np.full((40, 40, 3), 20 * number, np.uint8)
-            files["%s/c%d/%d.jpg" % (half, number % 3, number)] = cv2.imencode(".jpg", image)[1].tobytes()
+            files["%s/c%d/%d.jpg" % (half, number % 3, number)] = cv2.imencode(".jpg", image)[
+                1
+            ].tobytes()
     trees.write(folder / "in", files)
     assert trees.prepare(folder / "in", folder / "out").returncode == 0
     return folder
 
 
 def expected(folder):
-    return [(label, 20 * int(os.path.basename(path)[:-4])) for _, label, path, _ in listed(folder / "out")]
+    return [
+        (label, 20 * int(os.path.basename(path)[:-4]))
+        for _, label, path, _ in listed(folder / "out")
+    ]
 
 
 def test_image_record_iter_reads_it(pictures):
     mx = pytest.importorskip("mxnet")
     base = str(pictures / "out" / "train")
     found = []
-    for batch in mx.io.ImageRecordIter(path_imgrec=base + ".rec", path_imgidx=base + ".idx", data_shape=(3, 40, 40), batch_size=4, preprocess_threads=1):
-        found += zip(batch.label[0].asnumpy().tolist(), batch.data[0].asnumpy().mean(axis=(1, 2, 3)).tolist())
+    for batch in mx.io.ImageRecordIter(
+        path_imgrec=base + ".rec",
+        path_imgidx=base + ".idx",
+        data_shape=(3, 40, 40),
+        batch_size=4,
+        preprocess_threads=1,
+    ):
+        found += zip(
+            batch.label[0].asnumpy().tolist(), batch.data[0].asnumpy().mean(axis=(1, 2, 3)).tolist()
+        )
     assert sorted((label, round(grey)) for label, grey in found) == sorted(expected(pictures))
 
 
@@ -180,7 +213,12 @@ def test_decode_check_finds_what_the_ends_do_not_tell(pictures, tmp_path):
     assert result.returncode == 1, result.stderr
     lines = [line for line in result.stderr.splitlines() if line.startswith("prepare.imagenet")]
     assert len(lines) == 2 and "train/c1/scrambled.jpg: cannot be decoded: " in lines[0]
-    assert trees.prepare(tmp_path / "in", tmp_path / "out", "--check=decode", "--on-error=skip").returncode == 0
+    assert (
+        trees.prepare(
+            tmp_path / "in", tmp_path / "out", "--check=decode", "--on-error=skip"
+        ).returncode
+        == 0
+    )
     assert json.loads((tmp_path / "out" / "train.json").read_text())["examples"] == 12
 
 
@@ -188,7 +226,9 @@ def test_decode_check_finds_what_the_ends_do_not_tell(pictures, tmp_path):
 @pytest.mark.parametrize("archive", [False, True])
 def test_against_a_source_that_is_named_another_way(tmp_path, old, archive):
     files = trees.small()
-    files["train/n01443537/n01443537_3.JPEG"] = files["val/n01443537/n01443537_1.JPEG"] = b"no image"
+    files["train/n01443537/n01443537_3.JPEG"] = files["val/n01443537/n01443537_1.JPEG"] = (
+        b"no image"
+    )
     trees.write(tmp_path / "in", files)
     if archive:
         os.rename(str(tmp_path / "in"), str(tmp_path / "folders"))
@@ -208,7 +248,9 @@ def test_against_a_source_that_is_named_another_way(tmp_path, old, archive):
     extra = jpeg(b"extra")
     if not archive:
         trees.write(tmp_path / "moved", {"train/n01443537/new.JPEG": extra})
-        assert "new.JPEG is in only one of them (1 such)" in verify(tmp_path / "out", "--against", tmp_path / "moved", status=1)
+        assert "new.JPEG is in only one of them (1 such)" in verify(
+            tmp_path / "out", "--against", tmp_path / "moved", status=1
+        )
 
 
 @pytest.mark.parametrize("size", [-1, -3, -4, -8, 0, 1, 4])
@@ -219,11 +261,16 @@ def test_damaged_sums(damaged, size, option):
     os.truncate(path, os.path.getsize(path) + size if size else 0)
     os.truncate(str(damaged / "train.rec"), 1000)
     errors = verify(damaged, *([option] if option else []), status=1).splitlines()
-    assert any("train.sums: has %d bytes for 92 records, not 4 for each" % os.path.getsize(path) in line for line in errors)
+    assert any(
+        "train.sums: has %d bytes for 92 records, not 4 for each" % os.path.getsize(path) in line
+        for line in errors
+    )
     assert any("train.rec: has 1000 bytes" in line for line in errors)
 
 
-@pytest.mark.parametrize("offset", ["4000000000", "9000000000000000000", "99999999999999999999999", "-4", "1", "x"])
+@pytest.mark.parametrize(
+    "offset", ["4000000000", "9000000000000000000", "99999999999999999999999", "-4", "1", "x"]
+)
 def test_an_index_that_leads_beyond_the_file(whole, damaged, offset):
     path = damaged / "train.idx"
     lines = path.read_text().splitlines()

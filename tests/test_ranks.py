@@ -16,12 +16,25 @@ SHORT = [*SMALL, "--num-epochs", "2"]
 
 
 def log_lines(text):
-    return [json.loads(line.split(":::MLLOG ", 1)[1]) for line in text.splitlines() if ":::MLLOG " in line]
+    return [
+        json.loads(line.split(":::MLLOG ", 1)[1])
+        for line in text.splitlines()
+        if ":::MLLOG " in line
+    ]
 
 
 def check_compliance(path):
-    return python("-m", "mlperf_logging.compliance_checker", "--usage", "training", "--ruleset", "2.1.0",
-                  "--log_output", os.devnull, path)
+    return python(
+        "-m",
+        "mlperf_logging.compliance_checker",
+        "--usage",
+        "training",
+        "--ruleset",
+        "2.1.0",
+        "--log_output",
+        os.devnull,
+        path,
+    )
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3])
@@ -29,7 +42,9 @@ def finished(request, few, tmp_path_factory):
     """A short run that misses its target: (ranks, process, its log file)."""
     log = tmp_path_factory.mktemp("run") / "run.log"
     ranks = request.param
-    done = mpirun(ranks, "-m", "mxresnet", *SHORT, "--data-root", few, "--seed", "5", "--log-file", log)
+    done = mpirun(
+        ranks, "-m", "mxresnet", *SHORT, "--data-root", few, "--seed", "5", "--log-file", log
+    )
     return ranks, done, log
 
 
@@ -55,7 +70,9 @@ def test_every_evaluation_counts_every_image_once(finished):
     _, done, _ = finished
     counts = re.findall(r"after epoch (\d+): accuracy [\d.]+ \((\d+) of (\d+)\)", done.stderr)
     assert [(epoch, total) for epoch, _, total in counts] == [("1", "47"), ("2", "47")]
-    accuracies = [line["value"] for line in log_lines(done.stdout) if line["key"] == "eval_accuracy"]
+    accuracies = [
+        line["value"] for line in log_lines(done.stdout) if line["key"] == "eval_accuracy"
+    ]
     assert accuracies == [int(correct) / 47 for _, correct, _ in counts]
 
 
@@ -74,9 +91,17 @@ def test_only_the_accuracy_keeps_a_short_run_from_being_compliant(finished, tmp_
     assert done.returncode == 0 and "SUCCESS" in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("damage", [
-    (r'.*"run_stop".*\n', ""), (r'.*"tensor": "fc1_bias".*\n', ""), (r"_bnsc_", "_bn_sc_"), (r'"lars_epsilon", "value": 0.0', '"lars_epsilon", "value": 1'),
-    (r'"init_stop"', '"init_stopped"'), (r'.*"global_batch_size".*\n', "")])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        (r'.*"run_stop".*\n', ""),
+        (r'.*"tensor": "fc1_bias".*\n', ""),
+        (r"_bnsc_", "_bn_sc_"),
+        (r'"lars_epsilon", "value": 0.0', '"lars_epsilon", "value": 1'),
+        (r'"init_stop"', '"init_stopped"'),
+        (r'.*"global_batch_size".*\n', ""),
+    ],
+)
 def test_the_official_checker_refuses_a_damaged_log(finished, tmp_path, damage):
     _, _, log = finished
     good = re.sub(r'("eval_accuracy", "value": )[\d.]+', r"\g<1>0.76", log.read_text())
@@ -117,7 +142,20 @@ def test_all_ranks_hold_the_same_weights_after_training(few, tmp_path):
 
 def test_a_log_of_sgd_is_compliant_but_for_the_accuracy(few, tmp_path):
     log = tmp_path / "sgd.log"
-    done = mpirun(1, "-m", "mxresnet", *SHORT, "--optimizer", "sgd", "--lr", "0.1", "--data-root", few, "--log-file", log)
+    done = mpirun(
+        1,
+        "-m",
+        "mxresnet",
+        *SHORT,
+        "--optimizer",
+        "sgd",
+        "--lr",
+        "0.1",
+        "--data-root",
+        few,
+        "--log-file",
+        log,
+    )
     assert done.returncode == 3, done.stderr
     assert check_compliance(log).returncode == 1
     log.write_text(re.sub(r'("eval_accuracy", "value": )[\d.]+', r"\g<1>0.76", log.read_text()))
@@ -129,43 +167,100 @@ class TestKindsOfRun:
     """Settings of the reference that change what a run does, from the command line, on two ranks."""
 
     def finished(self, few, *flags, status=3):
-        done = mpirun(2, "-m", "mxresnet", *SMALL, "--num-layers", "18", "--num-epochs", "2", "--data-root", few, *flags)
+        done = mpirun(
+            2,
+            "-m",
+            "mxresnet",
+            *SMALL,
+            "--num-layers",
+            "18",
+            "--num-epochs",
+            "2",
+            "--data-root",
+            few,
+            *flags,
+        )
         assert done.returncode == status, done.stderr
         return done, log_lines(done.stdout)
 
     def test_what_has_no_effect_is_said_once_by_name(self, few):
-        done, _ = self.finished(few, "--conv-algo", "1", "--force-tensor-core", "1", "--dali-cache-size", "100", "--network", "resnet-v1b-stats-fl")
+        done, _ = self.finished(
+            few,
+            "--conv-algo",
+            "1",
+            "--force-tensor-core",
+            "1",
+            "--dali-cache-size",
+            "100",
+            "--network",
+            "resnet-v1b-stats-fl",
+        )
         notes = [line for line in done.stderr.splitlines() if line.startswith("note: ")]
-        assert [flag for flag in ("--conv-algo, --force-tensor-core", "--dali-cache-size", "resnet-v1b-stats-fl") if sum(flag in n for n in notes) == 1] == [
-            "--conv-algo, --force-tensor-core", "--dali-cache-size", "resnet-v1b-stats-fl"]
+        assert [
+            flag
+            for flag in (
+                "--conv-algo, --force-tensor-core",
+                "--dali-cache-size",
+                "resnet-v1b-stats-fl",
+            )
+            if sum(flag in n for n in notes) == 1
+        ] == ["--conv-algo, --force-tensor-core", "--dali-cache-size", "resnet-v1b-stats-fl"]
 
     def test_imagerecorditer(self, few):
-        done, lines = self.finished(few, "--use-dali", "0", "--input-batch-multiplier", "2", "--top-k", "3")
-        assert done.stderr.count("ImageRecordIter, not DALI") == 1 and "of 47), top-3 0." in done.stderr
+        done, lines = self.finished(
+            few, "--use-dali", "0", "--input-batch-multiplier", "2", "--top-k", "3"
+        )
+        assert (
+            done.stderr.count("ImageRecordIter, not DALI") == 1
+            and "of 47), top-3 0." in done.stderr
+        )
 
     def test_synthetic_data(self, few):
-        done, lines = self.finished(few, "--synth-data", "1", "--num-examples", "64", "--num-classes", "10", "--data-root", "/nowhere", status=0)
-        assert "nothing was evaluated" in done.stderr and not [line for line in lines if line["key"] == "eval_start"]
+        done, lines = self.finished(
+            few,
+            "--synth-data",
+            "1",
+            "--num-examples",
+            "64",
+            "--num-classes",
+            "10",
+            "--data-root",
+            "/nowhere",
+            status=0,
+        )
+        assert "nothing was evaluated" in done.stderr and not [
+            line for line in lines if line["key"] == "eval_start"
+        ]
         assert lines[-1]["metadata"]["status"] == "aborted"
 
     def test_separate_validation_and_hidden_data(self, few):
-        done, lines = self.finished(few, "--separ-val", "--lazy_init_sanity", "--input-batch-multiplier", "3")
+        done, lines = self.finished(
+            few, "--separ-val", "--lazy_init_sanity", "--input-batch-multiplier", "3"
+        )
         assert "of 47)" in done.stderr
 
     def test_plain_sgd_with_a_step_schedule(self, few):
-        done, lines = self.finished(few, "--optimizer", "sgd", "--lr", "0.1", "--lr-step-epochs", "1")
+        done, lines = self.finished(
+            few, "--optimizer", "sgd", "--lr", "0.1", "--lr-step-epochs", "1"
+        )
         values = {line["key"]: line["value"] for line in lines}
-        assert values["opt_name"] == "sgd" and values["opt_learning_rate_decay_boundary_epochs"] == [1]
+        assert values["opt_name"] == "sgd" and values[
+            "opt_learning_rate_decay_boundary_epochs"
+        ] == [1]
 
     def test_time_tags_on_every_rank(self, few):
         done, lines = self.finished(few, "--time-tags", "1", "--num-examples", "32")
         times = [line["value"] for line in lines if line["key"] == "iter_time_count"]
-        assert sorted(value["r"] for value in times) == [0, 1] and {value["t"] for value in times} == {4}
+        assert sorted(value["r"] for value in times) == [0, 1] and {
+            value["t"] for value in times
+        } == {4}
         assert "epoch 4 of at most 4" in done.stderr
 
     def test_profiles(self, few, tmp_path):
         name = f"{tmp_path.name}.json"
-        done, lines = self.finished(few, "--profile", "1", "--profile-worker-suffix", name, status=0)
+        done, lines = self.finished(
+            few, "--profile", "1", "--profile-worker-suffix", name, status=0
+        )
         files = sorted(ROOT.glob(f"rank*_{name}"))
         try:
             assert lines[-1]["metadata"]["status"] == "success" and len(files) == 2
@@ -215,16 +310,29 @@ def test_collectives(ranks):
 
 
 def test_another_number_of_ranks_than_the_launcher_asked_for_is_refused_in_one_line(few):
-    done = mpirun(2, "-m", "mxresnet", "--data-root", few, "--batch-size", "16", env={"EXPECTED_RANKS": "3"})
-    assert done.returncode == 2 and done.stderr.count("2 ranks were started and EXPECTED_RANKS is 3") == 1, done.stderr
+    done = mpirun(
+        2, "-m", "mxresnet", "--data-root", few, "--batch-size", "16", env={"EXPECTED_RANKS": "3"}
+    )
+    assert (
+        done.returncode == 2
+        and done.stderr.count("2 ranks were started and EXPECTED_RANKS is 3") == 1
+    ), done.stderr
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_ranks_that_mpi_does_not_bring_together_are_refused_and_the_first_says_so(few, rank):
     """What an mpirun of another kind than the library makes of a run: each rank is alone in its world."""
-    env = {**os.environ, "OMPI_COMM_WORLD_RANK": str(rank), "EXPECTED_RANKS": "2", "OMPI_MCA_plm_rsh_agent": "/bin/false"}
+    env = {
+        **os.environ,
+        "OMPI_COMM_WORLD_RANK": str(rank),
+        "EXPECTED_RANKS": "2",
+        "OMPI_MCA_plm_rsh_agent": "/bin/false",
+    }
     done = python("-m", "mxresnet", "--data-root", few, "--batch-size", "16", env=env)
-    assert done.returncode == 2 and done.stderr.count("1 ranks were started and EXPECTED_RANKS is 2") == 1 - rank, done.stderr
+    assert (
+        done.returncode == 2
+        and done.stderr.count("1 ranks were started and EXPECTED_RANKS is 2") == 1 - rank
+    ), done.stderr
 
 
 def test_rank_seeds_are_the_references():
@@ -237,7 +345,11 @@ def test_rank_seeds_are_the_references():
 
 
 def test_without_a_launcher_a_run_is_one_rank(few):
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OMPI_", "PMIX_", "SLURM_"))}
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("OMPI_", "PMIX_", "SLURM_"))
+    }
     done = python("-m", "mxresnet", *SHORT, "--data-root", few, env=clean)
     assert done.returncode == 3 and "1 x cpu" in done.stderr, done.stderr
 
@@ -248,7 +360,9 @@ class TestMistakes:
     def refused(self, ranks, *flags, env=None):
         done = mpirun(ranks, "-m", "mxresnet", *SMALL, *flags, env=env, timeout=60)
         said = [line for line in done.stderr.splitlines() if line.startswith("mxresnet: ")]
-        assert done.returncode == 2 and len(said) == 1 and "Traceback" not in done.stderr, done.stderr
+        assert done.returncode == 2 and len(said) == 1 and "Traceback" not in done.stderr, (
+            done.stderr
+        )
         return said[0]
 
     @pytest.mark.parametrize("ranks", [1, 3])
@@ -261,7 +375,9 @@ class TestMistakes:
     def test_data(self, ranks, copied, tmp_path):
         line = self.refused(ranks, "--data-root", tmp_path / "nowhere")
         assert f"{tmp_path}/nowhere/train.rec" in line and "prepare.imagenet" in line
-        assert "--num-examples 5000" in self.refused(ranks, "--data-root", copied, "--num-examples", "5000")
+        assert "--num-examples 5000" in self.refused(
+            ranks, "--data-root", copied, "--num-examples", "5000"
+        )
         (copied / "val.idx").unlink()
         assert f"{copied}/val.idx" in self.refused(ranks, "--data-root", copied)
 
@@ -270,20 +386,36 @@ class TestMistakes:
         """Seen when the clock runs already, by every rank."""
         for path in copied.glob("*.json"):
             path.unlink()
-        line = self.refused(ranks, "--data-root", copied, "--num-examples", "96", "--num-val-examples", "50", "--num-classes", "10")
+        line = self.refused(
+            ranks,
+            "--data-root",
+            copied,
+            "--num-examples",
+            "96",
+            "--num-val-examples",
+            "50",
+            "--num-classes",
+            "10",
+        )
         assert "355 validation images" in line and "--num-val-examples" in line
 
     def test_a_top_k_of_more_than_there_are(self, digits):
-        assert "--top-k 20 is above the 10 classes" in self.refused(2, "--data-root", digits, "--top-k", "20")
+        assert "--top-k 20 is above the 10 classes" in self.refused(
+            2, "--data-root", digits, "--top-k", "20"
+        )
 
     def test_too_many_ranks(self, digits):
-        assert "2 training images are too few for 3 ranks" in self.refused(3, "--data-root", digits, "--num-examples", "2")
+        assert "2 training images are too few for 3 ranks" in self.refused(
+            3, "--data-root", digits, "--num-examples", "2"
+        )
 
     def test_a_gpu_that_is_not_there(self, digits):
         assert "float16 needs a GPU" in self.refused(2, "--data-root", digits, "--dtype", "float16")
 
     def test_a_log_that_cannot_be_written(self, digits, tmp_path):
-        assert "no/such/folder" in self.refused(2, "--data-root", digits, "--log-file", tmp_path / "no/such/folder/log")
+        assert "no/such/folder" in self.refused(
+            2, "--data-root", digits, "--log-file", tmp_path / "no/such/folder/log"
+        )
 
     @pytest.mark.parametrize("ranks", [1, 2, 3])
     def test_an_image_that_is_damaged_ends_all_ranks_within_the_run(self, ranks, copied):
@@ -291,14 +423,18 @@ class TestMistakes:
         for path in copied.glob("*.json"):
             path.unlink()
         size = (copied / "val.rec").stat().st_size
-        offset = max(int(line.split("\t")[1]) for line in (copied / "val.idx").read_text().splitlines())
+        offset = max(
+            int(line.split("\t")[1]) for line in (copied / "val.idx").read_text().splitlines()
+        )
         with open(copied / "val.rec", "r+b") as file:
             file.seek(offset + 8 + 24)
             file.write(b"x" * (size - offset - 8 - 24))
         counts = ["--num-examples", "96", "--num-val-examples", "355", "--num-classes", "10"]
         done = mpirun(ranks, "-m", "mxresnet", *SMALL, *counts, "--data-root", copied, timeout=120)
         said = [line for line in done.stderr.splitlines() if line.startswith("mxresnet: ")]
-        assert done.returncode == 2 and len(said) == 1 and "Traceback" not in done.stderr, done.stderr
+        assert done.returncode == 2 and len(said) == 1 and "Traceback" not in done.stderr, (
+            done.stderr
+        )
         assert f"rank {ranks - 1}, validation data {copied}/val.rec" in said[0]
         if ranks == 1:
             assert log_lines(done.stdout)[-1]["metadata"]["status"] == "aborted"
@@ -320,23 +456,50 @@ def test_a_rank_that_raises_in_a_step_names_itself_and_ends_the_job(ranks, few, 
         "        raise RuntimeError('bad luck')\n"
         "    original(self)\n"
         "Trainer.update = update\n"
-        "sys.exit(cli.main())\n")
-    done = mpirun(ranks, script, *SMALL, "--data-root", few, env={"PYTHONPATH": str(ROOT)}, timeout=90)
+        "sys.exit(cli.main())\n"
+    )
+    done = mpirun(
+        ranks, script, *SMALL, "--data-root", few, env={"PYTHONPATH": str(ROOT)}, timeout=90
+    )
     assert done.returncode == 1
-    assert done.stderr.count(f"mxresnet: rank {ranks - 1} failed:") == 1 and "RuntimeError: bad luck" in done.stderr
+    assert (
+        done.stderr.count(f"mxresnet: rank {ranks - 1} failed:") == 1
+        and "RuntimeError: bad luck" in done.stderr
+    )
 
 
 def test_a_killed_rank_ends_the_job(few):
     launcher = subprocess.Popen(
-        [os.path.join(os.path.dirname(sys.executable), "mpirun"), "-np", "2", "--oversubscribe", "--bind-to", "none", "--allow-run-as-root",
-         sys.executable, "-m", "mxresnet", *SMALL, "--num-epochs", "50", "--data-root", str(few)],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, "OMPI_MCA_plm_rsh_agent": "/bin/false", "OMP_NUM_THREADS": "1"})
+        [
+            os.path.join(os.path.dirname(sys.executable), "mpirun"),
+            "-np",
+            "2",
+            "--oversubscribe",
+            "--bind-to",
+            "none",
+            "--allow-run-as-root",
+            sys.executable,
+            "-m",
+            "mxresnet",
+            *SMALL,
+            "--num-epochs",
+            "50",
+            "--data-root",
+            str(few),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMPI_MCA_plm_rsh_agent": "/bin/false", "OMP_NUM_THREADS": "1"},
+    )
     try:
         for line in launcher.stdout:
             if '"run_start"' in line:
                 break
-        ranks = subprocess.run(["pgrep", "-P", str(launcher.pid)], text=True, capture_output=True).stdout.split()
+        ranks = subprocess.run(
+            ["pgrep", "-P", str(launcher.pid)], text=True, capture_output=True
+        ).stdout.split()
         assert len(ranks) == 2
         os.kill(int(ranks[1]), signal.SIGKILL)
         assert launcher.wait(timeout=30) != 0

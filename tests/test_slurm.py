@@ -30,10 +30,21 @@ def slurm(tmp_path):
     (tmp_path / "data").mkdir()
 
     def run(*words, **environ):
-        env = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "HOME": str(tmp_path), "CALLS": str(tmp_path / "calls"),
-               "LOGDIR": str(tmp_path / "results"), "RESULTS": str(tmp_path / "results"), "DATADIR": str(tmp_path / "data"),
-               "NEXP": "2", "DATESTAMP": "s", **environ}
-        return subprocess.run(["./run.sub", *words], cwd=ROOT, text=True, capture_output=True, env=env)
+        env = {
+            "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
+            "HOME": str(tmp_path),
+            "CALLS": str(tmp_path / "calls"),
+            "LOGDIR": str(tmp_path / "results"),
+            "RESULTS": str(tmp_path / "results"),
+            "DATADIR": str(tmp_path / "data"),
+            "NEXP": "2",
+            "DATESTAMP": "s",
+            **environ,
+        }
+        return subprocess.run(
+            ["./run.sub", *words], cwd=ROOT, text=True, capture_output=True, env=env
+        )
+
     return run
 
 
@@ -41,11 +52,17 @@ def asked(tmp_path):
     return [call.split("\037")[:-1] for call in (tmp_path / "calls").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("system, options", [
-    ("DGXA100_multi_8x8x51", ["--nodes=8", "--ntasks-per-node=8", "--time=40"]),
-    ("A100-40GB_4gpu", ["--nodes=1", "--ntasks-per-node=4", "--time=240"]),
-    ("CPU_digits", ["--nodes=1", "--ntasks-per-node=2"])])
-def test_by_hand_it_submits_itself_with_the_sizes_of_the_configuration(slurm, tmp_path, system, options):
+@pytest.mark.parametrize(
+    "system, options",
+    [
+        ("DGXA100_multi_8x8x51", ["--nodes=8", "--ntasks-per-node=8", "--time=40"]),
+        ("A100-40GB_4gpu", ["--nodes=1", "--ntasks-per-node=4", "--time=240"]),
+        ("CPU_digits", ["--nodes=1", "--ntasks-per-node=2"]),
+    ],
+)
+def test_by_hand_it_submits_itself_with_the_sizes_of_the_configuration(
+    slurm, tmp_path, system, options
+):
     done = slurm("--partition=gpu", "--", "--lr", "3", DGXSYSTEM=system)
     assert done.returncode == 0, done.stderr
     assert asked(tmp_path) == [[*options, "--partition=gpu", "./run.sub", "--lr", "3"]]
@@ -55,7 +72,12 @@ def test_what_the_configuration_finds_out_here_is_not_for_the_jobs_machines(slur
     stand_in(tmp_path / "bin", "sbatch", 'env >"$CALLS"')
     assert slurm(DGXSYSTEM="CPU").returncode == 0
     names = {line.split("=")[0] for line in (tmp_path / "calls").read_text().splitlines()}
-    assert "DGXSYSTEM" in names and not names & {"OMP_NUM_THREADS", "DTYPE", "IMAGE_SHAPE", "BATCHSIZE"}
+    assert "DGXSYSTEM" in names and not names & {
+        "OMP_NUM_THREADS",
+        "DTYPE",
+        "IMAGE_SHAPE",
+        "BATCHSIZE",
+    }
 
 
 def test_with_pyxis_everything_runs_in_the_container(slurm, tmp_path):
@@ -65,15 +87,35 @@ def test_with_pyxis_everything_runs_in_the_container(slurm, tmp_path):
     mounts = f"--container-mounts={tmp_path}/data:/data:ro,{tmp_path}/results:/results"
     make, probe, look, *rest = asked(tmp_path)
     assert look[-4:] == ["mxresnet", "--print-config", "--lr", "3"] and mounts in look
-    assert make == ["--ntasks=8", "--ntasks-per-node=1", "--mpi=none", "--container-image=image:1", "--container-name=mxresnet_42", "true"]
+    assert make == [
+        "--ntasks=8",
+        "--ntasks-per-node=1",
+        "--mpi=none",
+        "--container-image=image:1",
+        "--container-name=mxresnet_42",
+        "true",
+    ]
     assert probe[-1] == "true" and len(rest) == 7
     for drop, trial, check in (rest[:3], rest[3:6]):
-        assert drop[:3] == make[:3] and "drop_caches" in drop[-1] and not any("container" in word for word in drop)
-        assert {"--mpi=pmix", "--ntasks=64", "--ntasks-per-node=8", "--cpu-bind=none", mounts, "--container-name=mxresnet_42"} < set(trial)
+        assert (
+            drop[:3] == make[:3]
+            and "drop_caches" in drop[-1]
+            and not any("container" in word for word in drop)
+        )
+        assert {
+            "--mpi=pmix",
+            "--ntasks=64",
+            "--ntasks-per-node=8",
+            "--cpu-bind=none",
+            mounts,
+            "--container-name=mxresnet_42",
+        } < set(trial)
         assert trial[-3:] == ["./run_and_time.sh", "--lr", "3"]
         assert mounts in check and "mlperf_logging.compliance_checker" in check
     assert mounts in rest[6] and "mxresnet.package" in rest[6] and "/results/" in rest[6][-4]
-    assert (tmp_path / "calls.seen").read_text() == "".join(f"/data /results DGXA100_multi_8x8x51 10.5 {n}\n" for n in (5, 6))
+    assert (tmp_path / "calls.seen").read_text() == "".join(
+        f"/data /results DGXA100_multi_8x8x51 10.5 {n}\n" for n in (5, 6)
+    )
     assert done.stdout.count("RESULT of rank 0") == 2 and "MLLOG" not in done.stdout
 
 
@@ -82,14 +124,27 @@ def test_a_container_needs_pmix(slurm):
     assert done.returncode == 2 and "srun --mpi=pmix does not work here" in done.stderr
 
 
-@pytest.mark.parametrize("environ, words", [
-    ({}, "DGXSYSTEM is not set"), ({"DGXSYSTEM": "PDP11"}, "PDP11"), ({"DGXSYSTEM": "DGXA100_common"}, "DGXSYSTEM=DGXA100_common has no"),
-    ({"DGXSYSTEM": "DGXA100", "NEXP": "many"}, "NEXP=many"), ({"DGXSYSTEM": "CPU", "DGXNGPU": "0"}, "DGXNGPU=0"),
-    ({"DGXSYSTEM": "CPU", "LOG_FILE": "x"}, "LOG_FILE=x"), ({"DGXSYSTEM": "DGXA100", "DATADIR": "/nowhere"}, "DATADIR=/nowhere"),
-    ({"DGXSYSTEM": "DGXA100", "CONT": "image:1", "DATADIR": ""}, "DATADIR is not set")])
+@pytest.mark.parametrize(
+    "environ, words",
+    [
+        ({}, "DGXSYSTEM is not set"),
+        ({"DGXSYSTEM": "PDP11"}, "PDP11"),
+        ({"DGXSYSTEM": "DGXA100_common"}, "DGXSYSTEM=DGXA100_common has no"),
+        ({"DGXSYSTEM": "DGXA100", "NEXP": "many"}, "NEXP=many"),
+        ({"DGXSYSTEM": "CPU", "DGXNGPU": "0"}, "DGXNGPU=0"),
+        ({"DGXSYSTEM": "CPU", "LOG_FILE": "x"}, "LOG_FILE=x"),
+        ({"DGXSYSTEM": "DGXA100", "DATADIR": "/nowhere"}, "DATADIR=/nowhere"),
+        ({"DGXSYSTEM": "DGXA100", "CONT": "image:1", "DATADIR": ""}, "DATADIR is not set"),
+    ],
+)
 def test_a_mistake_is_said_before_anything_is_submitted(slurm, tmp_path, environ, words):
     done = slurm(**environ)
-    assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1 and not (tmp_path / "calls").exists()
+    assert (
+        done.returncode == 2
+        and words in done.stderr
+        and done.stderr.count("\n") == 1
+        and not (tmp_path / "calls").exists()
+    )
 
 
 # One or two pretend nodes on this machine, in name spaces of their own: all of it ends with the command.
@@ -139,15 +194,51 @@ exit "$status"
 def job(folder, nodes, *flags, timeout=120, **environ):
     """Submit run.sub to a Slurm of its own and wait; return the job's status and what it said."""
     path = os.environ["PATH"] + ":/usr/sbin:/sbin"
-    missing = [tool for tool in ("slurmctld", "slurmd", "sbatch", "munged", "unshare") if not shutil.which(tool, path=path)]
+    missing = [
+        tool
+        for tool in ("slurmctld", "slurmd", "sbatch", "munged", "unshare")
+        if not shutil.which(tool, path=path)
+    ]
     if os.getuid() != 0 or missing:
-        pytest.skip("a pretend Slurm needs root and apt-get install slurmctld slurmd slurm-client munge")
-    env = {"PATH": path, "HOME": str(folder), "LOGDIR": str(folder / "results"),
-           "DGXSYSTEM": "CPU_digits", "NEXP": "1", "SEED": "9", "DATESTAMP": "s", "CLEAR_CACHES": "0", **environ}
-    alone = ["flock", "--no-fork", "/run/pretend-slurm", "unshare", "-m", "-p", "-f", "--kill-child", "--mount-proc"]
-    submit = ["./run.sub", f"--output={folder}/out", "--", "--batch-size", "16", "--num-epochs", "2", *flags]
+        pytest.skip(
+            "a pretend Slurm needs root and apt-get install slurmctld slurmd slurm-client munge"
+        )
+    env = {
+        "PATH": path,
+        "HOME": str(folder),
+        "LOGDIR": str(folder / "results"),
+        "DGXSYSTEM": "CPU_digits",
+        "NEXP": "1",
+        "SEED": "9",
+        "DATESTAMP": "s",
+        "CLEAR_CACHES": "0",
+        **environ,
+    }
+    alone = [
+        "flock",
+        "--no-fork",
+        "/run/pretend-slurm",
+        "unshare",
+        "-m",
+        "-p",
+        "-f",
+        "--kill-child",
+        "--mount-proc",
+    ]
+    submit = [
+        "./run.sub",
+        f"--output={folder}/out",
+        "--",
+        "--batch-size",
+        "16",
+        "--num-epochs",
+        "2",
+        *flags,
+    ]
     command = [*alone, "bash", "-c", PRETEND, "-", str(folder / "slurm"), str(nodes), *submit]
-    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, env=env, timeout=timeout)
+    done = subprocess.run(
+        command, cwd=ROOT, text=True, capture_output=True, env=env, timeout=timeout
+    )
     out = folder / "out"
     return done.returncode, out.read_text() if out.exists() else done.stdout + done.stderr
 
@@ -156,7 +247,11 @@ def job(folder, nodes, *flags, timeout=120, **environ):
 def test_a_real_job_whose_trial_misses_its_target(few, tmp_path):
     status, said = job(tmp_path, 1, "--lr", "1e-9", DATADIR=str(few))
     assert status == 3, said
-    assert "2 x cpu" in said and re.search(r"^1 +9 .*target MISSED$", said, re.M) and (tmp_path / "results" / "s_1.log").exists()
+    assert (
+        "2 x cpu" in said
+        and re.search(r"^1 +9 .*target MISSED$", said, re.M)
+        and (tmp_path / "results" / "s_1.log").exists()
+    )
 
 
 @pytest.mark.slow
@@ -164,4 +259,9 @@ def test_a_real_job_on_two_nodes_without_pmix(few, tmp_path):
     sizes = {"DGXNGPU": "1", "DGXNNODES": "2", "SLURM_MPI_TYPE": "none", "OMP_NUM_THREADS": "1"}
     status, said = job(tmp_path, 2, "--accuracy-threshold", "0", DATADIR=str(few), **sizes)
     assert status == 4, said  # reached, but the official checker wants 0.759
-    assert "mpirun starts the ranks" in said and "2 x cpu" in said and "RESULT,IMAGE_CLASSIFICATION" in said and "MLLOG" not in said
+    assert (
+        "mpirun starts the ranks" in said
+        and "2 x cpu" in said
+        and "RESULT,IMAGE_CLASSIFICATION" in said
+        and "MLLOG" not in said
+    )

@@ -23,9 +23,22 @@ REQUIRED = object()
 TO_NCHW, TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
 STOCK = {name: getattr(mx.sym, name) for name in ("BatchNorm", "Convolution", "FullyConnected")}
 MOMENTS = ("gamma", "beta", "moving_mean", "moving_var")
-NORM = {"eps": 1e-3, "momentum": 0.9, "fix_gamma": True, "use_global_stats": False, "output_mean_var": False}
+NORM = {
+    "eps": 1e-3,
+    "momentum": 0.9,
+    "fix_gamma": True,
+    "use_global_stats": False,
+    "output_mean_var": False,
+}
 WINDOW = {
-    "kernel": REQUIRED, "stride": (1, 1), "dilate": (1, 1), "pad": (0, 0), "num_filter": REQUIRED, "num_group": 1, "layout": None}
+    "kernel": REQUIRED,
+    "stride": (1, 1),
+    "dilate": (1, 1),
+    "pad": (0, 0),
+    "num_filter": REQUIRED,
+    "num_group": 1,
+    "layout": None,
+}
 
 
 def error(text):
@@ -46,7 +59,9 @@ class _Finalize(mx.operator.CustomOp):
         self._momentum = np.float64(np.float32(momentum))  # MXNet's operators hold it so
 
     def forward(self, is_train, req, in_data, out_data, aux):
-        total, squares, gamma, beta = (array.asnumpy().astype(np.float64) for array in in_data[self._first:])
+        total, squares, gamma, beta = (
+            array.asnumpy().astype(np.float64) for array in in_data[self._first :]
+        )
         mean, variance = aux[0].asnumpy(), aux[1].asnumpy()
         if is_train:
             mean = total / self._count
@@ -63,7 +78,11 @@ class _Finalize(mx.operator.CustomOp):
     def backward(self, req, out_grad, in_data, out_data, in_grad, aux):
         for index, gradient in enumerate(in_grad):
             of_a_sum = index - self._first in (0, 1)
-            self.assign(gradient, req[index], _array(np.full(gradient.shape, np.nan if of_a_sum else 0), gradient))
+            self.assign(
+                gradient,
+                req[index],
+                _array(np.full(gradient.shape, np.nan if of_a_sum else 0), gradient),
+            )
 
 
 @mx.operator.register("double_finalize")
@@ -72,7 +91,12 @@ class _FinalizeProperties(mx.operator.CustomOpProp):
 
     def __init__(self, eps, momentum, elem_count="0", with_data="0"):
         super().__init__(need_top_grad=True)
-        self._eps, self._momentum, self._count, self._with_data = float(eps), float(momentum), int(elem_count), int(with_data)
+        self._eps, self._momentum, self._count, self._with_data = (
+            float(eps),
+            float(momentum),
+            int(elem_count),
+            int(with_data),
+        )
 
     def list_arguments(self):
         return ["data"] * self._with_data + ["sum", "sum_squares", "gamma", "beta"]
@@ -85,12 +109,14 @@ class _FinalizeProperties(mx.operator.CustomOpProp):
 
     def infer_shape(self, in_shape):
         channels = in_shape[self._with_data]
-        return in_shape[:self._with_data] + [channels] * 4, [channels] * 4, [channels] * 2
+        return in_shape[: self._with_data] + [channels] * 4, [channels] * 4, [channels] * 2
 
     def infer_type(self, in_type):
         low, high = Registry.kinds
-        assert in_type[self._with_data] == in_type[self._with_data + 1] == high, "sums are as precise as statistics"
-        return in_type[:self._with_data] + [high] * 4, [low, low, high, high], [high] * 2
+        assert in_type[self._with_data] == in_type[self._with_data + 1] == high, (
+            "sums are as precise as statistics"
+        )
+        return in_type[: self._with_data] + [high] * 4, [low, low, high, high], [high] * 2
 
     def create_operator(self, ctx, in_shapes, in_dtypes):
         count = int(np.prod(in_shapes[0][:-1])) if self._with_data else self._count
@@ -127,13 +153,19 @@ class _Apply(mx.operator.CustomOp):
             self.assign(in_grad[index], req[index], _array(gradients[name], in_grad[index]))
 
     def _normalized(self, which, given):
-        return (given["data" + which.upper()].astype(np.float64) - given[f"{which}_mean"]) * given[f"{which}_invvar"]
+        return (given["data" + which.upper()].astype(np.float64) - given[f"{which}_mean"]) * given[
+            f"{which}_invvar"
+        ]
 
     def _batch_norm(self, which, given, dy):
         """The gradients through a batch norm over all axes but the last."""
         normalized, axes, count = self._normalized(which, given), (0, 1, 2), dy.size // dy.shape[-1]
         dbeta, dgamma = dy.sum(axis=axes), (dy * normalized).sum(axis=axes)
-        dx = given[f"{which}_gamma"] * given[f"{which}_invvar"] * (dy - dbeta / count - normalized * dgamma / count)
+        dx = (
+            given[f"{which}_gamma"]
+            * given[f"{which}_invvar"]
+            * (dy - dbeta / count - normalized * dgamma / count)
+        )
         return {"data" + which.upper(): dx, f"{which}_gamma": dgamma, f"{which}_beta": dbeta}
 
 
@@ -151,13 +183,23 @@ class _ApplyProperties(mx.operator.CustomOpProp):
 
     def infer_shape(self, in_shape):
         data = in_shape[0]
-        assert len(data) == 4 and data[-1] % 32 == 0, f"ScaleBiasAddRelu wants a multiple of 32 channels in the last axis: {data}"
-        return [data if name.startswith("data") else [data[-1]] for name in self._names], [data, data], []
+        assert len(data) == 4 and data[-1] % 32 == 0, (
+            f"ScaleBiasAddRelu wants a multiple of 32 channels in the last axis: {data}"
+        )
+        return (
+            [data if name.startswith("data") else [data[-1]] for name in self._names],
+            [data, data],
+            [],
+        )
 
     def infer_type(self, in_type):
         low, high = Registry.kinds
-        kinds = [low if name.startswith("data") or "equiv" in name else high for name in self._names]
-        assert all(found in (wanted, None) for found, wanted in zip(in_type, kinds)), dict(zip(self._names, in_type))
+        kinds = [
+            low if name.startswith("data") or "equiv" in name else high for name in self._names
+        ]
+        assert all(found in (wanted, None) for found, wanted in zip(in_type, kinds)), dict(
+            zip(self._names, in_type)
+        )
         return kinds, [low, np.int32], []
 
     def create_operator(self, ctx, in_shapes, in_dtypes):
@@ -169,10 +211,16 @@ class _ApplyProperties(mx.operator.CustomOpProp):
 
 def _convolved(data, weight, name, a):
     if a["layout"] != "NHWC" or tuple(a["kernel"]) not in ((1, 1), (3, 3)):
-        raise error(f"{name}: a convolution with sums wants NHWC and a kernel of 1 x 1 or 3 x 3, not {a['layout']}, {a['kernel']}")
+        raise error(
+            f"{name}: a convolution with sums wants NHWC and a kernel of 1 x 1 or 3 x 3, not {a['layout']}, {a['kernel']}"
+        )
     y = STOCK["Convolution"](
-        mx.sym.transpose(data, axes=TO_NCHW), mx.sym.transpose(weight, axes=TO_NCHW), name=name, no_bias=True,
-        **{key: a[key] for key in ("kernel", "stride", "pad", "num_filter")})
+        mx.sym.transpose(data, axes=TO_NCHW),
+        mx.sym.transpose(weight, axes=TO_NCHW),
+        name=name,
+        no_bias=True,
+        **{key: a[key] for key in ("kernel", "stride", "pad", "num_filter")},
+    )
     y = mx.sym.transpose(y, axes=TO_NHWC)
     high = mx.sym.Cast(y, dtype=np.dtype(Registry.kinds[1]).name)
     sums = (mx.sym.sum(part, axis=(0, 1, 2)) for part in (high, mx.sym.square(high)))
@@ -192,7 +240,14 @@ def _norm_convolution(i, name, a):
         return _convolved(i["data"], i["weight"], name, a)
     moments = {key: i[key] for key in MOMENTS}
     found = _finalized(
-        data=i["data"], sum=i["in_sum"], sum_squares=i["in_sum_squares"], **moments, eps=a["eps"], momentum=a["momentum"], with_data=1)
+        data=i["data"],
+        sum=i["in_sum"],
+        sum_squares=i["in_sum_squares"],
+        **moments,
+        eps=a["eps"],
+        momentum=a["momentum"],
+        with_data=1,
+    )
     y = _applied({"dataX": i["data"], **_named("x", found)}, a["act_type"])
     return _convolved(y[0], i["weight"], name, a)
 
@@ -209,20 +264,28 @@ def _named(which, found):
 
 
 def _applied(inputs, act_type, name=None):
-    return mx.sym.Custom(**inputs, names=",".join(inputs), act_type=str(act_type), op_type="double_apply", name=name)
+    return mx.sym.Custom(
+        **inputs, names=",".join(inputs), act_type=str(act_type), op_type="double_apply", name=name
+    )
 
 
 def _bn_stats_finalize(i, name, a):
     if not a["output_mean_var"]:
         raise error("Expecting output_mean_var true on training graph")
-    return _finalized(**i, name=name, eps=a["eps"], momentum=a["momentum"], elem_count=a["elem_count"])
+    return _finalized(
+        **i, name=name, eps=a["eps"], momentum=a["momentum"], elem_count=a["elem_count"]
+    )
 
 
 def _apply_names(a):
     sides = ("x", "z") if a["dual_scale_bias"] else ("x",)
     data = ["dataX", "dataZ"] if a["fused_add"] or a["dual_scale_bias"] else ["dataX"]
     equivalent = [f"{side}_equiv_{kind}" for side in sides for kind in ("scale", "bias")]
-    return data + equivalent + [f"{side}_{kind}" for side in sides for kind in ("gamma", "beta", "mean", "invvar")]
+    return (
+        data
+        + equivalent
+        + [f"{side}_{kind}" for side in sides for kind in ("gamma", "beta", "mean", "invvar")]
+    )
 
 
 def _scale_bias_add_relu(i, name, a):
@@ -241,7 +304,9 @@ def _batch_norm(i, name, a):
 
 def _batch_norm_add_relu(i, name, a):
     moments = {key: i[key] for key in MOMENTS}
-    y = STOCK["BatchNorm"](i["data"], **moments, name=name, **{key: a[key] for key in (*NORM, "axis")})
+    y = STOCK["BatchNorm"](
+        i["data"], **moments, name=name, **{key: a[key] for key in (*NORM, "axis")}
+    )
     return mx.sym.Activation(y + i["addend"], act_type="relu")
 
 
@@ -254,7 +319,9 @@ def _convolution(i, name, a):
 
 
 def _fully_connected(i, name, a):
-    return STOCK["FullyConnected"](**i, name=name, **{key: a[key] for key in ("num_hidden", "no_bias", "flatten")})
+    return STOCK["FullyConnected"](
+        **i, name=name, **{key: a[key] for key in ("num_hidden", "no_bias", "flatten")}
+    )
 
 
 _NORM_INPUTS = ["data", *MOMENTS]
@@ -264,36 +331,93 @@ OPERATORS = {
     "Convolution": (
         lambda a: ["data", "weight"] + ["bias"] * (not a["no_bias"]),
         {
-            **WINDOW, "workspace": 1024, "no_bias": False, "cudnn_tune": None, "cudnn_off": False, "cudnn_tensor_core": None,
-            "cudnn_tensor_core_only": False, "cudnn_algo_verbose": False, "cudnn_algo_fwd": -1, "cudnn_algo_bwd_data": -1,
-            "cudnn_algo_bwd_filter": -1, "cudnn_algo_fwd_prec": None, "cudnn_algo_bwd_prec": None},
-        _convolution),
+            **WINDOW,
+            "workspace": 1024,
+            "no_bias": False,
+            "cudnn_tune": None,
+            "cudnn_off": False,
+            "cudnn_tensor_core": None,
+            "cudnn_tensor_core_only": False,
+            "cudnn_algo_verbose": False,
+            "cudnn_algo_fwd": -1,
+            "cudnn_algo_bwd_data": -1,
+            "cudnn_algo_bwd_filter": -1,
+            "cudnn_algo_fwd_prec": None,
+            "cudnn_algo_bwd_prec": None,
+        },
+        _convolution,
+    ),
     "FullyConnected": (
         lambda a: ["data", "weight"] + ["bias"] * (not a["no_bias"]),
         {
-            "num_hidden": REQUIRED, "no_bias": False, "cublas_algo_verbose": False, "cublas_off": False, "cublas_tensor_core": None,
-            "cublas_algo_fwd": None, "cublas_algo_bwd_data": None, "cublas_algo_bwd_weights": None, "cublas_algo_fwd_prec": None,
-            "cublas_algo_bwd_prec": None, "flatten": True},
-        _fully_connected),
+            "num_hidden": REQUIRED,
+            "no_bias": False,
+            "cublas_algo_verbose": False,
+            "cublas_off": False,
+            "cublas_tensor_core": None,
+            "cublas_algo_fwd": None,
+            "cublas_algo_bwd_data": None,
+            "cublas_algo_bwd_weights": None,
+            "cublas_algo_fwd_prec": None,
+            "cublas_algo_bwd_prec": None,
+            "flatten": True,
+        },
+        _fully_connected,
+    ),
     "BatchNorm": (
         lambda a: _NORM_INPUTS,
-        {**NORM, "axis": 1, "cudnn_off": False, "min_calib_range": None, "max_calib_range": None, "act_type": None, **_GROUP},
-        _batch_norm),
+        {
+            **NORM,
+            "axis": 1,
+            "cudnn_off": False,
+            "min_calib_range": None,
+            "max_calib_range": None,
+            "act_type": None,
+            **_GROUP,
+        },
+        _batch_norm,
+    ),
     "BatchNormAddRelu": (
-        lambda a: [*_NORM_INPUTS, "addend"], {**NORM, "axis": 1, "cudnn_off": False, **_GROUP}, _batch_norm_add_relu),
+        lambda a: [*_NORM_INPUTS, "addend"],
+        {**NORM, "axis": 1, "cudnn_off": False, **_GROUP},
+        _batch_norm_add_relu,
+    ),
     "NormalizedConvolution": (
-        lambda a: ["data", "weight"] if a["no_equiv_scale_bias"] else [
-            "data", "equiv_scale", "equiv_bias", "mean", "var", "gamma", "beta", "weight"],
-        {**WINDOW, "act_type": None, "no_equiv_scale_bias": False}, _normalized_convolution),
+        lambda a: (
+            ["data", "weight"]
+            if a["no_equiv_scale_bias"]
+            else ["data", "equiv_scale", "equiv_bias", "mean", "var", "gamma", "beta", "weight"]
+        ),
+        {**WINDOW, "act_type": None, "no_equiv_scale_bias": False},
+        _normalized_convolution,
+    ),
     "NormConvolution": (
-        lambda a: ["data", "weight"] if a["no_norm"] else ["data", "in_sum", "in_sum_squares", *MOMENTS, "weight"],
-        {**WINDOW, "act_type": None, "no_norm": False, **NORM, "output_equiv_scale_bias": False}, _norm_convolution),
+        lambda a: (
+            ["data", "weight"]
+            if a["no_norm"]
+            else ["data", "in_sum", "in_sum_squares", *MOMENTS, "weight"]
+        ),
+        {**WINDOW, "act_type": None, "no_norm": False, **NORM, "output_equiv_scale_bias": False},
+        _norm_convolution,
+    ),
     "BNStatsFinalize": (
-        lambda a: ["sum", "sum_squares", *MOMENTS], {**NORM, "elem_count": REQUIRED}, _bn_stats_finalize),
+        lambda a: ["sum", "sum_squares", *MOMENTS],
+        {**NORM, "elem_count": REQUIRED},
+        _bn_stats_finalize,
+    ),
     "ScaleBiasAddRelu": (
         _apply_names,
-        {"eps": 1e-3, "dual_scale_bias": True, "fused_add": True, "fused_relu": True, "layout": None, "act_type": None},
-        _scale_bias_add_relu)}
+        {
+            "eps": 1e-3,
+            "dual_scale_bias": True,
+            "fused_add": True,
+            "fused_relu": True,
+            "layout": None,
+            "act_type": None,
+        },
+        _scale_bias_add_relu,
+    ),
+}
 
 
 def _read(operator, name, value, default):
@@ -320,25 +444,42 @@ class Registry:
 
         def compose(*data, name, **given):
             a = {key: value for key, value in declared.items() if value is not REQUIRED}
-            for key in [key for key, value in given.items() if not isinstance(value, mx.sym.Symbol)]:
+            for key in [
+                key for key, value in given.items() if not isinstance(value, mx.sym.Symbol)
+            ]:
                 if key not in declared:
-                    raise error(f"Cannot find argument '{key}', Possible Arguments: {', '.join(declared)} ({operator})")
+                    raise error(
+                        f"Cannot find argument '{key}', Possible Arguments: {', '.join(declared)} ({operator})"
+                    )
                 a[key] = _read(operator, key, given.pop(key), declared[key])
             if set(a) != set(declared):
-                raise error(f"{operator}: required parameter {set(declared) - set(a)} is not presented")
+                raise error(
+                    f"{operator}: required parameter {set(declared) - set(a)} is not presented"
+                )
             names = inputs_of(a)
             i = {**dict(zip(names, data)), **given}
-            if len(data) > len(names) or not set(i) <= set(names) or len(i) != len(data) + len(given):
-                raise error(f"{operator}: inputs {sorted(given)} after {len(data)}; candidates: {names}")
+            if (
+                len(data) > len(names)
+                or not set(i) <= set(names)
+                or len(i) != len(data) + len(given)
+            ):
+                raise error(
+                    f"{operator}: inputs {sorted(given)} after {len(data)}; candidates: {names}"
+                )
             if any(len(value.list_outputs()) != 1 for value in i.values()):
                 raise error(f"{operator}: an input is a tuple, single value is required")
             first = {"moving_mean": mx.init.Zero(), "moving_var": mx.init.One()}
-            i = {key: i[key] if key in i else mx.sym.var(f"{name}_{key}", init=first.get(key)) for key in names}
+            i = {
+                key: i[key] if key in i else mx.sym.var(f"{name}_{key}", init=first.get(key))
+                for key in names
+            }
             self.composed.append((operator, name, a))
             return compute(i, name, a)
 
         parameters = ["data", *declared, "name"]
-        compose.__signature__ = inspect.Signature([inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY) for key in parameters])
+        compose.__signature__ = inspect.Signature(
+            [inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY) for key in parameters]
+        )
         return compose
 
 

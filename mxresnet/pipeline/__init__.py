@@ -52,13 +52,26 @@ def load(config: Config) -> Any:
 class Pipelines:
     """Both pipelines of a rank, built but not opened."""
 
-    def __init__(self, backend: Any, config: Config, dataset: DataSet, world: World, device: Any, seed: int):
+    def __init__(
+        self, backend: Any, config: Config, dataset: DataSet, world: World, device: Any, seed: int
+    ):
         self._config, self._dataset = config, dataset
-        self._paths = {name: config.path(name) for name in ("data_train", "data_train_idx", "data_val", "data_val_idx")}
+        self._paths = {
+            name: config.path(name)
+            for name in ("data_train", "data_train_idx", "data_val", "data_val_idx")
+        }
         # With --lazy_init_sanity the pipelines know only names that come into being when the clock runs.
-        self._hidden = tempfile.TemporaryDirectory(prefix="mxresnet-") if config.lazy_init_sanity else None
-        paths = {name: os.path.join(self._hidden.name, name) for name in self._paths} if self._hidden else self._paths
-        self._train = backend.Stream(config, paths, world.rank, world.size, device, seed, training=True)
+        self._hidden = (
+            tempfile.TemporaryDirectory(prefix="mxresnet-") if config.lazy_init_sanity else None
+        )
+        paths = (
+            {name: os.path.join(self._hidden.name, name) for name in self._paths}
+            if self._hidden
+            else self._paths
+        )
+        self._train = backend.Stream(
+            config, paths, world.rank, world.size, device, seed, training=True
+        )
         val_part = (0, 1) if config.separ_val else (world.rank, world.size)
         self._val = backend.Stream(config, paths, *val_part, device, seed, training=False)
 
@@ -72,8 +85,11 @@ class Pipelines:
         if train_examples < data.train_examples or val_examples != data.val_examples:
             raise UserError(
                 f"the data set has {train_examples} training and {val_examples} validation images, "
-                f"not {data.train_examples} and {data.val_examples}: set --num-examples and --num-val-examples, or make it again")
-        return Train(self._train, self._config.batch_size, self._config.input_batch_multiplier), Validation(self._val)
+                f"not {data.train_examples} and {data.val_examples}: set --num-examples and --num-val-examples, or make it again"
+            )
+        return Train(
+            self._train, self._config.batch_size, self._config.input_batch_multiplier
+        ), Validation(self._val)
 
 
 class Train:
@@ -88,7 +104,11 @@ class Train:
             image, label = stream.next()
             for first in range(0, multiplier * self._batch_size, self._batch_size):
                 last = first + self._batch_size
-                yield Batch(image[first:last], label[first:last], self._batch_size) if multiplier > 1 else Batch(image, label, last)
+                yield (
+                    Batch(image[first:last], label[first:last], self._batch_size)
+                    if multiplier > 1
+                    else Batch(image, label, last)
+                )
 
     def batches(self, steps: int) -> Iterator[Batch]:
         """`steps` batches. What a pipeline has made and an epoch does not use, the next epoch does."""

@@ -32,9 +32,14 @@ def _decoder_options(config: Config, on_gpu: bool, cached: bool = False) -> dict
         return {"device": "cpu"}
     padding_bytes = config.dali_nvjpeg_memory_padding * 2**20
     options = {
-        "device": "mixed", "device_memory_padding": padding_bytes, "host_memory_padding": padding_bytes,
-        "hw_decoder_load": config.dali_hw_decoder_load, "preallocate_width_hint": config.dali_preallocate_width,
-        "preallocate_height_hint": config.dali_preallocate_height, "bytes_per_sample_hint": config.dali_decoder_buffer_hint}
+        "device": "mixed",
+        "device_memory_padding": padding_bytes,
+        "host_memory_padding": padding_bytes,
+        "hw_decoder_load": config.dali_hw_decoder_load,
+        "preallocate_width_hint": config.dali_preallocate_width,
+        "preallocate_height_hint": config.dali_preallocate_height,
+        "bytes_per_sample_hint": config.dali_decoder_buffer_hint,
+    }
     if cached:
         # Threshold 0: every image is kept, until the cache is full.
         options.update(cache_size=config.dali_cache_size, cache_type="threshold", cache_threshold=0)
@@ -48,8 +53,16 @@ def _hint(name: str, size_bytes: int, on_gpu: bool) -> dict:
 def _normalized(images: Any, config: Config, on_gpu: bool, **mirror: Any) -> Any:
     channels, height, width = config.image_shape
     return fn.crop_mirror_normalize(
-        images, dtype=types.FLOAT16 if config.input_dtype == "float16" else types.FLOAT, output_layout=config.input_layout.strip("N"),
-        crop=(height, width), mean=MEAN, std=STD, pad_output=channels == 4, **mirror, **_hint("bytes_per_sample_hint", config.dali_normalize_buffer_hint, on_gpu))
+        images,
+        dtype=types.FLOAT16 if config.input_dtype == "float16" else types.FLOAT,
+        output_layout=config.input_layout.strip("N"),
+        crop=(height, width),
+        mean=MEAN,
+        std=STD,
+        pad_output=channels == 4,
+        **mirror,
+        **_hint("bytes_per_sample_hint", config.dali_normalize_buffer_hint, on_gpu),
+    )
 
 
 def _train_images(jpegs: Any, config: Config, on_gpu: bool) -> Any:
@@ -58,7 +71,8 @@ def _train_images(jpegs: Any, config: Config, on_gpu: bool) -> Any:
     crop = {
         "random_area": [config.min_random_area, config.max_random_area],
         "random_aspect_ratio": [config.min_random_aspect_ratio, config.max_random_aspect_ratio],
-        "num_attempts": RANDOM_CROP_ATTEMPTS}
+        "num_attempts": RANDOM_CROP_ATTEMPTS,
+    }
     cached = on_gpu and config.dali_cache_size > 0
     decoder = _decoder_options(config, on_gpu, cached)
     scratch = _hint("temp_buffer_hint", config.dali_tmp_buffer_hint, on_gpu)
@@ -86,21 +100,42 @@ def shard_sizes(examples: int, ranks: int) -> List[int]:
     return [end - start for start, end in zip(bounds, bounds[1:])]
 
 
-def build(config: Config, paths: Dict[str, str], rank: int, ranks: int, device_id: Optional[int], seed: int, training: bool) -> Pipeline:
+def build(
+    config: Config,
+    paths: Dict[str, str],
+    rank: int,
+    ranks: int,
+    device_id: Optional[int],
+    seed: int,
+    training: bool,
+) -> Pipeline:
     """The pipeline of one rank, whose outputs are images and labels (batch, 1); without a device_id all on the CPU."""
     part = "data_train" if training else "data_val"
     on_gpu = device_id is not None
     cached = on_gpu and config.dali_cache_size > 0
     pipe = Pipeline(
-        batch_size=config.batch_size * (config.input_batch_multiplier if training else 1), num_threads=config.dali_threads,
-        device_id=device_id, seed=seed, prefetch_queue_depth=config.dali_prefetch_queue + (0 if on_gpu else _LENT_ON_CPU - 1))
+        batch_size=config.batch_size * (config.input_batch_multiplier if training else 1),
+        num_threads=config.dali_threads,
+        device_id=device_id,
+        seed=seed,
+        prefetch_queue_depth=config.dali_prefetch_queue + (0 if on_gpu else _LENT_ON_CPU - 1),
+    )
     with pipe:
         # Validation shards stay with their rank and are padded, so that every image comes exactly once in each evaluation.
         # Training shards move on from rank to rank, unless decoded images are cached: the stream has no end and no padding.
         jpegs, labels = fn.readers.mxnet(
-            path=[paths[part]], index_path=[paths[f"{part}_idx"]], random_shuffle=training, lazy_init=True, name=READER,
-            dont_use_mmap=config.dali_dont_use_mmap, shard_id=rank, num_shards=ranks, pad_last_batch=not training,
-            stick_to_shard=not training or cached, skip_cached_images=training and cached)
+            path=[paths[part]],
+            index_path=[paths[f"{part}_idx"]],
+            random_shuffle=training,
+            lazy_init=True,
+            name=READER,
+            dont_use_mmap=config.dali_dont_use_mmap,
+            shard_id=rank,
+            num_shards=ranks,
+            pad_last_batch=not training,
+            stick_to_shard=not training or cached,
+            skip_cached_images=training and cached,
+        )
         images = (_train_images if training else _val_images)(jpegs, config, on_gpu)
         pipe.set_outputs(images, labels)
     pipe.build()
@@ -112,15 +147,30 @@ class Stream:
     decoder, MXNet reads them where DALI put them, two at a time.
     """
 
-    def __init__(self, config: Config, paths: Dict[str, str], rank: int, ranks: int, device: Any, seed: int, training: bool):
+    def __init__(
+        self,
+        config: Config,
+        paths: Dict[str, str],
+        rank: int,
+        ranks: int,
+        device: Any,
+        seed: int,
+        training: bool,
+    ):
         part, what = ("data_train", "training") if training else ("data_val", "validation")
         self._where = f"rank {rank}, {what} data {config.path(part)}"
         self._rank, self._ranks = rank, ranks
         self._on_gpu = device.device_type == "gpu"
-        self._pipe = build(config, paths, rank, ranks, device.device_id if self._on_gpu else None, seed, training)
+        self._pipe = build(
+            config, paths, rank, ranks, device.device_id if self._on_gpu else None, seed, training
+        )
         self._batch_size = self._pipe.max_batch_size
         shape = (self._batch_size, *config.batch_shape[1:])
-        self._images = [mx.nd.empty(shape, device, dtype=config.input_dtype) for _ in range(2)] if self._on_gpu else []
+        self._images = (
+            [mx.nd.empty(shape, device, dtype=config.input_dtype) for _ in range(2)]
+            if self._on_gpu
+            else []
+        )
         self._labels = [mx.nd.empty((self._batch_size, 1)) for _ in range(2)]
         self._lent: Deque[Any] = collections.deque()
 
@@ -162,10 +212,13 @@ class Stream:
     def _explained(self, error: RuntimeError) -> UserError:
         """DALI's many lines as one: its reason, and the record where it says which."""
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reasons = [re.sub(r"^.*?\[[^\]]*\.(?:cc|h|cu):\d+\]\s*", "", line) for line in lines if re.search(r"\.(?:cc|h|cu):\d+\]", line)]
+        reasons = [
+            re.sub(r"^.*?\[[^\]]*\.(?:cc|h|cu):\d+\]\s*", "", line)
+            for line in lines
+            if re.search(r"\.(?:cc|h|cu):\d+\]", line)
+        ]
         reason = "; ".join(dict.fromkeys(reasons)) or lines[0]
-        return UserError(
-            f"{self._where} cannot be used: {reason} {DAMAGED}")
+        return UserError(f"{self._where} cannot be used: {reason} {DAMAGED}")
 
 
 def _wait_until_read(array: Any) -> None:

@@ -14,11 +14,26 @@ from mxresnet.dataset import IMAGENET
 class Stream:
     """Pixels uniform in [-1, 1), on the rank's own device; there is nothing to evaluate."""
 
-    def __init__(self, config: Config, paths: Dict[str, str], rank: int, ranks: int, device: Any, seed: int, training: bool):
+    def __init__(
+        self,
+        config: Config,
+        paths: Dict[str, str],
+        rank: int,
+        ranks: int,
+        device: Any,
+        seed: int,
+        training: bool,
+    ):
         count = config.batch_size * (config.input_batch_multiplier if training else 1)
         classes = config.num_classes or IMAGENET["classes"]
-        self._examples = (config.num_examples or IMAGENET["train"]) if training else (config.num_val_examples or IMAGENET["val"])
-        self._image = mx.nd.random.uniform(-1, 1, (count, *config.batch_shape[1:]), ctx=device).astype(config.input_dtype)
+        self._examples = (
+            (config.num_examples or IMAGENET["train"])
+            if training
+            else (config.num_val_examples or IMAGENET["val"])
+        )
+        self._image = mx.nd.random.uniform(
+            -1, 1, (count, *config.batch_shape[1:]), ctx=device
+        ).astype(config.input_dtype)
         self._label = mx.nd.floor(mx.nd.random.uniform(0, classes, (count,), ctx=device))
 
     def examples(self) -> int:
