@@ -1,6 +1,6 @@
 # NVIDIA GPUs from Volta to Ampere (V100, T4, A100, A30, A10), public packages only.   docker build -t mxresnet:gpu .
 # CUDA 11.8: its libraries have the names that MXNet's CUDA 11.2 wheel asks for, on any driver from 450 on.
-# NOT built where it was written: no container engine, no GPU. What could be checked without is in tests/test_images.py.
+# NOT built where it was written: no container engine, no GPU. What could be checked without is in tests/cluster/test_images.py.
 FROM nvidia/cuda:11.8.0-cudnn8-devel-ubuntu22.04 AS build
 RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
         g++ libgomp1 libquadmath0 python3 python3-venv
@@ -22,7 +22,7 @@ RUN ln -s /usr/local/cuda/lib64/stubs/libcuda.so /usr/local/cuda/lib64/stubs/lib
     pip install -c constraints.txt --no-cache-dir --no-build-isolation horovod
 RUN pip install -c constraints.txt --no-build-isolation -e '.[gpu,train,prepare]'
 # Our own batch norms, for this MXNet and this image's cuDNN.
-RUN python -m mxresnet.extension build --gpu
+RUN python -m mxresnet.model.cudnn_bn build --gpu
 
 FROM nvidia/cuda:11.8.0-cudnn8-runtime-ubuntu22.04
 RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \

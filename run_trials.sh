@@ -49,7 +49,7 @@ lay_out() {
     local system=() logs
     mapfile -t logs < <(seq -f "$there/${DATESTAMP}_%g.log" "$NEXP")
     [[ ! ${SUBMISSION_PLATFORM:-} =~ ^[A-Za-z0-9_.+-]+$ ]] || system=(--system "$SUBMISSION_PLATFORM")
-    run_python -m mxresnet.package "$there/${DATESTAMP}_package" "${logs[@]}" \
+    run_python -m mxresnet.results.submission "$there/${DATESTAMP}_package" "${logs[@]}" \
         "${system[@]}" --nodes "${DGXNNODES:-1}" >/dev/null
     say "for MLPerf's package_checker and result_summarizer: $LOGDIR/${DATESTAMP}_package"
 }

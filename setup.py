@@ -14,7 +14,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.8",
     packages=find_packages(include=["mxresnet", "mxresnet.*", "prepare"]),
-    package_data={"mxresnet": ["csrc/*.cc", "csrc/*.h"]},
+    package_data={"mxresnet.model.cudnn_bn": ["csrc/*.cc", "csrc/*.h"]},
     install_requires=["numpy"],
     extras_require={
         # The wheels for machines without and with an NVIDIA GPU (CUDA 11.2); take one of the two.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The GPU batch norms of mxresnet/csrc without MXNet: are they right, and how near are they to the memory's speed?
+"""The GPU batch norms of mxresnet/model/cudnn_bn/csrc without MXNet: are they right, and how near are they to the memory's speed?
 
     python benchmarks/gpu_batch_norm.py [--batch-size 256] [--rounds 20] [--checks-only] [--sanitize] [--cuda DIR]
     python benchmarks/gpu_batch_norm.py --cpu       the same checks on the plain C++ library, to check the checks
@@ -27,7 +27,7 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from mxresnet import extension_build  # noqa: E402
+from mxresnet.model.cudnn_bn import build as extension_build  # noqa: E402
 from mxresnet.config import UserError  # noqa: E402
 
 BN, BN_RELU, BN_ADD_RELU = range(3)

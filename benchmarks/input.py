@@ -83,10 +83,10 @@ def configured(records, options, gpu):
 
 def reader(kind, options):
     """A function that reads so many batches."""
-    from mxresnet import pipeline
+    from mxresnet.data import loader
 
     config, paths = configured(options.records, options, kind == "gpu")
-    backend = pipeline.load(config)
+    backend = loader.load_backend(config)
     if kind != "mxresnet":
         graph = backend.build(
             config, paths, 0, 1, 0 if kind == "gpu" else None, seed=1, training=True
@@ -94,8 +94,8 @@ def reader(kind, options):
         return lambda batches: [graph.run() and None for _ in range(batches)]
     import mxnet as mx
 
-    train = pipeline.Train(
-        backend.Stream(config, paths, 0, 1, mx.cpu(), seed=1, training=True), options.batch, 1
+    train = loader.TrainLoader(
+        backend(config, paths, 0, 1, mx.cpu(), seed=1, training=True), options.batch, 1
     )
     return lambda batches: [None for _ in train.batches(batches)]
 
@@ -104,10 +104,10 @@ def difference(records, options, device_id):
     """Mean difference of the validation pixels on a device to those on the CPU, and between labels, in steps of 8 bits."""
     import numpy as np
 
-    from mxresnet import pipeline
+    from mxresnet.data import loader
 
     config, paths = configured(records, options, gpu=True)
-    backend = pipeline.load(config)
+    backend = loader.load_backend(config)
     here, there = (
         backend.build(config, paths, 0, 1, device, seed=1, training=False)
         for device in (None, device_id)

@@ -17,9 +17,9 @@ IMAGES, CLASSES, BYTES = 1281167, 1000, 107000
 PLAN = """
 import resource, sys, time
 sys.path.insert(0, sys.argv[2])
-from prepare import archives, plan
+from prepare import plan, tar_index
 start = time.perf_counter()
-listing = archives.list_archive(sys.argv[1], int(sys.argv[3]))
+listing = tar_index.list_archive(sys.argv[1], int(sys.argv[3]))
 listed = time.perf_counter()
 made = plan.make_plan("train", listing)
 pieces = made.pieces()

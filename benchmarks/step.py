@@ -25,9 +25,9 @@ def mxnet_stepper(batch, size, dtype):
     import numpy as np
 
     from mxresnet.config import Config
-    from mxresnet.distributed import World
-    from mxresnet.pipeline import Batch
-    from mxresnet.schedule import make_plan
+    from mxresnet.data.loader import Batch
+    from mxresnet.lr_schedule import make_plan
+    from mxresnet.parallel.world import World
     from mxresnet.trainer import Trainer
 
     config = Config(

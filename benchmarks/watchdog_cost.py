@@ -16,7 +16,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from mxresnet import watchdog  # noqa: E402
+from mxresnet.parallel import watchdog  # noqa: E402
 from mxresnet.config import Config  # noqa: E402
 
 

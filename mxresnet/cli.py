@@ -14,11 +14,12 @@ import traceback
 from typing import List, Optional, Sequence, Tuple
 
 from mxresnet import config as settings
-from mxresnet.config import Config, UserError
-from mxresnet.distributed import (
-    AgreedError,
+from mxresnet.config import Config
+from mxresnet.errors import UserError
+from mxresnet.parallel.world import (
+    CollectiveUserError,
     World,
-    attempt,
+    catch_user_error,
     join,
     launched_rank,
     rank_seeds,
@@ -46,9 +47,9 @@ def notes(config: Config, has_manifests: bool, backend: str) -> List[str]:
         said.append(
             "the data set has no manifest (train.json, val.json): its counts are taken from the settings"
         )
-    if backend.endswith(".synthetic"):
+    if backend == "synthetic":
         said.append("random images (--synth-data): nothing is learned or evaluated")
-    if backend.endswith(".recordio"):
+    if backend == "image_record_iter":
         said.append(
             "images come from MXNet's ImageRecordIter, not DALI: it resizes without antialiasing, which may change accuracy a little"
         )
@@ -57,9 +58,10 @@ def notes(config: Config, has_manifests: bool, backend: str) -> List[str]:
 
 def train(config: Config, world: World) -> Optional[bool]:
     """One rank of a run, from before MXNet is loaded to the end; return whether the target was reached, or None."""
-    from mxresnet import dataset, loop, mllog, pipeline, progress, schedule, timing
+    from mxresnet import lr_schedule, mllog, profiling, progress, train_loop
+    from mxresnet.data import dataset, loader
 
-    def look() -> Tuple[dataset.DataSet, schedule.Plan]:
+    def look() -> Tuple[dataset.DataSet, lr_schedule.Plan]:
         if config.expected_ranks not in (0, world.size):
             raise UserError(
                 f"{world.size} ranks were started and EXPECTED_RANKS is {config.expected_ranks}: the launcher and MPI do not "
@@ -70,24 +72,24 @@ def train(config: Config, world: World) -> Optional[bool]:
             raise UserError(
                 f"--top-k {config.top_k} is above the {data.classes} classes of the data set"
             )
-        return data, schedule.make_plan(config, data.train_examples, world.size)
+        return data, lr_schedule.make_plan(config, data.train_examples, world.size)
 
-    data, plan = world.together(look)
-    backend = pipeline.load(config)
+    data, plan = world.run_on_all_ranks(look)
+    backend = loader.load_backend(config)
     world = start_horovod(world)
     seed = world.broadcast(secrets.randbelow(2**16) if config.seed is None else config.seed)
     config = dataclasses.replace(config, seed=seed)
     my_seed = rank_seeds(seed, world.size)[world.rank]
 
-    from mxresnet.op_sets import extension_problem, without_effect
+    from mxresnet.model.select_ops import cudnn_bn_unavailable_reason, ignored_settings
     from mxresnet.trainer import Trainer, check_device, choose_device, seed_everything
 
-    device = world.together(lambda: choose_device(config, world))
+    device = world.run_on_all_ranks(lambda: choose_device(config, world))
     # Before the first draw: a device may be tried here, and by another process before this one has it for itself (a GPU in
     # exclusive mode). All ranks do what the first with a problem must.
-    problems = world.gather(extension_problem(config, device))
+    problems = world.gather(cudnn_bn_unavailable_reason(config, device))
     without_extension = world.broadcast(next(filter(None, problems), ""))
-    world.together(lambda: check_device(device))
+    world.run_on_all_ranks(lambda: check_device(device))
     seed_everything(my_seed)
     log_files = [open(config.log_file, "a")] if config.log_file and world.rank == 0 else []
     shown = progress.Progress(
@@ -103,25 +105,25 @@ def train(config: Config, world: World) -> Optional[bool]:
         f"{data.train_examples:,} training and {data.val_examples:,} validation images of {data.classes:,} classes, "
         f"{plan.steps_per_epoch:,} steps an epoch"
     )
-    for text in notes(config, data.has_manifests, backend.__name__) + without_effect(
+    for text in notes(config, data.has_manifests, loader.choose_backend(config)) + ignored_settings(
         config, device.device_type == "gpu", without_extension
     ):
         shown.say(f"note: {text}")
-    trainer = world.together(
+    trainer = world.run_on_all_ranks(
         lambda: Trainer(config, plan, world, data.classes, device, without_extension)
     )
-    pipelines = pipeline.Pipelines(backend, config, data, world, device, my_seed)
-    timer = timing.Timing(config, trainer.wait)
-    reached = loop.run(
+    pipelines = loader.DataLoaders(backend, config, data, world, device, my_seed)
+    timer = profiling.Timing(config, trainer.wait)
+    reached = train_loop.run(
         config, data, plan, world, mllog.RunLog(world.rank), shown, trainer, pipelines, timer
     )
     trainer.wait()
-    world.leave()
+    world.shutdown()
     return reached
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    parsed, problem = attempt(
+    parsed, problem = catch_user_error(
         lambda: settings.parse(sys.argv[1:] if argv is None else argv, os.environ)
     )
     config, only_print = parsed or (None, False)
@@ -129,7 +131,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         print(settings.to_json(config))
         return REACHED
     if config:
-        _, problem = attempt(lambda: start_log(config, launched_rank() or 0))
+        _, problem = catch_user_error(lambda: start_log(config, launched_rank() or 0))
     alive = config or Config()
     try:
         world = join(alive.watchdog_period, alive.watchdog_limit)
@@ -140,22 +142,22 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         sys.stderr.flush()
         os._exit(FAILED)  # not through MPI's own end, which may wait for the others
     try:
-        world.agree(problem)
+        world.raise_if_any_failed(problem)
         return MISSED if train(config, world) is False else REACHED
-    except AgreedError as error:
+    except CollectiveUserError as error:
         # Without MPI's agreement every rank is the first of a world of its own; the launcher knows better.
         if not (launched_rank() or world.rank):
             sys.stderr.write(f"mxresnet: {error}\n")
             sys.stderr.flush()
         world.barrier()  # a launcher that sees another rank end may kill rank 0 before it has spoken
-        world.part()
+        world.stop_watchdog()
         return MISTAKE
     except UserError as error:
         sys.stderr.write(f"mxresnet: {error}\n")
         world.abort(MISTAKE)
         return MISTAKE
     except BaseException as error:
-        world.stands_back(error)
+        world.wait_if_secondary_failure(error)
         sys.stderr.write(f"mxresnet: rank {world.rank} failed:\n{traceback.format_exc()}")
         world.abort(FAILED)
         return FAILED

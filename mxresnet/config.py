@@ -15,11 +15,13 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Callable, Mapping, Optional, Sequence, Tuple
 
+from mxresnet.errors import UserError
+
 Check = Tuple[Callable[[Any], bool], str]
 
 # Settings that mean something only with the operators of NVIDIA's MXNet, or only on a GPU. Elsewhere they are accepted,
 # and a run says once that they have no effect.
-FORK = "NVIDIA's MXNet"
+NVIDIA_MXNET = "NVIDIA's MXNet"
 FUSED = "NVIDIA's MXNet or this project's batch norms on a GPU"
 GPU = "GPU"
 
@@ -39,7 +41,7 @@ NETWORKS = tuple(
 )
 
 # Flags of the reference that nothing in it reads.
-DEAD = {
+UNSUPPORTED_FLAGS = {
     "--custom-bn-off": "its networks look for another name",
     "--initializer": "the initializer is fixed",
     "--model-prefix": "it writes no checkpoints",
@@ -50,10 +52,6 @@ DEAD = {
     "--dali-bytes-per-sample-hint": "the decoder, crop and normalize hints took its place",
     "--profile-server-suffix": "Horovod has no parameter server",
 }
-
-
-class UserError(Exception):
-    """A mistake of the user's: shown as one line that names the thing, the value and what to do, with exit status 2."""
 
 
 def at_least(low: float) -> Check:
@@ -193,16 +191,16 @@ class Config:
         "CONV_ALGO",
         "cuDNN algorithm forced on convolutions; -1: cuDNN chooses",
         at_least(-1),
-        note=FORK,
+        note=NVIDIA_MXNET,
     )
     force_tensor_core: int = setting(
-        0, "FORCE_TENSOR_CORE", "only tensor-core algorithms", at_least(0), note=FORK
+        0, "FORCE_TENSOR_CORE", "only tensor-core algorithms", at_least(0), note=NVIDIA_MXNET
     )
     verbose: int = setting(
-        0, "VERBOSE", "report the algorithms that are chosen", at_least(0), note=FORK
+        0, "VERBOSE", "report the algorithms that are chosen", at_least(0), note=NVIDIA_MXNET
     )
     e2e_cuda_graphs: int = setting(
-        0, "E2E_CUDA_GRAPHS", "the whole step as one CUDA graph", at_least(0), note=FORK
+        0, "E2E_CUDA_GRAPHS", "the whole step as one CUDA graph", at_least(0), note=NVIDIA_MXNET
     )
     gpus: str = setting(
         "",
@@ -528,7 +526,7 @@ def _value(name: str, text: str, origin: str) -> Any:
     return value
 
 
-def _check_together(config: Config) -> None:
+def _validate_combinations(config: Config) -> None:
     """Refuse settings that are right alone and wrong together. Raises UserError."""
     if config.watchdog_limit < 3 * config.watchdog_period:
         raise UserError(
@@ -566,9 +564,9 @@ def _check_together(config: Config) -> None:
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Tuple[Config, bool]:
     """Return the settings and whether they are only to be printed. Raises UserError."""
     for word in argv:
-        if word.split("=")[0] in DEAD:
+        if word.split("=")[0] in UNSUPPORTED_FLAGS:
             raise UserError(
-                f"{word} does nothing in the reference and is refused here: {DEAD[word.split('=')[0]]}"
+                f"{word} does nothing in the reference and is refused here: {UNSUPPORTED_FLAGS[word.split('=')[0]]}"
             )
     given = _parser().parse_args(list(argv))
     values = {}
@@ -582,7 +580,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Tuple[Config, bool
     if config.time_tags or config.nvtx_flag:
         # A run that times its parts is short, as in the reference's run_and_time.sh.
         config = dataclasses.replace(config, num_epochs=4, warmup_epochs=2)
-    _check_together(config)
+    _validate_combinations(config)
     return config, given.print_config
 
 

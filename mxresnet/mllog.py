@@ -14,8 +14,9 @@ from typing import Any, Dict, Iterable, Optional, Sequence, Tuple
 from mlperf_logging import mllog
 from mlperf_logging.mllog import constants
 
-from mxresnet.config import Config, UserError
-from mxresnet.schedule import END_LEARNING_RATE, POLYNOMIAL_POWER, Block, Plan
+from mxresnet.config import Config
+from mxresnet.errors import UserError
+from mxresnet.lr_schedule import END_LEARNING_RATE, POLYNOMIAL_POWER, Block, Plan
 
 
 class _LogFile(logging.FileHandler):

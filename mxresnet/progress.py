@@ -7,9 +7,10 @@ import sys
 import time
 from typing import Callable, Optional, Sequence, TextIO
 
-from mxresnet.config import Config, UserError
+from mxresnet.config import Config
+from mxresnet.errors import UserError
+from mxresnet.lr_schedule import Plan
 from mxresnet.metrics import Score
-from mxresnet.schedule import Plan
 
 
 def duration(seconds: float) -> str:

@@ -9,15 +9,16 @@ from typing import Any, Iterable, List
 import mxnet as mx
 import numpy as np
 
-from mxresnet import network
-from mxresnet.config import Config, UserError
-from mxresnet.distributed import World
-from mxresnet.group_bn import set_group_sums
+from mxresnet.config import Config
+from mxresnet.data.loader import Batch
+from mxresnet.errors import UserError
 from mxresnet.lars import DECAYS_BIAS, Lars
+from mxresnet.lr_schedule import Plan
 from mxresnet.metrics import Score
-from mxresnet.op_sets import NOT_TRIED, op_set
-from mxresnet.pipeline import Batch
-from mxresnet.schedule import Plan
+from mxresnet.model import resnet
+from mxresnet.model.select_ops import NOT_TRIED, select_ops
+from mxresnet.model.sync_batch_norm import set_group_sum_functions
+from mxresnet.parallel.world import World
 
 # The reference updates once before the clock starts, which uses up the schedule's first value. So do we; unlike it,
 # we put weights, momenta and statistics back.
@@ -73,7 +74,7 @@ def seed_everything(seed: int) -> None:
 class Trainer:
     """One rank's network and optimizer. Calls return as soon as MXNet has queued them; wait() waits for them.
 
-    extension_problem is op_sets.extension_problem()'s answer, the same on all ranks. Raises UserError when --bn-group does
+    cudnn_bn_unavailable_reason is op_sets.cudnn_bn_unavailable_reason()'s answer, the same on all ranks. Raises UserError when --bn-group does
     not fit the ranks.
     """
 
@@ -84,21 +85,21 @@ class Trainer:
         world: World,
         classes: int,
         device: Any,
-        extension_problem: str = NOT_TRIED,
+        cudnn_bn_unavailable_reason: str = NOT_TRIED,
     ):
         self._config, self._plan, self._world, self._device = config, plan, world, device
-        set_group_sums(
-            world.group_sums(
-                config.bn_group, [bn for _, bn in network.layer_names(config.num_layers)]
+        set_group_sum_functions(
+            world.group_sum_functions(
+                config.bn_group, [bn for _, bn in resnet.layer_names(config.num_layers)]
             )
         )
-        ops = op_set(config, device.device_type == "gpu", extension_problem)
-        self._module = mx.mod.Module(network.build(ops, config, classes), context=device)
+        ops = select_ops(config, device.device_type == "gpu", cudnn_bn_unavailable_reason)
+        self._module = mx.mod.Module(resnet.build(ops, config, classes), context=device)
         self._evaluator = self._module
         evaluation_ops = ops.for_evaluation()
         if evaluation_ops is not ops:
             self._evaluator = mx.mod.Module(
-                network.build(evaluation_ops, config, classes), context=device
+                resnet.build(evaluation_ops, config, classes), context=device
             )
 
     def initialise(self) -> List[str]:
@@ -111,7 +112,7 @@ class Trainer:
             "label_shapes": [mx.io.DataDesc("softmax_label", (config.batch_size,), "float32")],
         }
         self._module.bind(**shapes)
-        self._module.init_params(network.initializer(config))
+        self._module.init_params(resnet.initializer(config))
         arguments, statistics = self._module.get_params()
         self._world.broadcast_parameters(arguments)
         self._world.broadcast_parameters(statistics)
@@ -157,7 +158,7 @@ class Trainer:
         batch = Batch(
             mx.nd.zeros(config.batch_shape, self._device, dtype=config.input_dtype),
             mx.nd.zeros((config.batch_size,), self._device),
-            real=config.batch_size,
+            num_valid=config.batch_size,
         )
         for _ in range(WARM_UP_UPDATES):
             self.forward(batch)
@@ -197,15 +198,15 @@ class Trainer:
         correct, in_top_k, finite, total = [], [], [], 0
         for batch in batches:
             self._evaluator.forward(mx.io.DataBatch([batch.image], [batch.label]), is_train=False)
-            if batch.real:
-                output = self._evaluator.get_outputs()[0][: batch.real]
-                label = batch.label[: batch.real].as_in_context(output.context)
+            if batch.num_valid:
+                output = self._evaluator.get_outputs()[0][: batch.num_valid]
+                label = batch.label[: batch.num_valid].as_in_context(output.context)
                 correct.append((output.argmax(axis=1) == label).sum())
                 if self._config.top_k:
                     likeliest = output.topk(axis=1, k=self._config.top_k)
                     in_top_k.append((likeliest == label.reshape((-1, 1))).sum())
                 finite.append(mx.nd.contrib.isfinite(output).min())
-                total += batch.real
+                total += batch.num_valid
         if not all(value.asscalar() for value in finite):
             raise UserError(
                 "the network's output is not finite any more: training diverged; lower --lr or warm up longer"

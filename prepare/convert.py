@@ -12,7 +12,7 @@ from typing import Dict, List
 
 import numpy as np
 
-from prepare import output, recordio
+from prepare import record_writer, recordio
 from prepare.listing import Problem, SourceError
 from prepare.plan import Plan, check_no_class_lost
 from prepare.sources import ImageReader
@@ -215,22 +215,22 @@ def convert(plan: Plan, folder, workers, check, keep_going, description, progres
     `description`: the manifest's "source" and "options". `progress(records, image bytes)` is called as work gets done.
     Raises Refused when something else is in the way, and OSError when writing fails: what is written then stays.
     """
-    part = output.part_folder(folder, plan.prefix)
-    journal = output.Journal(
+    part = record_writer.part_folder(folder, plan.prefix)
+    journal = record_writer.Journal(
         part, {"digest": plan.digest, "check": description["options"]["check"]}
     )
     try:
         # Another process may have finished this half since the caller looked; nobody can any more.
-        if output.is_finished(
+        if record_writer.is_finished(
             folder, plan.prefix, description["source"]["identity"], description["options"]
         ):
-            output.sweep(folder, plan.prefix)
-            return output.load_manifest(folder, plan.prefix)
-        output.take_back(folder, plan.prefix)
+            record_writer.sweep(folder, plan.prefix)
+            return record_writer.load_manifest(folder, plan.prefix)
+        record_writer.take_back(folder, plan.prefix)
         done, edges = Done(plan), plan.pieces()
         path = os.path.join(part, plan.prefix + ".rec")
         pieces, end = resume(plan, edges, journal, path, done, progress)
-        record = output.RecordFile(path, end)
+        record = record_writer.RecordFile(path, end)
         try:
             copy(plan, edges[pieces:], record, journal, done, workers, check, keep_going, progress)
             bad = [
@@ -243,12 +243,12 @@ def convert(plan: Plan, folder, workers, check, keep_going, description, progres
         finally:
             record.close()
         manifest = finish(plan, done, part, bad, description)
-        output.publish(folder, plan.prefix, manifest)
+        record_writer.publish(folder, plan.prefix, manifest)
         return manifest
     except SourceError:
         shutil.rmtree(part)
         raise
-    except output.Refused:
+    except record_writer.Refused:
         if not journal.lines:  # nothing was begun
             shutil.rmtree(part, ignore_errors=True)
         raise
@@ -269,13 +269,13 @@ def finish(plan: Plan, done, part, bad, description):
     }
     files = {plan.prefix + ".rec": {"bytes": int(lengths.sum()), "sha256": done.hash.hexdigest()}}
     for suffix, content in blocks.items():
-        files[plan.prefix + suffix] = output.write_file(
+        files[plan.prefix + suffix] = record_writer.write_file(
             os.path.join(part, plan.prefix + suffix), content
         )
     counts = np.bincount(numbers, minlength=len(plan.classes)).tolist()
     return {
-        "format": output.FORMAT,
-        "version": output.VERSION,
+        "format": record_writer.FORMAT,
+        "version": record_writer.VERSION,
         "complete": True,
         "prefix": plan.prefix,
         "examples": len(kept),

@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 
-from prepare.progress import print_any_name
+from prepare.progress_bar import print_any_name
 
 SIDE = 32  # pixels; the scans are 8 x 8 and a ResNet-50 halves its input five times
 HOLDOUT = 5  # every fifth image of a class is for validation

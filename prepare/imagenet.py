@@ -12,18 +12,18 @@ import shutil
 import sys
 import traceback
 
-from prepare import images, labels, output, sources, vallabels
+from prepare import image_check, imagenet_spec, record_writer, sources, val_labels
 from prepare.convert import BadImages, convert
 from prepare.cpus import positive, usable_cpus
 from prepare.listing import SourceError
 from prepare.plan import check_no_class_lost, make_plan
-from prepare.progress import Progress, print_any_name
+from prepare.progress_bar import Progress, print_any_name
 
 PREFIXES = ("val", "train")  # the small one first: what is wrong shows early
 CHECKS = {
-    "none": lambda: images.check_nothing,
-    "ends": lambda: images.check_ends,
-    "decode": images.DecodeCheck,
+    "none": lambda: image_check.check_nothing,
+    "ends": lambda: image_check.check_ends,
+    "decode": image_check.DecodeCheck,
 }
 STATUSES = """\
 exit status:
@@ -109,7 +109,7 @@ def main(argv=None):
         return report(error.problems)
     except SourceError as error:
         return fail(1, str(error))
-    except output.Refused as error:
+    except record_writer.Refused as error:
         return fail(3, str(error))
     except OSError as error:
         where = error.filename or arguments.folder
@@ -139,7 +139,7 @@ def report(problems):
     )
 
 
-def plan_half(prefix, half, workers, check):
+def plan_split(prefix, half, workers, check):
     say("%s: looking at %s (%s)" % (prefix, half.path, half.kind))
     plan = make_plan(prefix, half.list(workers), allow_empty=check == "none")
     say("%s: %s images in %d classes" % (prefix, format(len(plan.paths), ","), len(plan.classes)))
@@ -158,13 +158,13 @@ def say(text):
 def check_plans(plans, label_files, keep_going):
     """Refuses what indexing can tell is wrong. Raises BadImages or SourceError."""
     for plan in plans.values():
-        plan.problems += labels.count_problems(plan, vallabels.train_counts(label_files))
+        plan.problems += imagenet_spec.count_problems(plan, val_labels.train_counts(label_files))
     problems = [problem for prefix in PREFIXES for problem in plans[prefix].problems]
     if problems and not keep_going:
         raise BadImages(problems)
     for prefix in PREFIXES:
         check_no_class_lost(plans[prefix], plans[prefix].labels)
-    labels.check_same_classes(plans["train"], plans["val"])
+    imagenet_spec.check_same_classes(plans["train"], plans["val"])
 
 
 def check_space(folder, needed):
@@ -207,29 +207,30 @@ def run(arguments):
     workers = arguments.workers or 4 * usable_cpus()
     options = {"check": arguments.check, "on_error": arguments.on_error}
     with looking_at_the_source():
-        halves = sources.find_halves(arguments.source, arguments.val_labels)
+        halves = sources.find_splits(arguments.source, arguments.val_labels)
         identities = {prefix: halves[prefix].identity() for prefix in PREFIXES}
     check_apart(folder, arguments.source)
     todo = [
         prefix
         for prefix in PREFIXES
-        if not output.is_finished(folder, prefix, identities[prefix], options)
+        if not record_writer.is_finished(folder, prefix, identities[prefix], options)
     ]
     for prefix in PREFIXES:
         if prefix not in todo and not arguments.dry_run:
-            output.sweep(folder, prefix)
+            record_writer.sweep(folder, prefix)
     if not todo:
         say("%s: complete since an earlier run" % folder)
         return
     check = CHECKS[arguments.check]()
     with looking_at_the_source():
         plans = {
-            prefix: plan_half(prefix, halves[prefix], workers, arguments.check)
+            prefix: plan_split(prefix, halves[prefix], workers, arguments.check)
             for prefix in PREFIXES
         }
         check_plans(plans, halves["val"].label_files, arguments.on_error == "skip")
     needed = sum(
-        plans[prefix].output_bytes() - output.bytes_written(folder, prefix) for prefix in todo
+        plans[prefix].output_bytes() - record_writer.bytes_written(folder, prefix)
+        for prefix in todo
     )
     check_space(folder, needed)
     say(

@@ -7,7 +7,7 @@ from typing import Dict, List
 
 import numpy as np
 
-from prepare import labels, recordio
+from prepare import imagenet_spec, recordio
 from prepare.listing import EXTENSIONS, Folder, Listing, Problem, SourceError
 
 PIECE_BYTES = (
@@ -68,7 +68,7 @@ def make_plan(prefix, listing: Listing, allow_empty=False):
 
     `allow_empty`: whether an image of 0 bytes is an image.
     """
-    folders = sorted(listing.folders, key=lambda folder: labels.walk_key(folder.path))
+    folders = sorted(listing.folders, key=lambda folder: imagenet_spec.walk_key(folder.path))
     problems = list(listing.problems)
     for folder in folders:
         if not folder.names and not folder.has_folders and folder.path:
@@ -87,7 +87,7 @@ def make_plan(prefix, listing: Listing, allow_empty=False):
     problems += size_problems(listing.top, paths, columns["size"], allow_empty) + repeated(
         listing.top, paths
     )
-    order = labels.record_order(len(paths))
+    order = imagenet_spec.record_order(len(paths))
     bad = {problem.path for problem in problems}
     if bad:
         top = listing.top + "/"

@@ -9,7 +9,7 @@ import threading
 from dataclasses import dataclass, replace
 from typing import Tuple
 
-from prepare import archives, vallabels
+from prepare import tar_index, val_labels
 from prepare.cpus import run_all
 from prepare.listing import Folder, Listing, Problem, SourceError, is_image_name, name_problem
 
@@ -48,11 +48,13 @@ class Half:
         if self.kind == "folders":
             listing = list_folder(self.path, workers)
         elif self.kind == "archive":
-            listing = archives.list_archive(self.path, workers)
+            listing = tar_index.list_archive(self.path, workers)
         else:
-            listing = archives.list_class_archives(self.path, class_archives(self.path)[0], workers)
+            listing = tar_index.list_class_archives(
+                self.path, class_archives(self.path)[0], workers
+            )
         if self.label_files:
-            vallabels.apply(listing, self.label_files)
+            val_labels.apply(listing, self.label_files)
         if self.folder:
             look_beside_archives(self.folder, listing)
         return listing
@@ -73,16 +75,16 @@ class Half:
         return digest.hexdigest()
 
 
-def find_halves(source, label_file=None):
+def find_splits(source, label_file=None):
     """Returns {"train": Half, "val": Half} for what the folder `source` holds.
 
     `label_file`: one more source of validation labels. Raises SourceError, or FileNotFoundError and its like.
     """
     source = os.path.normpath(source)
     names = sorted(os.listdir(source))
-    halves = {prefix: find_half(source, prefix) for prefix in OFFICIAL}
+    halves = {prefix: find_split(source, prefix) for prefix in OFFICIAL}
     label_files = [
-        os.path.join(source, name) for name in names if vallabels.looks_like_labels(name)
+        os.path.join(source, name) for name in names if val_labels.looks_like_labels(name)
     ]
     if label_file is not None:
         os.stat(label_file)
@@ -91,7 +93,7 @@ def find_halves(source, label_file=None):
     return halves
 
 
-def find_half(source, prefix):
+def find_split(source, prefix):
     """Class folders win over archives that they may have been unpacked from. Raises SourceError when there is nothing."""
     folder, official = os.path.join(source, prefix), OFFICIAL[prefix]
     if os.path.isdir(folder) and os.listdir(folder):

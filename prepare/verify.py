@@ -11,12 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from prepare import images, output, recordio, sources
+from prepare import image_check, record_writer, recordio, sources
 from prepare.convert import build_pieces
 from prepare.cpus import positive, usable_cpus
 from prepare.listing import SourceError
 from prepare.plan import make_plan
-from prepare.progress import Progress, print_any_name
+from prepare.progress_bar import Progress, print_any_name
 
 STATUSES = """\
 exit status:
@@ -38,7 +38,7 @@ class Half:
 
     def __init__(self, folder, prefix):
         self.folder, self.prefix = folder, prefix
-        self.manifest = output.load_manifest(folder, prefix)
+        self.manifest = record_writer.load_manifest(folder, prefix)
         self.faults = []
 
     def path(self, suffix):
@@ -114,7 +114,7 @@ class Half:
             self.faults.append(
                 "%s: gives class %d, %s, %d images, the list %d"
                 % (
-                    output.manifest_path(self.folder, self.prefix),
+                    record_writer.manifest_path(self.folder, self.prefix),
                     label,
                     name,
                     given[label, name],
@@ -234,7 +234,9 @@ class Half:
             )
             return
         with open(self.path(".rec"), "rb", buffering=0) as stream:
-            for piece, release in build_pieces(plan, plan.pieces(), workers, images.check_nothing):
+            for piece, release in build_pieces(
+                plan, plan.pieces(), workers, image_check.check_nothing
+            ):
                 begin, end = int(self.offsets[piece.first]), int(self.ends[piece.last - 1])
                 data, made = (
                     self.read_records(stream, piece.first, piece.last),
@@ -338,7 +340,7 @@ def file_digest(path):
     return digest.hexdigest()
 
 
-def verify_half(folder, prefix, against, fast, workers):
+def verify_split(folder, prefix, against, fast, workers):
     """Returns the list of faults of one half, and a line that says what was looked at."""
     half = Half(folder, prefix)
     try:
@@ -393,7 +395,7 @@ def main(argv=None):
     print_any_name()
     try:
         return verify(arguments)
-    except output.Refused as error:
+    except record_writer.Refused as error:
         return say(3, str(error))
     except SourceError as error:
         return say(1, str(error))
@@ -406,16 +408,16 @@ def verify(arguments):
     os.listdir(arguments.folder)
     workers = arguments.workers or 4 * usable_cpus()
     halves = (
-        sources.find_halves(arguments.against, arguments.val_labels) if arguments.against else {}
+        sources.find_splits(arguments.against, arguments.val_labels) if arguments.against else {}
     )
     status = 0
     for prefix in ("train", "val"):
-        if not os.path.exists(output.manifest_path(arguments.folder, prefix)):
-            raise output.Refused(
+        if not os.path.exists(record_writer.manifest_path(arguments.folder, prefix)):
+            raise record_writer.Refused(
                 "%s: there is no %s.json here: the conversion is not finished"
                 % (arguments.folder, prefix)
             )
-        faults, text = verify_half(
+        faults, text = verify_split(
             arguments.folder, prefix, halves.get(prefix), arguments.fast, workers
         )
         for fault in faults[:SHOWN]:

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images without a container engine: what they install exists; the CPU image's steps are taken in directories made by debootstrap.
+
+Needs the network, for the steps also root, debootstrap, 6 GB and a quarter of an hour: ./run_tests.sh tests/cluster/test_images.py -m slow
+Base images cannot be asked for without a registry's client. Looked up by hand: nvidia/cuda:11.8.0-cudnn8-{devel,runtime}-ubuntu22.04
+in other projects' Dockerfiles (Ubuntu 22.04, Python 3.10); nvcr.io/nvidia/mxnet:22.04-py3 in NVIDIA's release notes of the series
+(Ubuntu 20.04, Python 3.8, Open MPI 4.1, Horovod 0.23, DALI 1) and in a submission to MLPerf that used it.
+"""
+
+import gzip
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+from support.commands import ROOT
+
+pytestmark = pytest.mark.slow
+MIRROR, UBUNTU = "http://deb.debian.org/debian", "http://archive.ubuntu.com/ubuntu"
+# The distribution that a Dockerfile's last image is: mirror, release, sections that the image has switched on.
+RELEASES = {
+    "Dockerfile": (UBUNTU, "jammy", ("main", "universe")),
+    "Dockerfile.cpu": (MIRROR, "bookworm", ("main",)),
+    "Dockerfile.ngc": (UBUNTU, "focal", ("main", "universe")),
+}
+
+
+def commands(dockerfile, pattern):
+    """The words after each such command of a Dockerfile."""
+    text = re.sub(r"\\\n\s*", " ", (ROOT / dockerfile).read_text())
+    return [
+        word
+        for found in re.findall(rf"{pattern}([^&\n]*)", text)
+        for word in found.split()
+        if not word.startswith("-")
+    ]
+
+
+@pytest.mark.parametrize("dockerfile", RELEASES)
+def test_the_distribution_has_the_packages(dockerfile):
+    mirror, release, sections = RELEASES[dockerfile]
+    known = set()
+    for section in sections:
+        with urllib.request.urlopen(
+            f"{mirror}/dists/{release}/{section}/binary-amd64/Packages.gz", timeout=120
+        ) as answer:
+            known |= set(
+                re.findall(r"^Package: (.*)$", gzip.decompress(answer.read()).decode(), re.M)
+            )
+    wanted = set(commands(dockerfile, "apt-get install"))
+    assert len(wanted) >= 4 and wanted <= known, wanted - known
+
+
+@pytest.mark.parametrize("dockerfile", ["Dockerfile", "Dockerfile.ngc"])
+def test_the_index_has_the_pinned_versions(dockerfile):
+    pins = dict(re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "constraints.txt").read_text(), re.M))
+    wanted = [
+        word
+        for word in commands(dockerfile, "pip install")
+        if word[0].isalpha() and word != "constraints.txt"
+    ]
+    assert wanted
+    for word in wanted:
+        name, _, version = word.partition("==")
+        done = subprocess.run(
+            [sys.executable, "-m", "pip", "index", "versions", name], text=True, capture_output=True
+        )
+        versions = re.search(r"Available versions: (.*)", done.stdout)
+        assert versions and (version or pins[name]) in versions.group(1).split(", "), (
+            f"{word}: {done.stdout}{done.stderr}"
+        )
+
+
+class Build:
+    """Carries out FROM, RUN, COPY, WORKDIR, ENV and CMD."""
+
+    def __init__(self, folder, context):
+        self.folder, self.context, self.stages, self.clean = folder, context, {}, folder / "debian"
+        subprocess.run(
+            ["debootstrap", "--variant=minbase", "bookworm", self.clean, MIRROR],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+
+    def run_file(self, path):
+        text = re.sub(r"\\\n\s*", "", re.sub(r"^#.*\n", "", path.read_text(), flags=re.M))
+        for line in filter(None, text.splitlines()):
+            word, _, rest = line.partition(" ")
+            print(line, flush=True)
+            getattr(self, f"do_{word.lower()}")(rest)
+        return self
+
+    def do_from(self, rest):
+        assert rest.split()[0] == "debian:12-slim"
+        self.root, self.where, self.env = (
+            self.folder / f"stage{len(self.stages)}",
+            "/",
+            {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"},
+        )
+        self.stages[(rest.split(" AS ") + [""])[1]] = self.root
+        subprocess.run(["cp", "-a", self.clean, self.root], check=True)
+        # What an engine's host lends: name servers, and here the certificates that it trusts.
+        for file in ("/etc/resolv.conf", "/etc/ssl/certs/ca-certificates.crt"):
+            shutil.copy(file, self.root / "etc" / os.path.basename(file))
+
+    def do_workdir(self, rest):
+        self.where = rest
+        (self.root / rest.strip("/")).mkdir(parents=True, exist_ok=True)
+
+    def do_env(self, rest):
+        name, _, value = rest.partition("=")
+        self.env[name] = value.replace("$PATH", self.env["PATH"])
+
+    def do_cmd(self, rest):
+        self.command = rest
+
+    def do_copy(self, rest):
+        *sources, target = rest.split()
+        origin = self.context
+        if sources[0].startswith("--from="):
+            origin = self.stages[sources.pop(0).partition("=")[2]]
+        path = self.root / os.path.join(self.where, target).strip("/")
+        for source in sources:
+            from_ = origin / source.strip("/")
+            if from_.is_dir():  # as docker does: what is in it
+                path.mkdir(parents=True, exist_ok=True)
+                subprocess.run(["cp", "-a", f"{from_}/.", path], check=True)
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(from_, path / from_.name if target.endswith("/") else path)
+
+    def do_run(self, rest):
+        script = f"mount -t proc proc {self.root}/proc; mount --rbind /dev {self.root}/dev; exec chroot {self.root} /bin/sh -c {shlex.quote(f'cd {self.where} && {rest}')}"
+        env = {**self.env, "PIP_CERT": "/etc/ca-certificates.crt"}
+        subprocess.run(
+            ["unshare", "--mount", "--pid", "--fork", "sh", "-ec", script], env=env, check=True
+        )
+
+
+@pytest.mark.skipif(
+    os.getuid() != 0 or not shutil.which("debootstrap"), reason="needs root and debootstrap"
+)
+def test_the_cpu_image_builds_and_trains(tmp_path):
+    context = tmp_path / "context"
+    context.mkdir()
+    kept = [
+        line[1:]
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    ]
+    for pattern in kept:
+        for path in ROOT.glob(pattern):
+            subprocess.run(["cp", "-a", path, context], check=True)
+    try:
+        image = Build(tmp_path, context).run_file(ROOT / "Dockerfile.cpu")
+        image.do_run("/usr/sbin/sshd -t && sshd -T | grep -q 'strictmodes no'")
+        image.do_run("test $(./setup_env.sh) = /workspace/mxresnet/.venv/bin/python")
+        image.do_run(
+            "DGXSYSTEM=CPU_digits LOGDIR=/tmp/results ./run_and_time.sh --num-epochs 2 --num-layers 18 --accuracy-threshold 0.01"
+        )
+    finally:
+        for stage in tmp_path.iterdir():
+            if stage.name.startswith("stage") or stage.name == "debian":
+                shutil.rmtree(stage, ignore_errors=True)

@@ -1,0 +1,463 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The manifests of k8s/ without a cluster: schemas, names, and that they agree with the configurations and the images."""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+from support import kube_api_server as api_server
+from support.commands import ROOT
+from test_project import exported
+
+from mxresnet.config import FIELDS
+
+K8S = ROOT / "k8s"
+IMAGES = {
+    "mxresnet:gpu": "Dockerfile",
+    "mxresnet:cpu": "Dockerfile.cpu",
+    "mxresnet:ngc": "Dockerfile.ngc",
+}
+JOBS = ["mpijob.yaml", "mpijob-multi.yaml", "smoke.yaml"]
+LABELS = ["4gpu", "64gpu", "data", "smoke", "volume"]
+# What a launcher hands on; everything else about a run is the configuration's.
+ALLOWED = {
+    "DGXSYSTEM",
+    "DATAROOT",
+    "LOGDIR",
+    "LAUNCH_WAIT",
+    "DGXNGPU",
+    "DGXNNODES",
+    "SUBMISSION_ORG",
+}
+
+
+def documents(name):
+    return [document for document in yaml.safe_load_all((K8S / name).read_text()) if document]
+
+
+def pod_specs():
+    """(where, pod spec) of every pod that the manifests make."""
+    for name in JOBS:
+        (job,) = documents(name)
+        for role, replica in job["spec"]["mpiReplicaSpecs"].items():
+            yield f"{name} {role}", replica["template"]["spec"]
+    yield "data.yaml", documents("data.yaml")[0]["spec"]["template"]["spec"]
+
+
+def an(kind, **more):
+    return {"type": kind, **more}
+
+
+def only(required=(), **properties):
+    return an("object", additionalProperties=False, properties=properties, required=list(required))
+
+
+COUNT, WHOLE = an("integer", minimum=1), an("integer", minimum=0)
+REPLICA = only(
+    ["template"],
+    replicas=COUNT,
+    restartPolicy={"enum": ["Never", "OnFailure"]},
+    template=only(["spec"], metadata=an("object"), spec=an("object")),
+)
+# Fields that both versions of the MPIJob know, with the values that the controllers accept.
+MPIJOB = only(
+    ["apiVersion", "kind", "metadata", "spec"],
+    apiVersion={"enum": ["kubeflow.org/v2beta1", "kubeflow.org/v1"]},
+    kind={"const": "MPIJob"},
+    metadata=only(
+        ["name"], name=an("string", pattern="^[a-z]([-a-z0-9]*[a-z0-9])?$"), labels=an("object")
+    ),
+    spec=only(
+        ["mpiReplicaSpecs", "slotsPerWorker"],
+        slotsPerWorker=COUNT,
+        runPolicy=only(
+            cleanPodPolicy={"enum": ["None", "Running", "All"]},
+            backoffLimit=WHOLE,
+            activeDeadlineSeconds=COUNT,
+            ttlSecondsAfterFinished=WHOLE,
+            suspend=an("boolean"),
+            schedulingPolicy=only(
+                minAvailable=COUNT, queue=an("string"), priorityClass=an("string")
+            ),
+        ),
+        mpiReplicaSpecs=only(["Launcher", "Worker"], Launcher=REPLICA, Worker=REPLICA),
+    ),
+)
+
+
+def overlay(version, folder=K8S):
+    kubectl = shutil.which("kubectl") or pytest.skip("kubectl is not installed")
+    done = subprocess.run(
+        [kubectl, "kustomize", str(folder / "overlays" / version)], text=True, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def check_job(job):
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.validate(job, MPIJOB)
+    spec = job["spec"]
+    workers = spec["mpiReplicaSpecs"]["Worker"]["replicas"]
+    assert spec["mpiReplicaSpecs"]["Launcher"]["replicas"] == 1
+    assert len(f"{job['metadata']['name']}-worker-{workers - 1}") <= 63
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_job_is_what_the_operators_accept(name):
+    check_job(documents(name)[0])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda job: job["spec"].update(slotPerWorker=4),
+        lambda job: job["spec"]["runPolicy"].update(cleanPodPolicy="Always"),
+        lambda job: job["spec"]["mpiReplicaSpecs"]["Worker"].update(replicas=0),
+        lambda job: job["metadata"].update(name="Job.1"),
+        lambda job: job["spec"]["mpiReplicaSpecs"]["Worker"].update(restartPolicy="Always"),
+        lambda job: job["metadata"].update(name="x" * 60),
+    ],
+)
+def test_a_damaged_job_is_refused(damage):
+    jsonschema = pytest.importorskip("jsonschema")
+    (job,) = documents("mpijob.yaml")
+    damage(job)
+    with pytest.raises((AssertionError, jsonschema.ValidationError)):
+        check_job(job)
+
+
+@pytest.mark.parametrize("version", ["v1", "v2beta1"])
+def test_overlays(version):
+    objects = overlay(version)
+    assert sorted(one["metadata"]["labels"]["mxresnet/job"] for one in objects) == LABELS
+    jobs = [one for one in objects if one["kind"] == "MPIJob"]
+    assert len(jobs) == len(JOBS)
+    assert all(one in objects for name in ("volume.yaml", "data.yaml") for one in documents(name))
+    for job in jobs:
+        assert job["apiVersion"] == f"kubeflow.org/{version}"
+        check_job(job)
+        launcher, worker = (
+            job["spec"]["mpiReplicaSpecs"][role]["template"]["spec"]
+            for role in ("Launcher", "Worker")
+        )
+        # v1 enters workers through the API with the launcher's account; v2beta1 through sshd.
+        assert (launcher.get("automountServiceAccountToken") is False) == (version == "v2beta1")
+        assert ("readinessProbe" in worker["containers"][0]) == (version == "v2beta1")
+
+
+@pytest.mark.parametrize("version", ["v1", "v2beta1"])
+def test_an_overlay_names_the_images_of_every_pod(version, tmp_path):
+    folder = shutil.copytree(K8S, tmp_path / "k8s", symlinks=True)
+    place = folder / "overlays" / version / "kustomization.yaml"
+    place.write_text(
+        place.read_text().replace("newName: mxresnet", "newName: registry.example/team/mxresnet")
+    )
+    images = re.findall(r"image: (.*)", yaml.safe_dump_all(overlay(version, folder)))
+    assert len(images) == 2 * len(JOBS) + 1
+    assert set(images) == {
+        "registry.example/team/mxresnet:cpu",
+        "registry.example/team/mxresnet:gpu",
+    }
+
+
+def test_each_step_of_the_readme_applies_one_object_of_an_overlay():
+    steps = re.findall(r"kubectl (?:apply|create|delete) -[^`]*", (K8S / "README.md").read_text())
+    assert sorted(step.rpartition("=")[2] for step in steps) == LABELS
+    assert {step.rpartition("=")[0] for step in steps} == {
+        "kubectl apply -k k8s/overlays/v2beta1 -l mxresnet/job"
+    }
+
+
+def test_a_name_outside_base_is_a_link_into_it():
+    for path in (K8S / "base").glob("*.yaml"):
+        assert path.name == "kustomization.yaml" or (K8S / path.name).resolve() == path.resolve()
+
+
+@pytest.mark.parametrize(
+    "where, spec", pod_specs(), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_a_pod_is_valid(where, spec):
+    validate = pytest.importorskip("kubernetes_validate")
+    validate.validate(
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": spec},
+        "1.30",
+        strict=True,
+    )
+    mounts = {mount["name"] for mount in spec["containers"][0].get("volumeMounts", [])}
+    assert mounts == {volume["name"] for volume in spec.get("volumes", [])}
+    for kind in ("requests", "limits"):
+        for amount in spec["containers"][0]["resources"].get(kind, {}).values():
+            assert re.fullmatch(r"\d+(m|[KMGT]i)?", str(amount)), (
+                f"{where}: {amount} is no quantity"
+            )
+
+
+def test_a_misspelt_field_of_a_pod_is_refused():
+    validate = pytest.importorskip("kubernetes_validate")
+    spec = {"containers": [{"name": "x", "image": "y", "volumeMount": []}]}
+    with pytest.raises(Exception, match="volumeMount"):
+        validate.validate(
+            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": spec},
+            "1.30",
+            strict=True,
+        )
+
+
+@pytest.mark.parametrize("name", ["volume.yaml", "data.yaml"])
+def test_other_manifests_are_valid(name):
+    validate = pytest.importorskip("kubernetes_validate")
+    for document in documents(name):
+        validate.validate(document, "1.30", strict=True)
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_job_has_the_ranks_of_its_configuration(name):
+    (job,) = documents(name)
+    spec, replicas = job["spec"], job["spec"]["mpiReplicaSpecs"]
+    env = {
+        item["name"]: item["value"]
+        for item in replicas["Launcher"]["template"]["spec"]["containers"][0]["env"]
+    }
+    assert set(env) <= ALLOWED
+    config = {
+        **exported(f"config_{env['DGXSYSTEM']}.sh"),
+        **{key: value for key, value in env.items() if key.startswith("DGXN")},
+    }
+    assert spec["slotsPerWorker"] == int(config["DGXNGPU"])
+    assert replicas["Worker"]["replicas"] == int(config.get("DGXNNODES", 1))
+    worker = replicas["Worker"]["template"]["spec"]["containers"][0]
+    gpus = worker["resources"]["limits"].get("nvidia.com/gpu")
+    assert (
+        gpus is None if env["DGXSYSTEM"].startswith("CPU") else int(gpus) == spec["slotsPerWorker"]
+    )
+    assert spec["runPolicy"]["activeDeadlineSeconds"] >= 60 * int(config.get("WALLTIME", 1)) + int(
+        env["LAUNCH_WAIT"]
+    )
+
+
+@pytest.mark.slow
+def test_a_real_server_accepts_the_manifests_and_refuses_damaged_ones():
+    folder = os.environ.get("API_SERVER") or pytest.skip(
+        "API_SERVER is not the folder that tests/support/kube_api_server.py has filled"
+    )
+    assert not api_server.missing(folder)
+    api_server.check(folder)
+
+
+def test_no_hyperparameter_is_repeated():
+    names = {field.metadata["env"] for field in FIELDS.values()} - ALLOWED
+    for path in K8S.rglob("*.yaml"):
+        said = set(re.findall(r"name: ([A-Z][A-Z0-9_]+)", path.read_text()))
+        assert not said & names, f"{path} sets {said & names}"
+        assert "--batch-size" not in path.read_text() and "--lr" not in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "where, spec", pod_specs(), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_images_commands_and_paths_exist(where, spec):
+    (container,) = spec["containers"]
+    dockerfile = (ROOT / IMAGES[container["image"]]).read_text()
+    assert "WORKDIR /workspace/mxresnet" in dockerfile
+    if "Worker" in where:
+        assert (
+            "command" not in container and "openssh-server" in dockerfile
+        )  # the operator's: /usr/sbin/sshd -De
+    else:
+        assert (ROOT / container["command"][0]).stat().st_mode & 0o111
+    claims = {claim["metadata"]["name"] for claim in documents("volume.yaml")}
+    for volume in spec.get("volumes", []):
+        assert volume.get("persistentVolumeClaim", {}).get("claimName") in {None, *claims}
+    if "Worker" in where and "smoke" not in where:
+        mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+        assert set(mounts) == {"/dev/shm", "/data", "/results"} and mounts["/data"]["readOnly"]
+        filled = documents("data.yaml")[0]["spec"]["template"]["spec"]["containers"][0]["command"][
+            2
+        ]
+        assert filled == f"/data/{mounts['/data']['subPath']}"
+
+
+def test_readme_names_only_files_that_exist():
+    for name in re.findall(r"\bk8s/[\w./-]+", (K8S / "README.md").read_text()):
+        assert (ROOT / name.rstrip(".")).exists(), name
+
+
+@pytest.mark.parametrize("dockerfile", sorted(IMAGES.values()))
+def test_what_an_image_copies_exists_and_is_in_the_context(dockerfile):
+    context = [
+        line[1:]
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    ]
+    for line in re.findall(r"^COPY (?!--from)(.*)", (ROOT / dockerfile).read_text(), re.M):
+        *sources, _ = line.split()
+        for source in sources:
+            assert (ROOT / source).exists(), f"{dockerfile}: {source}"
+            assert source == "." or any(
+                pathlib.PurePath(source).match(f"{pattern}*") or source.startswith(f"{pattern}/")
+                for pattern in context
+            )
+
+
+@pytest.mark.parametrize("dockerfile", sorted(IMAGES.values()))
+def test_an_image_pins_what_it_installs(dockerfile):
+    text = (ROOT / dockerfile).read_text()
+    pinned = set(re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.M))
+    for base in re.findall(r"^FROM (\S+)", text, re.M):
+        assert ":" in base and not base.endswith(":latest")
+    for command in re.findall(r"pip install ([^&\n]*)", text):
+        words = [
+            word
+            for word in command.split()
+            if not word.startswith(("-", "'.", ".", "\\")) and word != "constraints.txt"
+        ]
+        assert all("==" in word or word in pinned for word in words), command
+        assert "-c constraints.txt" in command or "--no-deps" in command
+
+
+def test_shell_of_this_folder_is_clean():
+    shellcheck = shutil.which(
+        "shellcheck", path=f"{pathlib.Path(sys.executable).parent}:/usr/bin"
+    ) or pytest.skip("shellcheck is not installed")
+    done = subprocess.run(
+        [shellcheck, "-x", *map(str, K8S.glob("*.sh"))], cwd=ROOT, text=True, capture_output=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_data_pod_waits_makes_verifies_and_is_content_with_what_is_there(few, tmp_path):
+    archives, records = tmp_path / "archives", tmp_path / "records"
+    shutil.copytree(few.parent / "images", archives)
+    command = [str(K8S / "prepare_data.sh"), str(archives), str(records)]
+    waiting = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert "waiting for" in waiting.stdout.readline() and waiting.poll() is None
+    (archives / "complete").touch()
+    out = waiting.communicate(timeout=120)[0]
+    assert waiting.returncode == 0 and "are complete" in out, out
+    shutil.rmtree(archives)
+    again = subprocess.run(command, text=True, capture_output=True, timeout=120)
+    assert again.returncode == 0 and "are complete" in again.stdout, again.stderr
+
+
+def started(script, archives, records, **options):
+    return subprocess.Popen(
+        [str(script), str(archives), str(records)],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        **options,
+    )
+
+
+def read_until(pod, words):
+    """What the pod says up to a line with these words, which must come."""
+    lines = []
+    while not lines or words not in lines[-1]:
+        lines.append(pod.stdout.readline())
+        assert lines[-1], lines
+    return lines
+
+
+def test_the_data_pod_outlives_bad_archives(few, tmp_path):
+    archives, records = tmp_path / "archives", tmp_path / "records"
+    shutil.copytree(few.parent / "images", archives)
+    bad = next((archives / "train").glob("*/*"))
+    good = bad.read_bytes()
+    bad.write_bytes(good[:-9])
+    (archives / "complete").touch()
+    pod = started(K8S / "prepare_data.sh", archives, records)
+    *said, last = read_until(pod, "mended")
+    assert f"{archives}/complete" in last and any(f"{bad}: truncated" in line for line in said)
+    assert "waiting for" in pod.stdout.readline() and not (archives / "complete").exists()
+    bad.write_bytes(good)
+    (archives / "complete").touch()
+    out = pod.communicate(timeout=120)[0]
+    assert pod.returncode == 0 and "are complete" in out, out
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    """The data pod's script where every wait is short and prepare.imagenet ends with the statuses in the file `statuses`, then with 0."""
+    programs = {
+        "k8s/prepare_data.sh": (K8S / "prepare_data.sh").read_text(),
+        "setup_env.sh": f"#!/bin/sh\necho {tmp_path}/bin/python\n",
+        "bin/sleep": "#!/bin/sh\nexec /bin/sleep 0.05\n",
+        "bin/python": f"""#!/bin/sh
+echo "$*"
+[ "$2" = prepare.imagenet ] || exit 0
+status=$(head -n 1 {tmp_path}/statuses)
+sed -i 1d {tmp_path}/statuses
+exit $((status))
+""",
+    }
+    for name, text in programs.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "statuses").touch()
+    for folder in ("archives", "records"):
+        (tmp_path / folder).mkdir()
+    command = [tmp_path / "k8s" / "prepare_data.sh", tmp_path / "archives", tmp_path / "records"]
+    environ = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    pods = []
+    yield lambda: pods.append(started(*command, env=environ)) or pods[-1]
+    for pod in pods:
+        pod.kill()
+        pod.communicate()
+
+
+@pytest.mark.parametrize("status", [1, 2, 3])
+def test_what_another_pod_would_meet_as_well_is_waited_for(stand_in, tmp_path, status):
+    (tmp_path / "statuses").write_text(f"{status}\n")
+    for name in (
+        "archives/complete",
+        "records/train.json",
+        "records/val.json",
+    ):  # as with 3, records of other archives
+        (tmp_path / name).touch()
+    pod = stand_in()
+    assert not any("prepare.verify" in line for line in read_until(pod, "waiting for"))
+    assert not (tmp_path / "archives" / "complete").exists() and pod.poll() is None
+    (tmp_path / "archives" / "complete").touch()
+    out = pod.communicate(timeout=60)[0]
+    assert pod.returncode == 0 and "prepare.imagenet" in out and "prepare.verify" in out
+
+
+@pytest.mark.parametrize("status", [4, 130, 137])
+def test_what_another_pod_may_not_meet_ends_the_data_pod(stand_in, tmp_path, status):
+    (tmp_path / "statuses").write_text(f"{status}\n")
+    (tmp_path / "archives" / "complete").touch()
+    pod = stand_in()
+    out = pod.communicate(timeout=60)[0]
+    assert (
+        pod.returncode == status
+        and "mended" not in out
+        and (tmp_path / "archives" / "complete").exists()
+    )
+
+
+def test_a_data_pod_waits_for_the_one_that_it_replaces(stand_in, tmp_path):
+    last = stand_in()
+    read_until(last, "waiting for")
+    next_one = stand_in()
+    assert "another data pod" in next_one.stdout.readline()
+    (tmp_path / "archives" / "complete").touch()
+    assert last.wait(timeout=60) == 0
+    assert "prepare.verify" in next_one.communicate(timeout=60)[0] and next_one.returncode == 0
+    # One that is told to stop while it waits does so at once, and lets the next one in.
+    (tmp_path / "archives" / "complete").unlink()
+    last = stand_in()
+    read_until(last, "waiting for")
+    next_one = stand_in()
+    read_until(next_one, "another data pod")
+    last.terminate()
+    assert last.wait(timeout=60) == 143
+    read_until(next_one, "waiting for /")
+    next_one.terminate()
+    assert next_one.wait(timeout=60) == 143

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Logs laid out for MLPerf's own tools, and what these say of them. The logs come from the real RunLog."""
+
+import json
+import re
+
+import pytest
+from support.commands import python
+
+from mxresnet.model.resnet import parameter_names
+
+WRITE = """
+import json, sys, time
+from mlperf_logging.mllog import mllog as clock
+from mxresnet import mllog
+from mxresnet.config import parse
+from mxresnet.lr_schedule import make_plan
+path, seed, accuracy, *flags = sys.argv[1:]
+config, _ = parse([*flags, "--seed", seed, "--log-file", path], {})
+now = [1_700_000_000_000]
+clock._current_time_ms = lambda: now[0]
+plan = make_plan(config, 1281167, 4)
+mllog.open_file(path)
+mllog.header(config)
+mllog.init_start()
+log = mllog.RunLog(0)
+log.initialisation(config.seed, config.batch_size, json.load(sys.stdin))
+now[0] += 20_000
+log.init_stop()
+log.hyperparameters(config, plan, 4)
+with log.run() as outcome:
+    log.samples(1281167, 50000)
+    for block in plan.blocks:
+        with log.block(block):
+            for epoch in block.epochs:
+                with log.epoch(epoch):
+                    now[0] += 105_000
+                log.throughput(12100.0, epoch)
+            if block.evaluated:
+                with log.evaluation(epoch):
+                    now[0] += 3_000
+                value = float(accuracy) if epoch == 35 else 0.2 + 0.015 * epoch
+                log.accuracy(value, epoch)
+        if epoch == 35 and float(accuracy) > config.accuracy_threshold:
+            outcome.succeed()
+            break
+"""
+FLAGS = [
+    "--optimizer",
+    "sgdwfastlars",
+    "--batch-size",
+    "408",
+    "--lr",
+    "7.5",
+    "--wd",
+    "5e-5",
+    "--lr-step-epochs",
+    "pow2",
+    "--num-epochs",
+    "37",
+    "--warmup-epochs",
+    "2",
+    "--label-smoothing",
+    "0.1",
+    "--submission-org",
+    "Us",
+    "--submission-platform",
+    "four-gpus",
+]
+
+
+def write_logs(folder, accuracies):
+    logs = []
+    for number, accuracy in enumerate(accuracies):
+        logs.append(folder / f"trial_{number}.log")
+        done = python(
+            "-c",
+            WRITE,
+            logs[-1],
+            100 + number,
+            accuracy,
+            *FLAGS,
+            input=json.dumps(parameter_names(50)),
+        )
+        assert done.returncode == 0, done.stderr
+    return logs
+
+
+def tool(name, *arguments):
+    done = python("-m", f"mlperf_logging.{name}", *arguments)
+    return done.returncode, done.stdout + done.stderr
+
+
+def lay_out(folder, logs):
+    done = python("-m", "mxresnet.results.submission", folder, *logs, "--system", "four-gpus")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_official_tools_accept_five_good_trials(tmp_path):
+    package = tmp_path / "package"
+    results = lay_out(package, write_logs(tmp_path, [0.7605, 0.7601, 0.7599, 0.7611, 0.7592]))
+    assert results == str(package / "results" / "four-gpus" / "resnet")
+    status, said = tool(
+        "rcp_checker",
+        "--rcp_usage",
+        "training",
+        "--rcp_version",
+        "2.1.0",
+        "--log_output",
+        tmp_path / "rcp.log",
+        results,
+    )
+    assert status == 0, said
+    status, said = tool(
+        "system_desc_checker",
+        package / "systems" / "four-gpus.json",
+        "training",
+        "2.1.0",
+        "--log_output",
+        tmp_path / "system.log",
+    )
+    assert "passed" in said
+    status, said = tool(
+        "package_checker", package, "training", "2.1.0", "--log_output", tmp_path / "package.log"
+    )
+    assert "PACKAGE CHECKER FOUND NO ERRORS" in said, said
+    status, said = tool(
+        "result_summarizer", package, "training", "2.1.0", "--csv", tmp_path / "summary.csv"
+    )
+    assert status == 0, said
+    table = (tmp_path / "summary.csv").read_text()
+    # 35 epochs of 105 s and 9 evaluations of 3 s; at this batch size faster-than-reference runs are not scaled.
+    assert "four-gpus" in table and re.search(r"6[12]\.\d", table), table
+
+
+def test_they_notice_a_missed_target_too_many(tmp_path):
+    package = tmp_path / "package"
+    lay_out(package, write_logs(tmp_path, [0.7605, 0.7501, 0.7499, 0.7611, 0.7592]))
+    _, said = tool(
+        "package_checker", package, "training", "2.1.0", "--log_output", tmp_path / "package.log"
+    )
+    assert "PACKAGE CHECKER FOUND ERRORS" in said
+
+
+def test_the_description_has_what_the_machine_tells_and_is_not_overwritten(tmp_path):
+    (log,) = write_logs(tmp_path, [0.7605])
+    lay_out(tmp_path / "package", [log])
+    path = tmp_path / "package" / "systems" / "four-gpus.json"
+    description = json.loads(path.read_text())
+    assert (
+        description["submitter"] == "Us"
+        and description["status"] == "Available on-premise"
+        and len(description) == 33
+    )
+    assert (
+        int(description["host_processor_vcpu_count"]) >= 1
+        and "horovod 0.28.1" in description["other_software_stack"]
+    )
+    path.write_text(json.dumps({**description, "cooling": "air"}))
+    done = python(
+        "-m", "mxresnet.results.submission", tmp_path / "package", log, "--system", "four-gpus"
+    )
+    assert (
+        done.returncode == 2
+        and "holds results already" in done.stderr
+        and done.stderr.count("\n") == 1
+    )
+    assert json.loads(path.read_text())["cooling"] == "air"
+
+
+@pytest.mark.parametrize("content", ["", "hello\n"])
+def test_what_is_not_a_log_is_refused(tmp_path, content):
+    (tmp_path / "other.log").write_text(content)
+    done = python("-m", "mxresnet.results.submission", tmp_path / "package", tmp_path / "other.log")
+    assert (
+        done.returncode == 2
+        and "other.log is not the log of a run" in done.stderr
+        and not (tmp_path / "package").exists()
+    )

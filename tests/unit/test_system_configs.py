@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hardware configurations: what they export against what NVIDIA and others published, and which GPUs get which."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+
+import pytest
+from support.commands import ROOT
+
+from mxresnet.config import FIELDS, parse
+from mxresnet.lr_schedule import make_plan
+
+GOLDEN = json.loads((ROOT / "tests" / "golden" / "published_configs.json").read_text())
+PUBLISHED = sorted(GOLDEN["systems"])
+OURS = {
+    "V100-32GB_8gpu": 1024,
+    "V100-16GB_8gpu": 816,
+    "T4_4gpu": 408,
+    "CPU": 408,
+    "CPU_digits": 128,
+}
+FIELD_OF = {field.metadata["env"]: name for name, field in FIELDS.items()}
+LAUNCHERS = {"DGXNGPU", "DGXNNODES", "WALLTIME", "BIND", "BUILTIN_DATA"}
+# Global batch: peak rate, weight decay, epochs of warm-up, horizon; all that ran in the v2.1 round and reached the target.
+RAN = {408: (3.0, 5e-5, 2, 37), 816: (5.3, 5e-5, 2, 37), 1024: (6.0, 2.5e-5, 2, 37)}
+
+
+def exported(system, **environ):
+    """What a configuration exports, sourced in an empty environment as a shell does that stops at any mistake."""
+    command = f"set -euo pipefail; source ./config_{system}.sh; env -0"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        env={"PATH": os.environ["PATH"], **environ},
+    )
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    values = dict(item.split("=", 1) for item in done.stdout.split("\0") if item)
+    return {
+        key: value
+        for key, value in values.items()
+        if key not in ("PATH", "PWD", "SHLVL", "_", "OLDPWD")
+    }
+
+
+def plan_of(values, nodes=1):
+    config, _ = parse([], values)
+    return config, make_plan(config, 1281167, nodes * int(values["DGXNGPU"]))
+
+
+def test_every_configuration_is_known_here():
+    systems = {path.name[len("config_") : -len(".sh")] for path in ROOT.glob("config_*.sh")}
+    assert {name for name in systems if not name.endswith("common")} == {*PUBLISHED, *OURS}
+
+
+@pytest.mark.parametrize("system", PUBLISHED)
+def test_every_value_is_the_published_one(system):
+    values = exported(system)
+    expected = {**GOLDEN["every"], **GOLDEN["systems"][system]["set"]}
+    effective = dataclasses.asdict(parse([], values)[0])
+    for key, value in expected.items():
+        if key in FIELD_OF:
+            found = effective[FIELD_OF[key]]
+            found = ",".join(map(str, found)) if isinstance(found, tuple) else found
+        else:
+            found = values.get(key)
+        assert found == value, key
+    assert set(values) - set(expected) - LAUNCHERS == {"MXNET_SUBGRAPH_VERBOSE"}
+
+
+@pytest.mark.parametrize("system", PUBLISHED)
+def test_steps_and_learning_rates_are_the_published_ones(system):
+    values, facts = exported(system), GOLDEN["systems"][system]
+    assert (int(values.get("DGXNNODES", 1)), int(values["DGXNGPU"])) == (
+        facts["nodes"],
+        facts["gpus"],
+    )
+    config, plan = plan_of(values, facts["nodes"])
+    assert config.batch_size * facts["nodes"] * facts["gpus"] == facts["global_batch"]
+    assert [plan.steps_per_epoch, plan.warmup_steps, plan.total_steps] == facts["steps"]
+    _, warm, total = facts["steps"]
+    for update, rate in facts.get("rates", {}).items():
+        assert plan.learning_rate(int(update)) == pytest.approx(rate, abs=5e-7)
+    assert plan.learning_rate(warm // 2) == pytest.approx(config.lr * (warm // 2) / warm, rel=1e-9)
+    assert plan.learning_rate(warm) == pytest.approx(config.lr, rel=1e-9)
+    middle = (warm + total) // 2
+    left = (total - middle) / (total - warm)
+    assert plan.learning_rate(middle) == pytest.approx(
+        1e-4 + (config.lr - 1e-4) * left * left, rel=1e-9
+    )
+    assert plan.learning_rate(total) == pytest.approx(1e-4, rel=1e-9)
+    evaluated = [block.epochs[-1] for block in plan.blocks if block.evaluated]
+    first = config.eval_offset + 1
+    assert evaluated == list(range(first, config.num_epochs + 1, 4))
+
+
+@pytest.mark.parametrize("system", sorted(OURS))
+def test_a_configuration_that_nobody_published_says_so_and_keeps_to_what_ran(system):
+    values = exported(system)
+    config, plan = plan_of(values)
+    assert config.batch_size * int(values["DGXNGPU"]) == OURS[system]
+    if system != "CPU_digits":
+        assert (
+            config.lr,
+            config.wd,
+            plan.warmup_steps // plan.steps_per_epoch,
+            config.num_epochs,
+        ) == RAN[OURS[system]]
+        assert (
+            config.accuracy_threshold == 0.759
+            and config.optimizer == "sgdwfastlars"
+            and config.label_smoothing == 0.1
+        )
+        assert "not from a published run" in (ROOT / f"config_{system}.sh").read_text().lower()
+
+
+@pytest.mark.parametrize("system", ["CPU", "CPU_digits"])
+def test_a_cpu_configuration_shares_out_the_cores(system):
+    cores = len(os.sched_getaffinity(0))
+    values = exported(system, DGXNGPU="2")
+    assert values["DGXNGPU"] == "2" and int(values["OMP_NUM_THREADS"]) == max(1, cores // 2)
+    config, _ = parse([], values)
+    assert config.conv_layout == "NCHW" and values["MXNET_ENGINE_TYPE"] == "NaiveEngine"
+    flags = (
+        (pathlib.Path("/proc/cpuinfo").read_text() + "flags:\n")
+        .partition("flags")[2]
+        .splitlines()[0]
+        .split()
+    )
+    low = system == "CPU" and bool({"avx512_bf16", "amx_bf16"} & set(flags))
+    assert (config.dtype, config.image_shape[0]) == (("bfloat16", 4) if low else ("float32", 3))
+    assert exported(system, DGXNGPU="1000")["OMP_NUM_THREADS"] == "1"
+
+
+def choice(tmp_path, answer="", status=0, **environ):
+    """What ./run_and_time.sh says and returns when nvidia-smi prints this; a mistaken flag ends it before any work."""
+    stand_in = tmp_path / "nvidia-smi"
+    stand_in.write_text(
+        f"#!/bin/sh\n[ \"$1\" != -i ] || echo \"$2\" > '{tmp_path}/asked'\nprintf '%s' '{answer}'\nexit {status}\n"
+    )
+    stand_in.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path), **environ}
+    done = subprocess.run(
+        ["./run_and_time.sh", "--lr", "zero"], cwd=ROOT, text=True, capture_output=True, env=env
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    return done.stderr
+
+
+def gpus(count, name, mib):
+    return f"{name}, {mib}\n" * count
+
+
+@pytest.mark.parametrize(
+    "answer, system",
+    [
+        (gpus(4, "NVIDIA A100-SXM4-40GB", 40960), "A100-40GB_4gpu"),
+        (gpus(4, "A100-SXM4-40GB", 40537), "A100-40GB_4gpu"),
+        (gpus(4, "NVIDIA A100-PCIE-40GB", 40960), "A100-40GB_4gpu"),
+        (gpus(8, "NVIDIA A100-SXM4-40GB", 40536), "A100-40GB_8gpu"),
+        (gpus(4, "NVIDIA A100-SXM4-80GB", 81920), "A100-80GB_4gpu"),
+        (gpus(8, "NVIDIA A100-SXM4-80GB", 81251), "DGXA100"),
+        (gpus(8, "NVIDIA A100 80GB PCIe", 80994), "DGXA100"),
+        (gpus(4, "NVIDIA A100 80GB PCIe", 81920), "A100-PCIe-80GB_4gpu"),
+        (gpus(2, "NVIDIA A30", 24258), "A30_1x2x204"),
+        (gpus(2, "NVIDIA RTX A5000", 24564), "A30_1x2x204"),
+        (gpus(8, "Tesla V100-SXM2-16GB", 16160), "V100-16GB_8gpu"),
+        (gpus(8, "Tesla V100-SXM3-32GB", 32480), "V100-32GB_8gpu"),
+        (gpus(4, "Tesla T4", 15079), "T4_4gpu"),
+    ],
+)
+def test_the_system_is_chosen_from_the_gpus_and_said(tmp_path, answer, system):
+    said = choice(tmp_path, answer)
+    assert said.startswith(f"Configuration {system}, chosen from the hardware found: ")
+    assert answer.splitlines()[0] + " MiB" in said and f"{answer.count(chr(10))} x " in said
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        gpus(1, "NVIDIA A100-SXM4-40GB", 40960),
+        gpus(6, "NVIDIA A100-SXM4-80GB", 81920),
+        gpus(8, "NVIDIA H100 80GB HBM3", 81559),
+        gpus(4, "NVIDIA A30", 24576),
+        gpus(2, "NVIDIA A300", 24576),
+        gpus(4, "NVIDIA A100-SXM4-40GB", "[N/A]"),
+        gpus(2, "NVIDIA A100-SXM4-80GB", 81920) + gpus(2, "NVIDIA H100 PCIe", 81559),
+    ],
+)
+def test_gpus_without_a_configuration_are_refused_with_the_list(tmp_path, answer):
+    said = choice(tmp_path, answer)
+    assert said.count("\n") == 1 and said.startswith(
+        "run_and_time.sh: no configuration is known for the GPUs"
+    )
+    assert answer.splitlines()[-1] in said and "DGXA100_4gpu" in said and "common" not in said
+
+
+def test_gpus_of_unequal_memory_get_what_fits_the_smallest(tmp_path):
+    assert "Configuration A100-40GB_4gpu" in choice(
+        tmp_path, gpus(3, "A100", 81920) + gpus(1, "A100", 40960)
+    )
+
+
+@pytest.mark.parametrize(
+    "answer, status, environ",
+    [
+        ("No devices were found\n", 6, {}),
+        (gpus(4, "Tesla T4", 15079), 0, {"CUDA_VISIBLE_DEVICES": ""}),
+        (gpus(4, "Tesla T4", 15079), 0, {"CUDA_VISIBLE_DEVICES": "-1"}),
+    ],
+)
+def test_without_gpus_it_is_the_cpu(tmp_path, answer, status, environ):
+    assert choice(tmp_path, answer, status, **environ).startswith(
+        "Configuration CPU_digits, chosen from the hardware found: no GPU ("
+    )
+
+
+def test_a_broken_driver_is_not_taken_for_a_cpu(tmp_path):
+    said = choice(tmp_path, "Failed to initialize NVML: Driver/library version mismatch\n", 18)
+    assert (
+        said.startswith("run_and_time.sh: nvidia-smi fails (Failed to initialize NVML")
+        and said.count("\n") == 1
+    )
+
+
+def test_only_visible_gpus_count(tmp_path):
+    choice(tmp_path, gpus(4, "NVIDIA A100-SXM4-40GB", 40960), CUDA_VISIBLE_DEVICES="0,1,2,3")
+    assert (tmp_path / "asked").read_text() == "0,1,2,3\n"
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"},
+        {"SLURM_JOB_NUM_NODES": "2"},
+    ],
+)
+def test_several_machines_are_not_guessed(tmp_path, environ):
+    assert "several machines" in choice(
+        tmp_path, gpus(4, "NVIDIA A100-SXM4-40GB", 40960), **environ
+    )
+
+
+def test_a_configuration_of_several_machines_is_not_started_on_one():
+    env = {"PATH": os.environ["PATH"], "DGXSYSTEM": "DGXA100_multi_8x8x51"}
+    done = subprocess.run(["./run_and_time.sh"], cwd=ROOT, text=True, capture_output=True, env=env)
+    assert (
+        done.returncode == 2 and "is for 8 machines" in done.stderr and done.stderr.count("\n") == 1
+    )
+
+
+def test_an_environment_that_an_image_made_is_taken_as_it_is(tmp_path):
+    """As in Dockerfile: .venv first on PATH, neither a compiler nor, without a GPU, an MXNet that can be imported."""
+    for name in ("constraints.txt", "setup.py", "setup_env.sh"):
+        shutil.copy(ROOT / name, tmp_path)
+    python_path = tmp_path / ".venv" / "bin" / "python"
+    python_path.parent.mkdir(parents=True)
+    python_path.symlink_to("/usr/bin/false")
+    env = {"PATH": f"{python_path.parent}:/usr/bin:/bin"}
+    (step,) = re.findall(r"^RUN (\./setup_env\.sh .*)$", (ROOT / "Dockerfile").read_text(), re.M)
+    subprocess.run(["sh", "-ec", step], cwd=tmp_path, check=True, env=env)
+    done = subprocess.run(
+        ["./setup_env.sh"], cwd=tmp_path, env=env, text=True, capture_output=True, timeout=20
+    )
+    assert (done.returncode, done.stdout) == (0, f"{python_path}\n"), done.stderr
