@@ -207,9 +207,10 @@ def test_function_size_and_python_3_8(path):
 @pytest.mark.parametrize("path", MODULES, ids=relative)
 def test_license_line_and_docstring(path):
     text = path.read_text()
-    if text:
+    tree = ast.parse(text)
+    if tree.body:
         assert text.startswith("# SPDX-License-Identifier: Apache-2.0\n")
-        assert ast.get_docstring(ast.parse(text)), "no module docstring"
+        assert ast.get_docstring(tree), "no module docstring"
 
 
 # Variables of the configurations that the launchers read, not mxresnet.
