@@ -40,9 +40,9 @@ is_current() { [ "$(cat "$venv/$1" 2>/dev/null)" = "$(fingerprint)" ]; }
 # Python with such a numpy is 3.11).
 find_python() {
     local candidate version found="" hint="(Debian 12: apt-get install python3 python3-venv)"
+    local show_version='import sys; print("%d.%d" % sys.version_info[:2])'
     for candidate in python3.11 python3.10 python3.9 python3; do
-        version=$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>&1) ||
-            continue
+        version=$("$candidate" -c "$show_version" 2>/dev/null) || continue
         case $version in
             3.9 | 3.10 | 3.11)
                 command -v "$candidate"
