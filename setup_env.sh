@@ -190,6 +190,9 @@ make_environment() {
         flock 9
     fi
     trap stop_running EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    trap 'exit 129' HUP
     if ! is_current .ready; then
         rm -f "$venv/.ready" "$venv/.ready-dev"
         log "Making the environment in $venv with $("$python" --version)" \
