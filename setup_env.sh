@@ -196,7 +196,7 @@ make_environment() {
     if ! is_current .ready; then
         rm -f "$venv/.ready" "$venv/.ready-dev"
         log "Making the environment in $venv with $("$python" --version)" \
-            "(about 1.6 GB, 2 to 4 minutes; only once)"
+            "(about 1.6 GB, 1 to 3 minutes; only once)"
         run_step "MXNet, Open MPI and build tools" install_build_requirements
         run_step "Horovod (compiled from source), DALI and other packages" \
             build_horovod install_packages
