@@ -60,6 +60,8 @@ EDGES = {
     "data.image_record_iter": {"config", "data.dataset", "errors"},
     "data.loader": {"config", "data.dataset", "errors", "parallel.world"},
     "data.synthetic": {"config", "data.dataset"},
+    "launch.processes": {"errors"},
+    "launch.system_config": {"config", "errors", "launch.terminal"},
     "lr_schedule": {"config", "errors"},
     "mllog": {"config", "errors", "lr_schedule"},
     "model.cudnn_bn.__main__": {"model.cudnn_bn.runtime"},
