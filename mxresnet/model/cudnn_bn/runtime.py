@@ -64,7 +64,7 @@ def batch_norm(
     """batch_norm(x), relu(batch_norm(x)), or with an addend, of x's shape, relu(batch_norm(x) + addend), for training only.
 
     Its arguments and auxiliary states are float32, named and initialized as those of mx.sym.BatchNorm(name=name,
-    fix_gamma=False). The running variance is the unbiased one. Call ready() first: the device decides what is computed.
+    fix_gamma=False). The running variance is the unbiased one. Call unavailable_reason() first: the device decides what is computed.
     """
     import mxnet as mx
 
@@ -79,8 +79,8 @@ def batch_norm(
 
 
 @functools.lru_cache(maxsize=None)
-def ready(device: Any, batch_size: int = 0) -> str:
-    """Empty when the operators can be used on an MXNet context, which loads them; else why not, as half a sentence. With a batch
+def unavailable_reason(device: Any, batch_size: int = 0) -> Optional[str]:
+    """Return None when the operators can be used on an MXNet context, which loads them; else why not. With a batch
     size they are tried on the largest and smallest images of ResNet-50 too: cuDNN chooses its kernels by the size.
 
     A crash or a hang of the library cannot reach the caller: another process has tried it on this device before. That takes
@@ -88,7 +88,7 @@ def ready(device: Any, batch_size: int = 0) -> str:
     different answers: agree on one before building a network.
     """
     reason = _unfit(device) or _tried_elsewhere(device, batch_size)
-    return reason or _load(device)
+    return reason or _load(device) or None
 
 
 def _kind(device: Any) -> str:
