@@ -8,12 +8,24 @@ from typing import Any, Dict, List
 import mxnet as mx
 
 from mxresnet.config import FIELDS, FUSED, GPU, NVIDIA_MXNET, Config, flag_of
-from mxresnet.model.cudnn_bn import runtime
-from mxresnet.model.ops import ExtensionOps, FusedCpuOps, GroupOps, PlainOps, accepts, channel_first
-from mxresnet.model.ops_nvidia import LAYOUT, NormAddOps, NormOps, StatsOps, VendorOps
+from mxresnet.model.ops import (
+    CudnnBnOps,
+    FusedCpuOps,
+    PlainOps,
+    SyncBatchNormOps,
+    accepts,
+    channel_first,
+)
+from mxresnet.model.ops_nvidia import (
+    LAYOUT,
+    ConvStatsOps,
+    FusedBnOps,
+    NormConvAddReluOps,
+    NormConvOps,
+)
 
-VENDOR_OPS = (StatsOps, NormOps, NormAddOps, VendorOps)
-# This one projects its shortcuts by NormOps' operators or VendorOps', as their stride is.
+VENDOR_OPS = (ConvStatsOps, NormConvOps, NormConvAddReluOps, FusedBnOps)
+# This one projects its shortcuts by NormConvOps' operators or FusedBnOps', as their stride is.
 CLOSEST = {"resnet-v1b-dbar-fl": "resnet-v1b-dbar2-fl"}
 CUDNN = ("conv_algo", "force_tensor_core", "verbose")
 VENDOR_WANTS = "NVIDIA's fused operators want a GPU, --dtype float16, --conv-layout and --batchnorm-layout NHWC, --bn-group 1"
@@ -34,11 +46,11 @@ def cudnn_bn_unavailable_reason(config: Config, device: Any) -> str:
     takes seconds. Ranks may differ: let them agree.
     """
     on_gpu = device.device_type == "gpu"
-    if not _channels_last(config, on_gpu) or isinstance(select_ops(config, on_gpu), VendorOps):
+    if not _channels_last(config, on_gpu) or isinstance(select_ops(config, on_gpu), FusedBnOps):
         return NOT_TRIED
     if config.dtype != "float16" or config.conv_layout != LAYOUT:
         return "this project's batch norms want --dtype float16 and --conv-layout NHWC"
-    return runtime.ready(device, config.batch_size)
+    return CudnnBnOps.unavailable_reason(device, config.batch_size) or ""
 
 
 def select_ops(config: Config, on_gpu: bool, problem: str = NOT_TRIED) -> PlainOps:
@@ -46,7 +58,7 @@ def select_ops(config: Config, on_gpu: bool, problem: str = NOT_TRIED) -> PlainO
     if config.bn_group > 1:
         # NVIDIA's batch norms exchange statistics through buffers that its processes open in each other's GPUs; that can only be
         # written where it can be run.
-        return GroupOps(config)
+        return SyncBatchNormOps(config)
     if (
         on_gpu
         and config.dtype == "float16"
@@ -54,13 +66,13 @@ def select_ops(config: Config, on_gpu: bool, problem: str = NOT_TRIED) -> PlainO
     ):
         network = CLOSEST.get(config.network, config.network)
         for ops in VENDOR_OPS:
-            if (network in ops.networks or ops is VendorOps) and all(
-                accepts(*need) for need in ops.needs
+            if (network in ops.networks or ops is FusedBnOps) and all(
+                accepts(*need) for need in ops.required_operators
             ):
                 return ops(config)
     if _channels_last(config, on_gpu):
         if not problem:
-            return ExtensionOps(config)
+            return CudnnBnOps(config)
         return PlainOps(channel_first(config))
     fused = (
         config.fuse_bn_relu
@@ -83,9 +95,11 @@ def _ignored_reason(name: str, ops: PlainOps, on_gpu: bool) -> str:
     if name in CUDNN and accepts("Convolution", "cudnn_algo_fwd"):
         return "" if on_gpu else f"{GPU} only"
     if not accepts("BatchNormAddRelu"):
-        if name not in ExtensionOps.supported_settings:
+        if name not in CudnnBnOps.supported_settings:
             return f"{NVIDIA_MXNET} only"
-        return "not together with --bn-group" if isinstance(ops, GroupOps) else f"{FUSED} only"
+        return (
+            "not together with --bn-group" if isinstance(ops, SyncBatchNormOps) else f"{FUSED} only"
+        )
     return VENDOR_WANTS if name.startswith("fuse") else "not done by this program"
 
 
