@@ -8,13 +8,25 @@ from typing import Any, Dict, List, Optional, Type
 import mxnet as mx
 
 from mxresnet.config import FIELDS, FUSED, GPU, NVIDIA_MXNET, Config, flag_of
-from mxresnet.model.cudnn_bn import runtime
-from mxresnet.model.ops import ExtensionOps, FusedCpuOps, GroupOps, PlainOps, accepts, channel_first
-from mxresnet.model.ops_nvidia import LAYOUT, NormAddOps, NormOps, StatsOps, VendorOps
+from mxresnet.model.ops import (
+    CudnnBnOps,
+    FusedCpuOps,
+    PlainOps,
+    SyncBatchNormOps,
+    accepts,
+    channel_first,
+)
+from mxresnet.model.ops_nvidia import (
+    LAYOUT,
+    ConvStatsOps,
+    FusedBnOps,
+    NormConvAddReluOps,
+    NormConvOps,
+)
 
 # Backends of NVIDIA's MXNet, the fastest first.
-VENDOR_OPS = (StatsOps, NormOps, NormAddOps, VendorOps)
-# The reference's dbar network projects its shortcuts with NormOps' or VendorOps' operators, depending on the stride.
+VENDOR_OPS = (ConvStatsOps, NormConvOps, NormConvAddReluOps, FusedBnOps)
+# The reference's dbar network projects its shortcuts with NormConvOps' or FusedBnOps' operators, depending on the stride.
 CLOSEST_NETWORK = {"resnet-v1b-dbar-fl": "resnet-v1b-dbar2-fl"}
 CUDNN_SETTINGS = ("conv_algo", "force_tensor_core", "verbose")
 VENDOR_REQUIREMENTS = (
@@ -33,7 +45,7 @@ def _needs_channel_last_batch_norm(config: Config, on_gpu: bool) -> bool:
     return on_gpu and config.bn_group == 1 and config.batchnorm_layout == LAYOUT
 
 
-def _select_vendor_ops(config: Config, on_gpu: bool) -> Optional[Type[VendorOps]]:
+def _select_vendor_ops(config: Config, on_gpu: bool) -> Optional[Type[FusedBnOps]]:
     """Return the fastest backend whose operators NVIDIA's MXNet registers, None elsewhere."""
     layouts = (config.conv_layout, config.batchnorm_layout)
     usable = on_gpu and config.bn_group == 1 and config.dtype == "float16"
@@ -41,8 +53,8 @@ def _select_vendor_ops(config: Config, on_gpu: bool) -> Optional[Type[VendorOps]
         return None
     network = CLOSEST_NETWORK.get(config.network, config.network)
     for ops in VENDOR_OPS:
-        wanted = network in ops.networks or ops is VendorOps
-        if wanted and all(accepts(*need) for need in ops.needs):
+        wanted = network in ops.networks or ops is FusedBnOps
+        if wanted and all(accepts(*need) for need in ops.required_operators):
             return ops
     return None
 
@@ -58,7 +70,7 @@ def cudnn_bn_unavailable_reason(config: Config, device: Any) -> Optional[str]:
         return NOT_TRIED
     if config.dtype != "float16" or config.conv_layout != LAYOUT:
         return "this project's batch norms need --dtype float16 and --conv-layout NHWC"
-    return runtime.unavailable_reason(device, config.batch_size)
+    return CudnnBnOps.unavailable_reason(device, config.batch_size)
 
 
 def select_ops(
@@ -74,13 +86,13 @@ def select_ops(
     if config.bn_group > 1:
         # NVIDIA's operators exchange statistics through buffers that processes open in each other's GPUs. This project
         # does not: such code must be written where it can be run.
-        return GroupOps(config)
+        return SyncBatchNormOps(config)
     vendor_ops = _select_vendor_ops(config, on_gpu)
     if vendor_ops:
         return vendor_ops(config)
     if _needs_channel_last_batch_norm(config, on_gpu):
         if cudnn_bn_reason is None:
-            return ExtensionOps(config)
+            return CudnnBnOps(config)
         return PlainOps(channel_first(config))
     fused = (
         config.fuse_bn_relu
@@ -103,9 +115,9 @@ def _ignored_reason(name: str, ops: PlainOps, on_gpu: bool) -> Optional[str]:
     if name in CUDNN_SETTINGS and accepts("Convolution", "cudnn_algo_fwd"):
         return gpu_only
     if not accepts("BatchNormAddRelu"):
-        if name not in ExtensionOps.supported_settings:
+        if name not in CudnnBnOps.supported_settings:
             return f"{NVIDIA_MXNET} only"
-        return "not together with --bn-group" if isinstance(ops, GroupOps) else f"{FUSED} only"
+        return "not together with --bn-group" if isinstance(ops, SyncBatchNormOps) else f"{FUSED} only"
     return VENDOR_REQUIREMENTS if name.startswith("fuse") else "not implemented by this program"
 
 
