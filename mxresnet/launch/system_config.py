@@ -70,8 +70,9 @@ def load_configuration(system: str, environ: Mapping[str, str]) -> Dict[str, str
     """
     check_system(system)
     name = f"config_{system}.sh"
+    # --norc: under sshd, "bash -c" would read the user's .bashrc, which may change PATH.
     done = subprocess.run(
-        ["bash", "-c", _READ_CONFIGURATION, "bash", f"./{name}"],
+        ["bash", "--norc", "-c", _READ_CONFIGURATION, "bash", f"./{name}"],
         cwd=PROJECT_FOLDER,
         env=dict(environ),
         stdin=subprocess.DEVNULL,
@@ -84,6 +85,22 @@ def load_configuration(system: str, environ: Mapping[str, str]) -> Dict[str, str
     items = (item.partition("=") for item in os.fsdecode(done.stdout).split("\0") if item)
     after = {key: value for key, _, value in items if key not in _OF_BASH}
     return {**after, **{key: environ[key] for key in _OF_BASH if key in environ}}
+
+
+def number_of_ranks(environ: Mapping[str, str]) -> int:
+    """Return the number of ranks that a loaded configuration is for, on all its machines.
+
+    Raises:
+        UserError: DGXNGPU or DGXNNODES is not a number.
+    """
+    ranks, machines = environ.get("DGXNGPU", ""), environ.get("DGXNNODES") or "1"
+    try:
+        return int(ranks) * int(machines)
+    except ValueError:
+        raise UserError(
+            f"DGXNGPU={ranks} ranks on each of DGXNNODES={machines} machines: "
+            "both must be whole numbers from 1 on"
+        ) from None
 
 
 def overridden_settings(
