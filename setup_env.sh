@@ -3,6 +3,8 @@
 #
 #   ./setup_env.sh                 for training and data preparation
 #   ./setup_env.sh --dev           also for the tests and the linters
+#   ./setup_env.sh --launcher-python
+#                                  print the path of any Python 3.8 or newer; create nothing
 #   ./setup_env.sh --fingerprint   print the text that .venv/.ready must contain for .venv to count
 #                                  as complete (for an image that fills .venv by other means)
 #
@@ -54,6 +56,17 @@ find_python() {
     [ -n "$found" ] || die "no Python found: install Python 3.9, 3.10 or 3.11 $hint"
     die "Python 3.9, 3.10 or 3.11 is needed, but only$found was found: MXNet 1.9.1 needs" \
         "numpy < 1.24, which does not exist for newer Pythons $hint"
+}
+
+# The launchers need only the standard library, and run before the environment exists.
+launcher_python() {
+    local candidate
+    for candidate in python python3 python3.11 python3.10 python3.9 python3.8; do
+        "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2>/dev/null || continue
+        command -v "$candidate"
+        return
+    done
+    find_python
 }
 
 check_machine() {
@@ -220,9 +233,13 @@ raise SystemExit(not (u.find_spec("mxnet") and u.find_spec("horovod.mxnet")))'
             fingerprint
             return
             ;;
+        --launcher-python)
+            launcher_python
+            return
+            ;;
         --dev) dev=true ;;
         "") ;;
-        *) die "$1 is not an option: use --dev or --fingerprint" ;;
+        *) die "$1 is not an option: use --dev, --launcher-python or --fingerprint" ;;
     esac
     active=$(command -v python || command -v python3 || true)
     if [ -n "$active" ] && [ "${active#"$venv"/}" = "$active" ] &&

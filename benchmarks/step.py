@@ -26,8 +26,9 @@ def mxnet_stepper(batch, size, dtype):
 
     from mxresnet.config import Config
     from mxresnet.data.loader import Batch
-    from mxresnet.lr_schedule import make_plan
+    from mxresnet.model.select_ops import select_ops
     from mxresnet.parallel.world import World
+    from mxresnet.run_plan import make_plan
     from mxresnet.trainer import Trainer
 
     config = Config(
@@ -42,8 +43,10 @@ def mxnet_stepper(batch, size, dtype):
         fuse_bn_relu=1,
         label_smoothing=0.1,
     )
-    trainer = Trainer(config, make_plan(config, 1000 * batch, 1), World(), 1000, mx.cpu())
-    trainer.initialise()
+    plan = make_plan(config, 1000 * batch, 1)
+    ops = select_ops(config, on_gpu=False)
+    trainer = Trainer(config, plan, World(), 1000, mx.cpu(), ops)
+    trainer.initialize()
     trainer.warm_up()
     random = np.random.RandomState(0)
     data = Batch(

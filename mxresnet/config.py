@@ -1,26 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every setting of a training run, declared once: flag, environment variable, default, meaning, check.
 
-A value comes from the flag, else from the environment (this is how config_<system>.sh speaks), else from the default.
-The names are those of NVIDIA's MLPerf Training v2.1 MXNet benchmark, and so are the defaults: what its run_and_time.sh
-passes when nothing is set, but for what only a GPU can do (float16, channels last, four channels, fused batch norms, cuDNN's
-algorithm): the configurations for GPUs set that. Settings of our own are marked "(own)".
+To add a setting, add a field to Config; config_parser.py makes the flag, --help and docs/settings.md of it.
+
+Names and defaults are those of NVIDIA's MLPerf Training v2.1 MXNet benchmark (a default is the value that its run_and_time.sh
+passes when nothing is set), except what only a GPU can do (float16, channels last, four channels, fused batch norms, cuDNN's
+algorithm): the configurations for GPUs set those. Settings that the benchmark does not have are marked "(own)".
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
-from dataclasses import dataclass, field
-from typing import Any, Callable, Mapping, Optional, Sequence, Tuple
+from dataclasses import dataclass
+from typing import Optional, Tuple
 
-from mxresnet.errors import UserError
+from mxresnet.setting import (
+    above,
+    at_least,
+    between,
+    one_of,
+    parse_gpu_list,
+    parse_image_shape,
+    parse_lr_step_epochs,
+    setting,
+)
 
-Check = Tuple[Callable[[Any], bool], str]
-
-# Settings that mean something only with the operators of NVIDIA's MXNet, or only on a GPU. Elsewhere they are accepted,
-# and a run says once that they have no effect.
+# Values of `requires`: a setting has an effect only with the operators of NVIDIA's MXNet, or only on a GPU. Elsewhere it is
+# accepted, and the run reports once that it has no effect.
 NVIDIA_MXNET = "NVIDIA's MXNet"
 FUSED = "NVIDIA's MXNet or this project's batch norms on a GPU"
 GPU = "GPU"
@@ -39,88 +45,6 @@ NETWORKS = tuple(
         "-mainloop-fl",
     )
 )
-
-# Flags of the reference that nothing in it reads.
-UNSUPPORTED_FLAGS = {
-    "--custom-bn-off": "its networks look for another name",
-    "--initializer": "the initializer is fixed",
-    "--model-prefix": "it writes no checkpoints",
-    "--save-period": "it writes no checkpoints",
-    "--logging-dir": "it logs to standard output (here: --log-file)",
-    "--log": "it logs to standard output (here: --log-file)",
-    "--epoch-size": "the data set decides (--num-examples shortens an epoch)",
-    "--dali-bytes-per-sample-hint": "the decoder, crop and normalize hints took its place",
-    "--profile-server-suffix": "Horovod has no parameter server",
-}
-
-
-def at_least(low: float) -> Check:
-    return (lambda value: value >= low), f"must be at least {low:g}"
-
-
-def above(low: float) -> Check:
-    return (lambda value: value > low), f"must be above {low:g}"
-
-
-def between(low: float, high: float) -> Check:
-    return (lambda value: low <= value <= high), f"must be from {low:g} to {high:g}"
-
-
-def one_of(*choices: Any) -> Check:
-    return (lambda value: value in choices), "must be one of " + ", ".join(map(str, choices))
-
-
-def switch(text: str) -> bool:
-    """Parse the reference's three spellings of a boolean. Raises ValueError."""
-    if text.lower() in ("1", "true", "yes"):
-        return True
-    if text.lower() in ("0", "false", "no"):
-        return False
-    raise ValueError(text)
-
-
-def shape(text: str) -> Tuple[int, int, int]:
-    """Parse "channels,height,width". Raises ValueError."""
-    channels, height, width = (int(part) for part in text.split(","))
-    return channels, height, width
-
-
-def lr_schedule(text: str) -> str:
-    """Accept "pow2" and the like, or epochs as in "30,60,80". Raises ValueError."""
-    if "pow" not in text and text:
-        [int(part) for part in text.split(",")]
-    return text
-
-
-def gpu_list(text: str) -> str:
-    """Accept "0,1" and the like. Raises ValueError."""
-    if any(int(part) < 0 for part in text.split(",")):
-        raise ValueError(text)
-    return text
-
-
-def setting(
-    default: Any,
-    env: str,
-    help: str,
-    check: Optional[Check] = None,
-    kind: Optional[Callable] = None,
-    note: str = "",
-    flag: str = "",
-) -> Any:
-    """A field of Config. note says where it means something, when not everywhere; flag is its name, when not --field-name."""
-    kind = kind or (switch if isinstance(default, bool) else type(default))
-    return field(
-        default=default,
-        metadata={
-            "env": env,
-            "help": help,
-            "check": check,
-            "kind": kind,
-            "note": note,
-            "flag": flag,
-        },
-    )
 
 
 @dataclass(frozen=True)
@@ -144,7 +68,7 @@ class Config:
         (3, 224, 224),
         "IMAGE_SHAPE",
         "channels,height,width of the network's input; channel 4 is zero padding",
-        kind=shape,
+        parse=parse_image_shape,
     )
     dtype: str = setting(
         "float32",
@@ -184,29 +108,29 @@ class Config:
         "FUSE_BN_ADD_RELU",
         "let a batch norm add the shortcut and compute the ReLU, where its operator can",
         at_least(0),
-        note=FUSED,
+        requires=FUSED,
     )
     conv_algo: int = setting(
         -1,
         "CONV_ALGO",
         "cuDNN algorithm forced on convolutions; -1: cuDNN chooses",
         at_least(-1),
-        note=NVIDIA_MXNET,
+        requires=NVIDIA_MXNET,
     )
     force_tensor_core: int = setting(
-        0, "FORCE_TENSOR_CORE", "only tensor-core algorithms", at_least(0), note=NVIDIA_MXNET
+        0, "FORCE_TENSOR_CORE", "only tensor-core algorithms", at_least(0), requires=NVIDIA_MXNET
     )
     verbose: int = setting(
-        0, "VERBOSE", "report the algorithms that are chosen", at_least(0), note=NVIDIA_MXNET
+        0, "VERBOSE", "report the algorithms that are chosen", at_least(0), requires=NVIDIA_MXNET
     )
     e2e_cuda_graphs: int = setting(
-        0, "E2E_CUDA_GRAPHS", "the whole step as one CUDA graph", at_least(0), note=NVIDIA_MXNET
+        0, "E2E_CUDA_GRAPHS", "the whole step as one CUDA graph", at_least(0), requires=NVIDIA_MXNET
     )
     gpus: str = setting(
         "",
         "GPUS",
         "numbers of the GPUs, by local rank, as in 0,1; not given: all that are found, or the CPU where there is none",
-        kind=gpu_list,
+        parse=parse_gpu_list,
     )
 
     # Optimizer
@@ -219,7 +143,7 @@ class Config:
         "30,60,80",
         "LRSCHED",
         '"pow2": decay with power 2 to 1e-4; else the epochs at which the rate drops',
-        kind=lr_schedule,
+        parse=parse_lr_step_epochs,
     )
     lr_factor: float = setting(
         0.1,
@@ -337,36 +261,40 @@ class Config:
         "DALI_CACHE_SIZE",
         "cache of decoded images, MiB; shards then stay with their rank",
         at_least(0),
-        note=GPU,
+        requires=GPU,
     )
     dali_hw_decoder_load: float = setting(
-        0.0, "DALI_HW_DECODER_LOAD", "share of the hardware JPEG decoder", between(0, 1), note=GPU
+        0.0,
+        "DALI_HW_DECODER_LOAD",
+        "share of the hardware JPEG decoder",
+        between(0, 1),
+        requires=GPU,
     )
     dali_nvjpeg_memory_padding: int = setting(
-        64, "DALI_NVJPEG_MEMPADDING", "nvJPEG buffers, MiB", at_least(0), note=GPU
+        64, "DALI_NVJPEG_MEMPADDING", "nvJPEG buffers, MiB", at_least(0), requires=GPU
     )
     dali_tmp_buffer_hint: int = setting(
-        25273239, "DALI_TMP_BUFFER_HINT", "scratch of the resize, bytes", at_least(0), note=GPU
+        25273239, "DALI_TMP_BUFFER_HINT", "scratch of the resize, bytes", at_least(0), requires=GPU
     )
     dali_decoder_buffer_hint: int = setting(
-        1315942, "DALI_DECODER_BUFFER_HINT", "decoded image, bytes", at_least(0), note=GPU
+        1315942, "DALI_DECODER_BUFFER_HINT", "decoded image, bytes", at_least(0), requires=GPU
     )
     dali_crop_buffer_hint: int = setting(
-        165581, "DALI_CROP_BUFFER_HINT", "cropped image, bytes", at_least(0), note=GPU
+        165581, "DALI_CROP_BUFFER_HINT", "cropped image, bytes", at_least(0), requires=GPU
     )
     dali_normalize_buffer_hint: int = setting(
-        441549, "DALI_NORMALIZE_BUFFER_HINT", "normalized image, bytes", at_least(0), note=GPU
+        441549, "DALI_NORMALIZE_BUFFER_HINT", "normalized image, bytes", at_least(0), requires=GPU
     )
     dali_preallocate_width: int = setting(
-        0, "DALI_PREALLOCATE_WIDTH", "widest image expected, pixels", at_least(0), note=GPU
+        0, "DALI_PREALLOCATE_WIDTH", "widest image expected, pixels", at_least(0), requires=GPU
     )
     dali_preallocate_height: int = setting(
-        0, "DALI_PREALLOCATE_HEIGHT", "highest image expected, pixels", at_least(0), note=GPU
+        0, "DALI_PREALLOCATE_HEIGHT", "highest image expected, pixels", at_least(0), requires=GPU
     )
 
     # The run
     seed: Optional[int] = setting(
-        None, "SEED", "random seed; empty: drawn by rank 0", between(0, 2**31 - 1), kind=int
+        None, "SEED", "random seed; empty: drawn by rank 0", between(0, 2**31 - 1), parse=int
     )
     log_file: str = setting(
         "",
@@ -455,134 +383,3 @@ FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 
 def flag_of(name: str) -> str:
     return FIELDS[name].metadata["flag"] or "--" + name.replace("_", "-")
-
-
-def default_of(name: str) -> str:
-    """The default as one would write it, or "none"."""
-    default = FIELDS[name].default
-    if isinstance(default, tuple):
-        return ",".join(map(str, default))
-    if isinstance(default, bool):
-        return str(int(default))
-    return (
-        f"{default:.5g}"
-        if isinstance(default, float)
-        else "none"
-        if default in ("", None)
-        else str(default)
-    )
-
-
-def described(name: str) -> str:
-    metadata = FIELDS[name].metadata
-    return metadata["help"] + (f"; {metadata['note']} only" if metadata["note"] else "")
-
-
-def to_markdown() -> str:
-    """All settings as the table in docs/settings.md."""
-    rows = ["| Flag | Variable | Default | Meaning |", "|---|---|---|---|"]
-    rows += [
-        f"| `{flag_of(n)}` | `{FIELDS[n].metadata['env']}` | {default_of(n)} | {described(n)} |"
-        for n in FIELDS
-    ]
-    return "\n".join(rows) + "\n"
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise UserError(f"{message} (python -m mxresnet --help lists the flags)")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m mxresnet", description=__doc__.splitlines()[0], allow_abbrev=False
-    )
-    for name, item in FIELDS.items():
-        bare = {"nargs": "?", "const": "1"} if isinstance(item.default, bool) else {}
-        meaning = f"{described(name)} (variable {item.metadata['env']}, default {default_of(name)})"
-        parser.add_argument(
-            flag_of(name),
-            dest=name,
-            default=None,
-            metavar="VALUE",
-            **bare,
-            help=meaning.replace("%", "%%"),
-        )
-    parser.add_argument(
-        "--print-config", action="store_true", help="print the effective settings as JSON and exit"
-    )
-    return parser
-
-
-def _value(name: str, text: str, origin: str) -> Any:
-    metadata = FIELDS[name].metadata
-    try:
-        value = metadata["kind"](text)
-    except ValueError:
-        raise UserError(f"{origin}: {text!r} is not a value for {metadata['help']!r}") from None
-    check = metadata["check"]
-    if check and not check[0](value):
-        raise UserError(f"{origin}: {text!r} {check[1]} ({metadata['help']})")
-    return value
-
-
-def _validate_combinations(config: Config) -> None:
-    """Refuse settings that are right alone and wrong together. Raises UserError."""
-    if config.watchdog_limit < 3 * config.watchdog_period:
-        raise UserError(
-            f"--watchdog-limit {config.watchdog_limit:g} is below three times --watchdog-period {config.watchdog_period:g}"
-        )
-    if config.eval_offset >= config.eval_period:
-        raise UserError(
-            f"--eval-offset {config.eval_offset} is not below --eval-period {config.eval_period}: nothing would be evaluated"
-        )
-    if config.warmup_epochs >= config.num_epochs and "pow" in config.lr_step_epochs:
-        raise UserError(
-            f"--warmup-epochs {config.warmup_epochs} is not below --num-epochs {config.num_epochs}"
-        )
-    for low, high in (
-        ("min_random_area", "max_random_area"),
-        ("min_random_aspect_ratio", "max_random_aspect_ratio"),
-    ):
-        if getattr(config, low) > getattr(config, high):
-            raise UserError(
-                f"{flag_of(low)} {getattr(config, low):g} is above {flag_of(high)} {getattr(config, high):g}"
-            )
-    if config.bn_group > 1 and config.dtype == "bfloat16":
-        raise UserError("--bn-group above 1 cannot compute in bfloat16: use --dtype float32")
-    channels, height, width = config.image_shape
-    if channels not in (3, 4) or min(height, width) < 1:
-        raise UserError(
-            f"--image-shape {channels},{height},{width}: wants 3 or 4 channels and positive sizes"
-        )
-    if config.resize < max(height, width):
-        raise UserError(
-            f"--resize {config.resize} is below the crop of {height} x {width} pixels (--image-shape)"
-        )
-
-
-def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Tuple[Config, bool]:
-    """Return the settings and whether they are only to be printed. Raises UserError."""
-    for word in argv:
-        if word.split("=")[0] in UNSUPPORTED_FLAGS:
-            raise UserError(
-                f"{word} does nothing in the reference and is refused here: {UNSUPPORTED_FLAGS[word.split('=')[0]]}"
-            )
-    given = _parser().parse_args(list(argv))
-    values = {}
-    for name, item in FIELDS.items():
-        flag, env = getattr(given, name), item.metadata["env"]
-        if flag is not None:
-            values[name] = _value(name, flag, flag_of(name))
-        elif environ.get(env):
-            values[name] = _value(name, environ[env], f"variable {env}")
-    config = Config(**values)
-    if config.time_tags or config.nvtx_flag:
-        # A run that times its parts is short, as in the reference's run_and_time.sh.
-        config = dataclasses.replace(config, num_epochs=4, warmup_epochs=2)
-    _validate_combinations(config)
-    return config, given.print_config
-
-
-def to_json(config: Config) -> str:
-    return json.dumps(dataclasses.asdict(config), indent=2)

@@ -16,7 +16,8 @@ from mlperf_logging.mllog import constants
 
 from mxresnet.config import Config
 from mxresnet.errors import UserError
-from mxresnet.lr_schedule import END_LEARNING_RATE, POLYNOMIAL_POWER, Block, Plan
+from mxresnet.lr_schedule import END_LEARNING_RATE, POLYNOMIAL_POWER
+from mxresnet.run_plan import Block, Plan
 
 
 class _LogFile(logging.FileHandler):
@@ -118,8 +119,8 @@ class RunLog:
     ) -> None:
         self.write("event", key, value, metadata or {}, depth=1)
 
-    def initialisation(self, seed: int, bn_span: int, parameters: Iterable[str]) -> None:
-        """Seed, images per batch-norm statistic, and the name of every parameter that was initialised."""
+    def initialization(self, seed: int, bn_span: int, parameters: Iterable[str]) -> None:
+        """Seed, images per batch-norm statistic, and the name of every parameter that was initialized."""
         self._event(constants.SEED, seed)
         self._event(constants.MODEL_BN_SPAN, bn_span)
         for name in sorted(parameters):
@@ -130,14 +131,14 @@ class RunLog:
 
     def hyperparameters(self, config: Config, plan: Plan, ranks: int) -> None:
         """What was set, under the optimizer's own keys. Decay steps are logged in epochs, as the reference does."""
-        if plan.polynomial and not plan.constant_rate:
+        if plan.schedule.polynomial and not plan.schedule.is_constant:
             for family in ("sgd", "lars"):
                 self._event(f"{family}_opt_learning_rate_decay_poly_power", POLYNOMIAL_POWER)
                 self._event(f"{family}_opt_end_learning_rate", END_LEARNING_RATE)
-        elif not plan.constant_rate:
+        elif not plan.schedule.is_constant:
             self._event(
                 "opt_learning_rate_decay_boundary_epochs",
-                [step // plan.steps_per_epoch for step in plan.drop_steps],
+                [step // plan.steps_per_epoch for step in plan.schedule.drop_steps],
             )
         self._event("d_batch_size", config.batch_size)
         self._event("s_optimizer", config.optimizer)

@@ -9,8 +9,8 @@ from typing import Callable, Optional, Sequence, TextIO
 
 from mxresnet.config import Config
 from mxresnet.errors import UserError
-from mxresnet.lr_schedule import Plan
-from mxresnet.metrics import Score
+from mxresnet.metrics import Score, images_per_second
+from mxresnet.run_plan import Plan
 
 
 def duration(seconds: float) -> str:
@@ -45,7 +45,7 @@ class Progress:
         self._run_start = self._epoch_start = self._mark = 0.0
         self._best = 0.0
 
-    def say(self, text: str) -> None:
+    def write_line(self, text: str) -> None:
         for stream in self._streams:
             try:
                 stream.write(text + "\n")  # in one piece: what ranks write is collected by mpirun
@@ -64,9 +64,9 @@ class Progress:
     def step_done(self, epoch: int, step: int) -> None:
         if self._every and step % self._every == 0:
             now = self._clock()
-            speed = self._every * self._step_images / (now - self._mark)
+            speed = images_per_second(self._every * self._step_images, now - self._mark)
             self._mark = now
-            self.say(
+            self.write_line(
                 f"epoch {epoch}, step {step} of {self._plan.steps_per_epoch}: {speed:,.0f} images/s"
             )
 
@@ -75,8 +75,8 @@ class Progress:
         seconds = self._clock() - self._epoch_start
         per_epoch = (self._clock() - self._run_start) / epoch  # evaluations included
         left = per_epoch * (self._plan.num_epochs - epoch)
-        speed = self._images / seconds
-        self.say(
+        speed = images_per_second(self._images, seconds)
+        self.write_line(
             f"epoch {epoch:{len(str(self._plan.num_epochs))}d} of at most {self._plan.num_epochs}: {speed:,.0f} images/s, "
             f"{duration(seconds)}, learning rate {learning_rate:.4g}, at most {duration(left)} left"
         )
@@ -87,17 +87,19 @@ class Progress:
         target = config.accuracy_threshold
         verdict = "target reached" if score.accuracy > target else f"target above {target:g}"
         top_k = f", top-{config.top_k} {score.top_k_accuracy:.4f}" if config.top_k else ""
-        self.say(
+        self.write_line(
             f"after epoch {epoch}: accuracy {score.accuracy:.4f} ({score.correct} of {score.total}){top_k}, {verdict}"
         )
 
     def run_done(self, reached: Optional[bool], target: float) -> None:
         took = duration(self._clock() - self._run_start)
         if reached is None:
-            self.say(f"done in {took}; nothing was evaluated")
+            self.write_line(f"done in {took}; nothing was evaluated")
         elif reached:
-            self.say(f"trained to accuracy {self._best:.4f} (target above {target:g}) in {took}")
+            self.write_line(
+                f"trained to accuracy {self._best:.4f} (target above {target:g}) in {took}"
+            )
         else:
-            self.say(
+            self.write_line(
                 f"target accuracy {target:g} missed: best {self._best:.4f} in {self._plan.num_epochs} epochs, {took}"
             )

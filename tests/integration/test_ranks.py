@@ -115,16 +115,16 @@ def test_the_official_checker_refuses_a_damaged_log(finished, tmp_path, damage):
 WEIGHTS_AFTER_STEPS = """
 import hashlib, sys
 from mxresnet.parallel import world
-from mxresnet import train_loop
+from mxresnet.train_loop import TrainLoop
 from mxresnet import cli
-run = train_loop.run
-def run_and_show(*args):
-    reached = run(*args)
-    arguments, _ = args[6]._module.get_params()
+run = TrainLoop.run
+def run_and_show(self):
+    reached = run(self)
+    arguments, _ = self.trainer._module.get_params()
     digest = hashlib.sha256(b"".join(arguments[name].asnumpy().tobytes() for name in sorted(arguments))).hexdigest()
     sys.stderr.write("weights %s\\n" % digest)
     return reached
-train_loop.run = run_and_show
+TrainLoop.run = run_and_show
 sys.exit(cli.main())
 """
 

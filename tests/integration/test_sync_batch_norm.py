@@ -75,14 +75,15 @@ from mxresnet.parallel.world import join, start_horovod
 world = start_horovod(join())
 import mxnet as mx
 from mxresnet.data.loader import Batch
-from mxresnet.lr_schedule import make_plan
+from mxresnet.model.select_ops import select_ops
+from mxresnet.run_plan import make_plan
 from mxresnet.trainer import Trainer, seed_everything
 config = Config(
     num_layers=18, image_shape=(3, 32, 32), resize=32, batch_size=8 // world.size, bn_group=world.size, optimizer="sgdwfastlars",
     lr=1.0, lr_step_epochs="pow2", num_epochs=3, warmup_epochs=1, bn_gamma_init0=True)
 seed_everything(3)
-trainer = Trainer(config, make_plan(config, 64, 1), world, 10, mx.cpu())
-trainer.initialise()
+trainer = Trainer(config, make_plan(config, 64, 1), world, 10, mx.cpu(), select_ops(config, on_gpu=False))
+trainer.initialize()
 trainer.warm_up()
 random = np.random.RandomState(1)
 images, labels = random.randn(8, 3, 32, 32), random.randint(0, 10, 8)

@@ -38,10 +38,10 @@ class FakeTrainer:
             0,
         )
 
-    def initialise(self):
+    def initialize(self):
         from mxresnet.model.resnet import parameter_names
 
-        self.events.append("initialise")
+        self.events.append("initialize")
         return parameter_names(50)
 
     def warm_up(self):

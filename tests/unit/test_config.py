@@ -9,12 +9,10 @@ from support.commands import ROOT, python
 from mxresnet.config import (
     FIELDS,
     NVIDIA_MXNET,
-    UNSUPPORTED_FLAGS,
     Config,
     flag_of,
-    parse,
-    to_markdown,
 )
+from mxresnet.config_parser import UNSUPPORTED_FLAGS, parse, to_markdown
 from mxresnet.errors import UserError
 
 
@@ -94,8 +92,8 @@ def test_every_setting_is_read_somewhere():
                 read.add(node.attr)
     by_path = {"data_train", "data_train_idx", "data_val", "data_val_idx"}  # through Config.path
     said = {
-        name for name, field in FIELDS.items() if field.metadata["note"] == NVIDIA_MXNET
-    }  # by op_sets.ignored_settings
+        name for name, field in FIELDS.items() if field.metadata["requires"] == NVIDIA_MXNET
+    }  # by select_ops.ignored_settings
     assert set(FIELDS) - read - by_path - said == set()
 
 
@@ -198,7 +196,7 @@ def test_a_run_that_times_its_parts_is_short(variable):
 
 
 def test_the_table_of_settings_is_up_to_date():
-    """python -c 'from mxresnet.config import to_markdown; print(to_markdown(), end="")' makes it."""
+    """python -c 'from mxresnet.config_parser import to_markdown; print(to_markdown(), end="")' makes it."""
     table = (ROOT / "docs" / "settings.md").read_text()
     assert table[table.index("| Flag") :] == to_markdown()
 

@@ -19,7 +19,7 @@ from test_cudnn_bn_build import inside, package_in, reasons_in
 from mxresnet import trainer
 from mxresnet.config import Config
 from mxresnet.data.loader import Batch
-from mxresnet.lr_schedule import make_plan
+from mxresnet.run_plan import make_plan
 from mxresnet.model.cudnn_bn import build as extension_build
 from mxresnet.model.cudnn_bn import runtime
 from mxresnet.model.ops import ExtensionOps, PlainOps
@@ -34,7 +34,7 @@ def operators():
     done = python("-m", "mxresnet.model.cudnn_bn", "build", "--cpu")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(extension_build.library("cpu"))]
-    assert runtime.ready(mx.cpu()) == ""
+    assert runtime.unavailable_reason(mx.cpu()) is None
     return runtime
 
 
@@ -228,11 +228,10 @@ CONFIG = Config(
 )
 
 
-def started(monkeypatch, ops, config=CONFIG):
-    monkeypatch.setattr(trainer, "select_ops", lambda config, on_gpu, problem: ops(config))
+def started(ops, config=CONFIG):
     trainer.seed_everything(1)
-    made = trainer.Trainer(config, make_plan(config, 64, 1), World(), 10, mx.cpu())
-    made.initialise()
+    made = trainer.Trainer(config, make_plan(config, 64, 1), World(), 10, mx.cpu(), ops(config))
+    made.initialize()
     made.warm_up()
     return made
 
@@ -270,7 +269,7 @@ def test_the_op_set_trains_and_evaluates_resnet_50_as_the_plain_one(operators, m
     # and does not see when the statistics change.
     monkeypatch.setenv("MXNET_SUBGRAPH_BACKEND", "NONE")
     config = dataclasses.replace(CONFIG, fuse_bn_relu=fused[0], fuse_bn_add_relu=fused[1])
-    ours, plain = started(monkeypatch, ExtensionOps, config), started(monkeypatch, PlainOps)
+    ours, plain = started(ExtensionOps, config), started(PlainOps)
     used = [node["op"] for node in json.loads(ours._module.symbol.tojson())["nodes"]]
     # 33 batch norms before a ReLU, 16 before an addition, and 4 in the shortcuts.
     assert [used.count(name) for name in runtime.OPERATORS] == [
@@ -432,7 +431,7 @@ def test_a_library_that_misbehaves_is_refused_and_the_process_goes_on(tmp_path):
         [
             sys.executable,
             "-c",
-            "import mxnet as mx; from mxresnet.model.cudnn_bn import runtime; runtime.ready(mx.cpu())",
+            "import mxnet as mx; from mxresnet.model.cudnn_bn import runtime; runtime.unavailable_reason(mx.cpu())",
         ],
         cwd=tmp_path,
         env={**os.environ, "SPOILT": "hang", "PYTHONPATH": str(tmp_path)},
@@ -474,8 +473,8 @@ def test_a_library_that_does_not_fit_is_refused(operators, tmp_path, monkeypatch
 
     def reason(content):
         path.write_bytes(content)
-        runtime.ready.cache_clear()
-        return runtime.ready(mx.cpu())
+        runtime.unavailable_reason.cache_clear()
+        return runtime.unavailable_reason(mx.cpu())
 
     assert "is not built (python -m mxresnet.model.cudnn_bn build --cpu)" in runtime._unfit(
         mx.cpu()
@@ -495,7 +494,7 @@ def test_a_library_that_does_not_fit_is_refused(operators, tmp_path, monkeypatch
     assert reason(built).startswith("MXNET_BACKWARD_DO_MIRROR=1: forward would run twice")
     monkeypatch.setenv("MXNET_BACKWARD_DO_MIRROR", "0")
     assert reason(built) == ""
-    runtime.ready.cache_clear()
+    runtime.unavailable_reason.cache_clear()
 
 
 def test_a_library_that_cannot_be_loaded_is_refused(operators, tmp_path):
@@ -520,4 +519,4 @@ def test_the_networks_own_sizes_are_tried(operators, monkeypatch):
         ),
     )
     assert runtime.large_test(mx.cpu(), 2) == "output is not finite for data of 2 x 7 x 7 x 2048"
-    assert runtime.ready(mx.cpu(), 1) == ""
+    assert runtime.unavailable_reason(mx.cpu(), 1) is None

@@ -5,7 +5,7 @@ from support.commands import python
 
 from mxresnet.config import Config
 from mxresnet.errors import UserError
-from mxresnet.lr_schedule import make_blocks, make_plan
+from mxresnet.run_plan import make_blocks, make_plan
 
 IMAGENET = 1281167
 MLPERF = dict(lr_step_epochs="pow2", warmup_epochs=2, num_epochs=37)
@@ -30,7 +30,7 @@ def test_steps(ranks, batch, warmup, epochs, steps):
         IMAGENET,
         ranks,
     )
-    assert (plan.steps_per_epoch, plan.warmup_steps, plan.total_steps) == steps
+    assert (plan.steps_per_epoch, plan.schedule.warmup_steps, plan.total_steps) == steps
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_polynomial_schedule_equals_mxnets(warmup):
         base_lr=6.0,
         pwr=2,
         final_lr=1e-4,
-        warmup_steps=plan.warmup_steps,
+        warmup_steps=plan.schedule.warmup_steps,
         warmup_begin_lr=0,
     )
     for update in range(1, plan.total_steps + 3):
@@ -71,7 +71,7 @@ def test_step_schedule_equals_mxnets():
         [3 * plan.steps_per_epoch, 6 * plan.steps_per_epoch],
         factor=0.1,
         base_lr=0.5,
-        warmup_steps=plan.warmup_steps,
+        warmup_steps=plan.schedule.warmup_steps,
     )
     for update in range(1, plan.total_steps + 3):
         assert plan.learning_rate(update) == pytest.approx(theirs(update), rel=1e-12)
@@ -136,7 +136,7 @@ def test_a_constant_rate_is_not_logged_as_a_schedule(factor, logged):
     code = f"""
 from mxresnet.config import Config
 from mxresnet.mllog import RunLog
-from mxresnet.lr_schedule import make_plan
+from mxresnet.run_plan import make_plan
 config = Config(batch_size=4, lr_step_epochs="pow2", lr_factor={factor}, warmup_epochs=2, num_epochs=9)
 RunLog(0).hyperparameters(config, make_plan(config, 100, 1), 1)
 """

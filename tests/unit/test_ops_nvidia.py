@@ -15,7 +15,8 @@ import pytest
 from support import fake_nvidia_ops as vendor_registry
 from test_system_configs import exported
 
-from mxresnet.config import FIELDS, NETWORKS, Config, parse
+from mxresnet.config import FIELDS, NETWORKS, Config
+from mxresnet.config_parser import parse
 from mxresnet.model import resnet
 from mxresnet.model.ops import (
     ChannelFirstOps,
@@ -30,14 +31,19 @@ from mxresnet.model.select_ops import (
     NOT_TRIED,
     VENDOR_OPS,
     cudnn_bn_unavailable_reason,
-    ignored_settings,
     select_ops,
 )
+from mxresnet.model.select_ops import ignored_settings as ignored_settings_of
 
 LAYOUTS = {f"{what}_layout": "NHWC" for what in ("input", "conv", "batchnorm", "pooling")}
 FUSED = dict(fuse_bn_relu=1, fuse_bn_add_relu=1)
 VENDOR = dict(dtype="float16", **LAYOUTS, **FUSED)  # what the published configurations ask for
 CLASSES, ROUNDING = 10, 1e-11
+
+
+def ignored_settings(config, on_gpu, reason=NOT_TRIED):
+    return ignored_settings_of(config, select_ops(config, on_gpu, reason), on_gpu, reason)
+
 Result = collections.namedtuple("Result", "evaluation output gradients statistics")
 
 
@@ -388,7 +394,7 @@ def test_a_build_that_lacks_an_operator_gets_what_it_has_and_says_so(monkeypatch
     assert type(select_ops(config, on_gpu=True)) is left
     said = ignored_settings(config, on_gpu=True)
     assert (
-        "--network resnet-v1b-stats-fl: its operators are not here" in said[-1]
+        "--network resnet-v1b-stats-fl: its operators are not available" in said[-1]
         and left.networks[0] in said[-1]
     )
     plain = left is PlainOps  # in NCHW
@@ -422,7 +428,7 @@ def test_settings_that_the_operators_cannot_take(monkeypatch, change, on_gpu, le
     config = Config(**{**VENDOR, **change})
     assert type(select_ops(config, on_gpu)) is left
     said = " ".join(ignored_settings(config, on_gpu))
-    assert "--fuse-bn-add-relu: NVIDIA's fused operators want a GPU, --dtype float16" in said
+    assert "--fuse-bn-add-relu: NVIDIA's fused operators need a GPU, --dtype float16" in said
     assert ("--bn-group 2: every batch norm" in said) == ("bn_group" in change)
 
 
@@ -465,7 +471,7 @@ def test_what_only_nvidias_mxnet_honours_is_said_elsewhere_and_not_there(monkeyp
     vendor_registry.install(monkeypatch)
     there = Config(**{**{name: getattr(config, name) for name in FIELDS}, **VENDOR})
     assert ignored_settings(there, on_gpu=True) == [
-        "--e2e-cuda-graphs: not done by this program, no effect here"
+        "--e2e-cuda-graphs: not implemented by this program, no effect here"
     ]
     assert (
         "--conv-algo, --force-tensor-core, --verbose, --dali-hw-decoder-load: GPU only, no effect here"
@@ -477,10 +483,10 @@ def test_channel_last_batch_norms_of_public_mxnet_on_a_gpu():
     """Ours where they can be used; else stock operators, whose channel-last one cuDNN may refuse, in the other layout."""
     config = Config(**{**VENDOR, "network": "resnet-v1b-fl"})
     assert (
-        type(select_ops(config, True, "")) is ExtensionOps
-        and ignored_settings(config, True, "") == []
+        type(select_ops(config, True, None)) is ExtensionOps
+        and ignored_settings(config, True, None) == []
     )
-    assert type(select_ops(config, True, "").for_evaluation()) is ChannelFirstOps
+    assert type(select_ops(config, True, None).for_evaluation()) is ChannelFirstOps
     ops = select_ops(config, True, "libcudnn.so.8 is missing")
     assert type(ops) is PlainOps and ops.for_evaluation() is ops
     assert any(
@@ -500,7 +506,7 @@ def test_channel_last_batch_norms_of_public_mxnet_on_a_gpu():
         == NOT_TRIED
         == cudnn_bn_unavailable_reason(dataclasses.replace(config, bn_group=2), mx.gpu(0))
     )
-    assert "want --dtype float16" in cudnn_bn_unavailable_reason(
+    assert "need --dtype float16" in cudnn_bn_unavailable_reason(
         dataclasses.replace(config, dtype="float32"), mx.gpu(0)
     )
 

@@ -10,10 +10,10 @@ from mxresnet import mllog
 from mxresnet.config import Config
 from mxresnet.data.dataset import DataSet
 from mxresnet.errors import UserError
-from mxresnet.lr_schedule import make_plan
 from mxresnet.profiling import Timing
 from mxresnet.progress import Progress
-from mxresnet.train_loop import run
+from mxresnet.run_plan import make_plan
+from mxresnet.train_loop import TrainLoop
 
 CONFIG = Config(
     optimizer="sgdwfastlars",
@@ -58,7 +58,7 @@ def play(monkeypatch, accuracies=(0.5, 0.8), config=CONFIG, **changes):
     progress = Progress(plan, 12, 4, every_steps=0, rank=0, streams=[seen])
     try:
         timing = Timing(config, trainer.wait)
-        outcome = run(
+        loop = TrainLoop(
             config,
             DATA,
             plan,
@@ -69,6 +69,7 @@ def play(monkeypatch, accuracies=(0.5, 0.8), config=CONFIG, **changes):
             pipelines,
             timing,
         )
+        outcome = loop.run()
     except Exception as error:
         outcome = error
     return outcome, events, seen.getvalue()
@@ -84,7 +85,7 @@ def test_order_of_a_run(monkeypatch):
     order = keys(events)
     before, after = order[: order.index("run_start")], order[order.index("run_start") :]
     assert (
-        before[0] == "initialise"
+        before[0] == "initialize"
         and before[-1] == "barrier"
         and before.index("init_stop") < before.index("warm up")
     )
