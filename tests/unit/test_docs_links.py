@@ -12,7 +12,8 @@ SUFFIXES = {".cc", ".h", ".md", ".py", ".sh", ".sub", ".toml", ".yaml", ".yml", 
 LINK = re.compile(r"(?<!`)\[[^\]`]+\]\(([^()\s]+)\)")
 # A path into one of the project's folders: with a suffix, so that it is not an arbitrary word.
 PATH = re.compile(
-    r"(?<![\w./$}-])(?:\./)?((?:benchmarks|docs|k8s|mxresnet|prepare|tests)/[\w./-]*\.(?:cc|h|json|md|py|sh|yaml))\b"
+    r"(?<![\w./$}-])(?:\./)?"
+    r"((?:benchmarks|docs|k8s|mxresnet|prepare|tests)/[\w./-]*\.(?:cc|h|json|md|py|sh|yaml))\b"
 )
 MODULE = re.compile(r"-m (?P<name>(?:mxresnet|prepare)(?:\.\w+)*)\b")
 
