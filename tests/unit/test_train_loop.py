@@ -55,7 +55,7 @@ def play(monkeypatch, accuracies=(0.5, 0.8), config=CONFIG, **changes):
     plan = make_plan(config, DATA.train_examples, 1)
     trainer = FakeTrainer(events, accuracies, changes.get("fail_in_step", 0))
     pipelines = FakeDataLoaders(events, changes.get("val_real", (4, 2)))
-    progress = Progress(plan, 12, 4, every_steps=0, rank=0, streams=[seen])
+    progress = Progress(plan, 12, 4, interval_steps=0, rank=0, streams=[seen])
     try:
         timing = Timing(config, trainer.wait)
         loop = TrainLoop(
