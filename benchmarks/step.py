@@ -73,7 +73,7 @@ def mxnet_stepper(batch, size, dtype):
     return step
 
 
-def torch_stepper(batch, size, dtype, compiled=False):
+def torch_resnet50():
     import torch
 
     norm = torch.nn.BatchNorm2d
@@ -120,10 +120,15 @@ def torch_stepper(batch, size, dtype, compiled=False):
         for number in range(units):
             layers.append(unit(inside, filters, 2 if stage and not number else 1, not number))
             inside = 4 * filters
-    net = torch.nn.Sequential(
+    return torch.nn.Sequential(
         *layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(inside, 1000)
     )
-    net = net.to(memory_format=torch.channels_last)
+
+
+def torch_stepper(batch, size, dtype, compiled=False):
+    import torch
+
+    net = torch_resnet50().to(memory_format=torch.channels_last)
     net = torch.compile(net) if compiled else net
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
     images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)

@@ -18,6 +18,24 @@ from mxresnet.config_parser import UNSUPPORTED_FLAGS, parse, to_markdown
 from mxresnet.errors import UserError
 
 
+# The options of the reference benchmark, from its help.
+REFERENCE_FLAGS = """
+    verbose seed custom-bn-off fuse-bn-relu fuse-bn-add-relu input-layout conv-layout
+    batchnorm-layout pooling-layout conv-algo force-tensor-core batchnorm-eps batchnorm-mom
+    kv-store bn-group network num-layers gpus num-epochs lr lr-factor lr-step-epochs
+    initializer label-smoothing optimizer lars-eps lars-eta mom wd batch-size disp-batches
+    model-prefix save-period logging-dir log epoch-size eval-period eval-offset top-k dtype
+    warmup-epochs warmup-strategy bn-gamma-init0 profile-worker-suffix profile-server-suffix
+    accuracy-threshold profile e2e-cuda-graphs data-train data-train-idx data-val data-val-idx
+    use-dali min-random-area max-random-area min-random-aspect-ratio max-random-aspect-ratio
+    input-batch-multiplier separ-val dali-threads image-shape num-examples num-val-examples
+    dali-dont-use-mmap dali-bytes-per-sample-hint dali-tmp-buffer-hint dali-decoder-buffer-hint
+    dali-crop-buffer-hint dali-normalize-buffer-hint dali-hw-decoder-load dali-prefetch-queue
+    dali-nvjpeg-memory-padding dali-preallocate-width dali-preallocate-height dali-roi-decode
+    dali-cache-size lazy_init_sanity
+""".split()
+
+
 def test_a_flag_beats_the_environment_beats_the_default():
     assert parse([], {})[0].lr == 0.6
     assert parse([], {"LR": "10.5"})[0].lr == 10.5
@@ -107,88 +125,9 @@ def test_a_flag_that_the_reference_never_reads_is_refused_with_the_reason(flag):
 
 
 def test_every_flag_of_the_reference_is_known():
-    """The list is that of its help: 77 options."""
-    reference = [
-        "verbose",
-        "seed",
-        "custom-bn-off",
-        "fuse-bn-relu",
-        "fuse-bn-add-relu",
-        "input-layout",
-        "conv-layout",
-        "batchnorm-layout",
-        "pooling-layout",
-        "conv-algo",
-        "force-tensor-core",
-        "batchnorm-eps",
-        "batchnorm-mom",
-        "kv-store",
-        "bn-group",
-        "network",
-        "num-layers",
-        "gpus",
-        "num-epochs",
-        "lr",
-        "lr-factor",
-        "lr-step-epochs",
-        "initializer",
-        "label-smoothing",
-        "optimizer",
-        "lars-eps",
-        "lars-eta",
-        "mom",
-        "wd",
-        "batch-size",
-        "disp-batches",
-        "model-prefix",
-        "save-period",
-        "logging-dir",
-        "log",
-        "epoch-size",
-        "eval-period",
-        "eval-offset",
-        "top-k",
-        "dtype",
-        "warmup-epochs",
-        "warmup-strategy",
-        "bn-gamma-init0",
-        "profile-worker-suffix",
-        "profile-server-suffix",
-        "accuracy-threshold",
-        "profile",
-        "e2e-cuda-graphs",
-        "data-train",
-        "data-train-idx",
-        "data-val",
-        "data-val-idx",
-        "use-dali",
-        "min-random-area",
-        "max-random-area",
-        "min-random-aspect-ratio",
-        "max-random-aspect-ratio",
-        "input-batch-multiplier",
-        "separ-val",
-        "dali-threads",
-        "image-shape",
-        "num-examples",
-        "num-val-examples",
-        "dali-dont-use-mmap",
-        "dali-bytes-per-sample-hint",
-        "dali-tmp-buffer-hint",
-        "dali-decoder-buffer-hint",
-        "dali-crop-buffer-hint",
-        "dali-normalize-buffer-hint",
-        "dali-hw-decoder-load",
-        "dali-prefetch-queue",
-        "dali-nvjpeg-memory-padding",
-        "dali-preallocate-width",
-        "dali-preallocate-height",
-        "dali-roi-decode",
-        "dali-cache-size",
-        "lazy_init_sanity",
-    ]
+    assert len(REFERENCE_FLAGS) == 77
     known = {flag_of(name) for name in FIELDS} | set(UNSUPPORTED_FLAGS)
-    assert {f"--{name}" for name in reference} <= known
+    assert {f"--{name}" for name in REFERENCE_FLAGS} <= known
 
 
 @pytest.mark.parametrize("variable", ["TIME_TAGS", "NVTX_FLAG"])
