@@ -17,23 +17,86 @@ from mxresnet.config import (
 from mxresnet.config_parser import UNSUPPORTED_FLAGS, parse, to_markdown
 from mxresnet.errors import UserError
 
-
 # The options of the reference benchmark, from its help.
-REFERENCE_FLAGS = """
-    verbose seed custom-bn-off fuse-bn-relu fuse-bn-add-relu input-layout conv-layout
-    batchnorm-layout pooling-layout conv-algo force-tensor-core batchnorm-eps batchnorm-mom
-    kv-store bn-group network num-layers gpus num-epochs lr lr-factor lr-step-epochs
-    initializer label-smoothing optimizer lars-eps lars-eta mom wd batch-size disp-batches
-    model-prefix save-period logging-dir log epoch-size eval-period eval-offset top-k dtype
-    warmup-epochs warmup-strategy bn-gamma-init0 profile-worker-suffix profile-server-suffix
-    accuracy-threshold profile e2e-cuda-graphs data-train data-train-idx data-val data-val-idx
-    use-dali min-random-area max-random-area min-random-aspect-ratio max-random-aspect-ratio
-    input-batch-multiplier separ-val dali-threads image-shape num-examples num-val-examples
-    dali-dont-use-mmap dali-bytes-per-sample-hint dali-tmp-buffer-hint dali-decoder-buffer-hint
-    dali-crop-buffer-hint dali-normalize-buffer-hint dali-hw-decoder-load dali-prefetch-queue
-    dali-nvjpeg-memory-padding dali-preallocate-width dali-preallocate-height dali-roi-decode
-    dali-cache-size lazy_init_sanity
-""".split()
+REFERENCE_FLAGS = [
+    "verbose",
+    "seed",
+    "custom-bn-off",
+    "fuse-bn-relu",
+    "fuse-bn-add-relu",
+    "input-layout",
+    "conv-layout",
+    "batchnorm-layout",
+    "pooling-layout",
+    "conv-algo",
+    "force-tensor-core",
+    "batchnorm-eps",
+    "batchnorm-mom",
+    "kv-store",
+    "bn-group",
+    "network",
+    "num-layers",
+    "gpus",
+    "num-epochs",
+    "lr",
+    "lr-factor",
+    "lr-step-epochs",
+    "initializer",
+    "label-smoothing",
+    "optimizer",
+    "lars-eps",
+    "lars-eta",
+    "mom",
+    "wd",
+    "batch-size",
+    "disp-batches",
+    "model-prefix",
+    "save-period",
+    "logging-dir",
+    "log",
+    "epoch-size",
+    "eval-period",
+    "eval-offset",
+    "top-k",
+    "dtype",
+    "warmup-epochs",
+    "warmup-strategy",
+    "bn-gamma-init0",
+    "profile-worker-suffix",
+    "profile-server-suffix",
+    "accuracy-threshold",
+    "profile",
+    "e2e-cuda-graphs",
+    "data-train",
+    "data-train-idx",
+    "data-val",
+    "data-val-idx",
+    "use-dali",
+    "min-random-area",
+    "max-random-area",
+    "min-random-aspect-ratio",
+    "max-random-aspect-ratio",
+    "input-batch-multiplier",
+    "separ-val",
+    "dali-threads",
+    "image-shape",
+    "num-examples",
+    "num-val-examples",
+    "dali-dont-use-mmap",
+    "dali-bytes-per-sample-hint",
+    "dali-tmp-buffer-hint",
+    "dali-decoder-buffer-hint",
+    "dali-crop-buffer-hint",
+    "dali-normalize-buffer-hint",
+    "dali-hw-decoder-load",
+    "dali-prefetch-queue",
+    "dali-nvjpeg-memory-padding",
+    "dali-preallocate-width",
+    "dali-preallocate-height",
+    "dali-roi-decode",
+    "dali-cache-size",
+    "lazy_init_sanity",
+]
 
 
 def test_a_flag_beats_the_environment_beats_the_default():
