@@ -18,7 +18,7 @@ from mxresnet.parallel.world import join, start_horovod
 group, axis, dtype = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 world = start_horovod(join())
 import mxnet as mx
-from mxresnet.model.sync_batch_norm import GROUP_BATCH_NORM, set_group_sum_functions
+from mxresnet.model.sync_batch_norm import OP_TYPE, set_group_sum_functions
 names = ["bnA", "bnB"]
 set_group_sum_functions(world.group_sum_functions(group, names))
 random = np.random.RandomState(0)
@@ -31,8 +31,9 @@ joined = slice(first * 3, (first + group) * 3)
 mine = slice(world.rank * 3, world.rank * 3 + 3)
 lay = (lambda a: a.transpose(0, 2, 3, 1)) if axis == 3 else (lambda a: a)
 x = mx.sym.var("data")
-# Two independent layers, whose sums may be asked for in any order.
-nets = [mx.sym.Custom(x, name=n, op_type=GROUP_BATCH_NORM, layer=n, eps=1e-5, momentum=0.9, axis=axis) for n in names]
+# Two independent layers, whose sums may be computed in any order.
+attributes = dict(op_type=OP_TYPE, eps=1e-5, momentum=0.9, axis=axis)
+nets = [mx.sym.Custom(x, name=n, layer=n, **attributes) for n in names]
 executor = mx.sym.Group(nets).simple_bind(mx.cpu(), data=lay(data[mine]).shape, type_dict={"data": dtype})
 for name in names:
     executor.arg_dict[name + "_gamma"][:] = gamma
