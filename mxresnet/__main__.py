@@ -4,5 +4,5 @@
 from mxresnet.cli import exit_now, main
 
 if __name__ == "__main__":
-    # The ranks have left MPI together, so nothing would end one that hangs in the cleanup of its libraries.
+    # The ranks have left MPI together: nothing would end one that hangs in a library's cleanup.
     exit_now(main())

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command-line entry point: parse settings, run one rank, map errors to exit statuses (errors.ExitStatus).
+"""Command-line entry point: parse settings, run one rank, map errors to exit statuses.
 
-It connects the parts; the order of events in a run is in train_loop.py.
+It only connects the parts. The order of events in a run is in train_loop.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import secrets
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any, List, NoReturn, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, List, NoReturn, Optional, Sequence, TextIO, Tuple
 
 from mxresnet import config_parser
 from mxresnet.config import Config
@@ -26,10 +26,11 @@ from mxresnet.parallel.world import (
     start_horovod,
 )
 
-if (
-    TYPE_CHECKING
-):  # imported when a run needs them: MXNet takes seconds, and DALI must come before Horovod
+# At run time these are imported when needed: MXNet takes seconds to load, and DALI must be
+# loaded before Horovod.
+if TYPE_CHECKING:
     from mxresnet.data.dataset import DataSet
+    from mxresnet.model.ops import PlainOps
     from mxresnet.progress import Progress
     from mxresnet.run_plan import Plan
 
@@ -95,14 +96,16 @@ def start_progress(
     """Open the progress output and describe the run in it."""
     from mxresnet.progress import Progress
 
-    log_files = [open(config.log_file, "a")] if config.log_file and world.rank == 0 else []
+    streams: List[TextIO] = [sys.stderr]
+    if config.log_file and world.rank == 0:
+        streams.append(open(config.log_file, "a"))  # noqa: SIM115 (open until the process ends)
     progress = Progress(
         plan,
         data.train_examples,
         config.batch_size * world.size,
         config.disp_batches,
         world.rank,
-        [sys.stderr, *log_files],
+        streams,
     )
     progress.write_line(
         f"ResNet-{config.num_layers}, {world.size} x {device.device_type}, batch "
@@ -115,8 +118,29 @@ def start_progress(
     return progress
 
 
+def choose_device_and_ops(config: Config, world: World) -> Tuple[Any, PlainOps, List[str]]:
+    """Return this rank's device, the run's operator backend, and notes on what they ignore.
+
+    Raises:
+        UserError: a device cannot be used or does not fit the settings.
+    """
+    from mxresnet.model import select_ops
+    from mxresnet.trainer import check_device, choose_device
+
+    device = world.run_on_all_ranks(lambda: choose_device(config, world))
+    on_gpu = device.device_type == "gpu"
+    # Before anything else uses the device: the self-test of the batch norms runs in another
+    # process, which a GPU in exclusive mode would refuse later. All ranks use these batch norms or
+    # none does.
+    reasons = world.gather(select_ops.cudnn_bn_unavailable_reason(config, device))
+    cudnn_bn_reason = world.broadcast(next(filter(None, reasons), None))
+    world.run_on_all_ranks(lambda: check_device(device))
+    ops = select_ops.select_ops(config, on_gpu, cudnn_bn_reason)
+    return device, ops, select_ops.ignored_settings(config, ops, on_gpu, cudnn_bn_reason)
+
+
 def train(config: Config, world: World) -> Optional[bool]:
-    """Run one rank; return whether the target accuracy was reached, None when nothing was evaluated."""
+    """Run one rank; return whether the target was reached, None when nothing was evaluated."""
     from mxresnet import mllog, profiling
     from mxresnet.data import loader
     from mxresnet.train_loop import TrainLoop
@@ -128,24 +152,11 @@ def train(config: Config, world: World) -> Optional[bool]:
     config = dataclasses.replace(config, seed=seed)
     rank_seed = rank_seeds(seed, world.size)[world.rank]
 
-    from mxresnet.model.select_ops import (
-        cudnn_bn_unavailable_reason,
-        ignored_settings,
-        select_ops,
-    )
-    from mxresnet.trainer import Trainer, check_device, choose_device, seed_everything
+    from mxresnet.trainer import Trainer, seed_everything
 
-    device = world.run_on_all_ranks(lambda: choose_device(config, world))
-    on_gpu = device.device_type == "gpu"
-    # Before anything else uses the device: the self-test of the batch norms runs in another process, which a GPU in
-    # exclusive mode would refuse later. If one rank cannot use them, none does.
-    reasons = world.gather(cudnn_bn_unavailable_reason(config, device))
-    cudnn_bn_reason = world.broadcast(next(filter(None, reasons), None))
-    world.run_on_all_ranks(lambda: check_device(device))
-    ops = select_ops(config, on_gpu, cudnn_bn_reason)
+    device, ops, ignored = choose_device_and_ops(config, world)
     seed_everything(rank_seed)
-    notes = data_notes(config, data.has_manifests, loader.choose_backend(config))
-    notes += ignored_settings(config, ops, on_gpu, cudnn_bn_reason)
+    notes = data_notes(config, data.has_manifests, loader.choose_backend(config)) + ignored
     progress = start_progress(config, data, plan, world, device, notes)
     trainer = world.run_on_all_ranks(
         lambda: Trainer(config, plan, world, data.classes, device, ops)
@@ -192,8 +203,8 @@ def run_rank(config: Config, config_error: Optional[UserError], world: World) ->
         missed = train(config, world) is False
         return ExitStatus.TARGET_MISSED if missed else ExitStatus.SUCCESS
     except CollectiveUserError as error:
-        # Every rank is here; rank 0 reports. When MPI did not connect the ranks, each is rank 0 of a world of its own,
-        # and the launcher's rank decides.
+        # Every rank is here; rank 0 reports. When MPI did not connect the ranks, each is rank 0 of
+        # a world of its own, and the launcher's rank decides.
         if not (launched_rank() or world.rank):
             sys.stderr.write(f"mxresnet: {error}\n")
             sys.stderr.flush()
@@ -212,9 +223,10 @@ def run_rank(config: Config, config_error: Optional[UserError], world: World) ->
 
 
 def main(argv: Optional[Sequence[str]] = None) -> ExitStatus:
+    """Run the command line and return its exit status."""
     arguments = sys.argv[1:] if argv is None else argv
     parsed, config_error = catch_user_error(lambda: config_parser.parse(arguments, os.environ))
-    # A rank with wrong settings still joins the others, with the default watchdog, to end with them.
+    # A rank with wrong settings joins the others all the same, so that all end together.
     config, only_print = parsed or (Config(), False)
     if only_print:
         print(config_parser.to_json(config))

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The learning rate of each optimizer update: warm-up, then polynomial decay or drops by a factor. Arithmetic only.
+"""The learning rate of each optimizer update: warm-up, then polynomial decay or drops.
 
-Source: the MLPerf Training v2.1 rules, and MXNet's PolyScheduler and MultiFactorScheduler, whose values these are.
+Arithmetic only.
+Source: the MLPerf Training v2.1 rules, and MXNet's PolyScheduler and MultiFactorScheduler, whose
+values these are.
 """
 
 from __future__ import annotations
@@ -30,11 +32,11 @@ class LearningRateSchedule:
 
     @property
     def is_constant(self) -> bool:
-        """Whether the rate is peak_lr in every update: a drop factor of 1 or more disables the schedule."""
+        """Whether the rate never changes: a drop factor of 1 or more disables the schedule."""
         return self.drop_factor >= 1
 
     def learning_rate(self, update: int) -> float:
-        """Return the learning rate of an update. Update 0 is valid: LARS reads the rate before its own."""
+        """Return the rate of an update, or of update 0, which LARS needs in the first one."""
         if self.is_constant:
             return self.peak_lr
         if self.warmup_steps and update <= self.warmup_steps:
@@ -44,13 +46,13 @@ class LearningRateSchedule:
         return self._step_decay(update)
 
     def _warm_up(self, update: int) -> float:
-        """Rise linearly to the peak. MXNet's "constant" warm-up stays at zero until its last update."""
+        """Rise linearly to the peak. MXNet's "constant" warm-up is zero until its last update."""
         if self.warmup_is_constant and update < self.warmup_steps:
             return 0.0
         return self.peak_lr * update / self.warmup_steps
 
     def _polynomial_decay(self, update: int) -> float:
-        """Decay from the peak to END_LEARNING_RATE, which is reached in the last update and kept."""
+        """Decay from the peak to END_LEARNING_RATE, which the last update reaches."""
         decay_steps = self.total_steps - self.warmup_steps
         remaining = max(0.0, 1 - (update - self.warmup_steps) / decay_steps)
         return END_LEARNING_RATE + (self.peak_lr - END_LEARNING_RATE) * remaining**POLYNOMIAL_POWER

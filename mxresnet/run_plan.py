@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plan of a run: steps in an epoch, and which epochs end with an evaluation. Arithmetic only."""
+"""The plan of a run: steps of an epoch, and which epochs end with an evaluation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from mxresnet.lr_schedule import LearningRateSchedule, make_schedule
 
 @dataclass(frozen=True)
 class Block:
-    """The epochs (counted from 1) up to an evaluation, as MLPerf logs them. The last block may have no evaluation."""
+    """Epochs (counted from 1) that end with an evaluation, as MLPerf logs them.
+
+    The last block may have no evaluation.
+    """
 
     first_epoch: int
     epoch_count: int
@@ -47,7 +50,10 @@ class Plan:
 
 
 def make_blocks(num_epochs: int, period: int, offset: int) -> Tuple[Block, ...]:
-    """Divide the epochs into blocks: one ends after each 0-based epoch e with e % period == offset."""
+    """Divide the epochs into blocks.
+
+    A block ends after each 0-based epoch e with e % period == offset.
+    """
     ends = [epoch + 1 for epoch in range(num_epochs) if epoch % period == offset]
     starts = [1] + [end + 1 for end in ends]
     blocks = [Block(start, end - start + 1, True) for start, end in zip(starts, ends)]
@@ -59,7 +65,8 @@ def make_blocks(num_epochs: int, period: int, offset: int) -> Tuple[Block, ...]:
 def count_steps_per_epoch(num_images: int, num_ranks: int, batch_size: int) -> int:
     """Return the steps that every rank takes in an epoch, rounded as in the reference benchmark.
 
-    The smallest shard decides; the batch that it fills only in part is completed with images of the next epoch.
+    The smallest shard decides; the batch that it fills only in part is completed with images of the
+    next epoch.
 
     Raises:
         UserError: a rank would get no image.

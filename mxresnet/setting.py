@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How one setting is declared: its default, variable, help text, check and parser. config.py declares them all."""
+"""How a setting is declared: default, variable, help, check, parser. config.py has them all."""
 
 from __future__ import annotations
 
 from dataclasses import field
 from typing import Any, Callable, Optional, Tuple
 
-# A predicate on the parsed value and what to say when it is false ("must be at least 1").
+# A predicate on the parsed value, and the error message when it is false ("must be at least 1").
 Check = Tuple[Callable[[Any], bool], str]
 
 
@@ -81,8 +81,8 @@ def setting(
         check: restriction on the parsed value.
         parse: convert the text of the flag or variable; raises ValueError. Default: by the type of
             `default`.
-        requires: environment outside which the setting has no effect ("GPU"). Empty: works everywhere.
-        flag: name of the flag. Empty: the field's name with dashes.
+        requires: environment outside which the setting has no effect ("GPU"). Empty: works
+        everywhere. flag: name of the flag. Empty: the field's name with dashes.
     """
     if parse is None:
         parse = parse_switch if isinstance(default, bool) else type(default)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The order of events in a run, and the log lines that go with them. Imports no framework.
 
-Timing rules (MLPerf Training): work that takes time and reads no data comes before run_start. The data set is read for
-the first time after run_start, with a barrier of all ranks on both sides of it.
+Timing rules (MLPerf Training): work that takes time and reads no data comes before run_start. The
+data set is read for the first time after run_start, with a barrier of all ranks on both sides of
+it.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ class TrainLoop:
         self.ranks.barrier()
 
     def _train_blocks(self, train_loader: TrainLoader, val_loader: ValLoader) -> Optional[bool]:
-        """Train and evaluate block by block; return as soon as an evaluation is above the target."""
+        """Train and evaluate block by block until an evaluation is above the target."""
         reached = None
         for block in self.plan.blocks:
             with self.log.block(block):
@@ -140,7 +141,10 @@ class TrainLoop:
         return reached
 
     def _train_epoch(self, epoch: int, train_loader: TrainLoader) -> None:
-        """Take one epoch's steps. The next batch is fetched while the device works on the current one."""
+        """Take the steps of an epoch.
+
+        The next batch is fetched while the device works on the current one.
+        """
         trainer, timing, steps = self.trainer, self.timing, self.plan.steps_per_epoch
         self.progress.epoch_started()
         with self.log.epoch(epoch):

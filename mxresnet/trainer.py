@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training step and an evaluation are: MXNet's Module, its optimizer, and the averages over ranks.
+"""A training step and an evaluation: MXNet's Module, its optimizer, the averages over ranks.
 
-train_loop.py decides when each happens. The loss, softmax cross-entropy with label smoothing, is the network's last
-operator (the operator backend's head() in model/ops.py).
+train_loop.py decides when each happens. The loss, softmax cross-entropy with label smoothing, is
+the network's last operator (the operator backend's head() in model/ops.py).
 """
 
 from __future__ import annotations
 
 import random
-from typing import Any, Iterable, List
+from typing import Any, Dict, Iterable, List
 
 import mxnet as mx
 import numpy as np
@@ -24,8 +24,9 @@ from mxresnet.model.sync_batch_norm import set_group_sum_functions
 from mxresnet.parallel.world import World
 from mxresnet.run_plan import Plan
 
-# The reference benchmark updates the weights once before the clock starts, which consumes the schedule's first value.
-# This program consumes it too, but restores weights, momenta and statistics.
+# The reference benchmark updates the weights once before the clock starts, which consumes the
+# schedule's first value. This program consumes it too, but restores weights, momenta and
+# statistics.
 WARM_UP_UPDATES = 1
 
 
@@ -43,7 +44,8 @@ def choose_device(config: Config, world: World) -> Any:
                 f"--dtype {config.dtype} needs a GPU and none is found: use --dtype float32 or "
                 "bfloat16"
             )
-        # On a CPU, MXNet's channel-last convolution is not implemented and its batch norm sometimes crashes.
+        # On a CPU, MXNet's channel-last convolution is not implemented and its batch norm sometimes
+        # crashes.
         if "NHWC" in (config.conv_layout, config.batchnorm_layout, config.pooling_layout):
             raise UserError(
                 "--conv-layout, --batchnorm-layout and --pooling-layout NHWC need a GPU and none "
@@ -143,7 +145,10 @@ class Trainer:
         return BoundArrays(self._module)
 
     def initialize(self) -> List[str]:
-        """Allocate the network, give every rank rank 0's initial weights; return the parameters' names."""
+        """Allocate the network and draw its initial weights; return the parameters' names.
+
+        Every rank gets rank 0's weights.
+        """
         config = self._config
         shapes = {
             "data_shapes": [
@@ -164,7 +169,7 @@ class Trainer:
         return list(parameters)
 
     def warm_up(self) -> None:
-        """Run every kernel of training and evaluation once on zeros, then restore the initial state."""
+        """Run every kernel of training and evaluation on zeros, then restore the initial state."""
         parameters, statistics = (
             {name: array.copy() for name, array in part.items()}
             for part in self._module.get_params()
@@ -189,7 +194,7 @@ class Trainer:
 
     def _start_optimizer(self, updates_done: int) -> None:
         config = self._config
-        common = {
+        common: Dict[str, Any] = {
             "learning_rate": config.lr,
             "wd": config.wd,
             "momentum": config.mom,
@@ -222,14 +227,15 @@ class Trainer:
         self._module.update()
 
     def evaluate(self, batches: Iterable[Batch]) -> Score:
-        """Average the running statistics over the ranks, then count correct predictions on all ranks.
+        """Average the running statistics over the ranks, then count all ranks' correct predictions.
 
         Raises:
             UserError: the network's output is not finite.
         """
-        # MXNet's operators check whether they train when they run, not when they are queued: no training step may be
-        # pending here, and none of these forward passes when training continues. On a CPU the backward pass also
-        # writes the running statistics without MXNet's engine knowing of it.
+        # MXNet's operators check whether they train when they run, not when they are queued: no
+        # training step may be pending here, and none of these forward passes when training
+        # continues. On a CPU the backward pass also writes the running statistics without MXNet's
+        # engine knowing of it.
         mx.nd.waitall()
         self._world.average(self.arrays.running_statistics, "statistics", groups=1)
         counter = AccuracyCounter(self._config.top_k)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Select the operator backend of a run from what this build of MXNet offers, and list the settings that it ignores."""
+"""Select the operator backend that this build of MXNet can run; list the settings it ignores."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from mxresnet.model.ops_nvidia import (
 
 # Backends of NVIDIA's MXNet, the fastest first.
 VENDOR_OPS = (ConvStatsOps, NormConvOps, NormConvAddReluOps, FusedBnOps)
-# The reference's dbar network projects its shortcuts with NormConvOps' or FusedBnOps' operators, depending on the stride.
+# The reference's dbar network projects its shortcuts with NormConvOps' or FusedBnOps' operators,
+# depending on the stride.
 CLOSEST_NETWORK = {"resnet-v1b-dbar-fl": "resnet-v1b-dbar2-fl"}
 CUDNN_SETTINGS = ("conv_algo", "force_tensor_core", "verbose")
 VENDOR_REQUIREMENTS = (
@@ -39,8 +40,8 @@ NOT_TRIED = "this project's batch norms were not tried"
 def _needs_channel_last_batch_norm(config: Config, on_gpu: bool) -> bool:
     """Return whether the settings need a batch norm whose stock operator is unreliable.
 
-    MXNet's BatchNorm describes channel-last data to cuDNN as N * H * W images of one pixel. cuDNN refuses too many of
-    them (112 x 112 pixels: from a batch of 71 on).
+    MXNet's BatchNorm describes channel-last data to cuDNN as N * H * W images of one pixel. cuDNN
+    refuses too many of them (112 x 112 pixels: from a batch of 71 on).
     """
     return on_gpu and config.bn_group == 1 and config.batchnorm_layout == LAYOUT
 
@@ -62,8 +63,8 @@ def _select_vendor_ops(config: Config, on_gpu: bool) -> Optional[Type[FusedBnOps
 def cudnn_bn_unavailable_reason(config: Config, device: Any) -> Optional[str]:
     """Return why this project's batch norms cannot be used on the device; None when they can.
 
-    Where the settings need them, this runs their self-test, which takes seconds. Ranks may get different answers, so
-    they must agree on one.
+    Where the settings need them, this runs their self-test, which takes seconds. Ranks may get
+    different answers, so they must agree on one.
     """
     on_gpu = device.device_type == "gpu"
     if not _needs_channel_last_batch_norm(config, on_gpu) or _select_vendor_ops(config, on_gpu):
@@ -84,8 +85,8 @@ def select_ops(
         cudnn_bn_reason: result of cudnn_bn_unavailable_reason(), the same on every rank.
     """
     if config.bn_group > 1:
-        # NVIDIA's operators exchange statistics through buffers that processes open in each other's GPUs. This project
-        # does not: such code must be written where it can be run.
+        # NVIDIA's operators exchange statistics through buffers that processes open in each other's
+        # GPUs. This project does not: such code must be written where it can be run.
         return SyncBatchNormOps(config)
     vendor_ops = _select_vendor_ops(config, on_gpu)
     if vendor_ops:
@@ -117,7 +118,9 @@ def _ignored_reason(name: str, ops: PlainOps, on_gpu: bool) -> Optional[str]:
     if not accepts("BatchNormAddRelu"):
         if name not in CudnnBnOps.supported_settings:
             return f"{NVIDIA_MXNET} only"
-        return "not together with --bn-group" if isinstance(ops, SyncBatchNormOps) else f"{FUSED} only"
+        if isinstance(ops, SyncBatchNormOps):
+            return "not together with --bn-group"
+        return f"{FUSED} only"
     return VENDOR_REQUIREMENTS if name.startswith("fuse") else "not implemented by this program"
 
 

@@ -66,6 +66,7 @@ EDGES = {
         "data.loader",
         "errors",
         "mllog",
+        "model.ops",
         "model.select_ops",
         "parallel.world",
         "profiling",
