@@ -3,6 +3,7 @@
 # An active python that already has mxnet and horovod (a container) is used as it is and nothing is installed.
 # Otherwise .venv is made beside this file, from the Python package index and a C++ compiler alone.
 # Safe to interrupt: the next call goes on where the last one stopped.
+# --launcher-python prints any Python that the launchers run on (3.8 or newer, standard library only) and makes nothing.
 # --fingerprint prints what .venv/.ready holds when .venv is up to date, for an image that fills .venv by itself.
 set -euo pipefail
 
@@ -33,6 +34,17 @@ find_python() {
         die "Python 3.9, 3.10 or 3.11 is needed, found only$found: MXNet 1.9.1 needs numpy < 1.24, which newer Pythons do not have (Debian 12: apt-get install python3 python3-venv)"
     fi
     die "no Python found: install Python 3.9, 3.10 or 3.11 (Debian 12: apt-get install python3 python3-venv)"
+}
+
+# The launchers need no package. The environment may not exist yet.
+launcher_python() {
+    local candidate
+    for candidate in python python3 python3.11 python3.10 python3.9 python3.8; do
+        "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2>/dev/null || continue
+        command -v "$candidate"
+        return
+    done
+    find_python
 }
 
 check_machine() {
@@ -99,6 +111,10 @@ main() {
     local active python has_both='import importlib.util as u; raise SystemExit(not (u.find_spec("mxnet") and u.find_spec("horovod.mxnet")))'
     if [ "${1:-}" = --fingerprint ]; then
         fingerprint
+        return
+    fi
+    if [ "${1:-}" = --launcher-python ]; then
+        launcher_python
         return
     fi
     active=$(command -v python || command -v python3 || true)

@@ -86,6 +86,22 @@ def load_configuration(system: str, environ: Mapping[str, str]) -> Dict[str, str
     return {**after, **{key: environ[key] for key in _OF_BASH if key in environ}}
 
 
+def number_of_ranks(environ: Mapping[str, str]) -> int:
+    """Return the number of ranks that a loaded configuration is for, on all its machines.
+
+    Raises:
+        UserError: DGXNGPU or DGXNNODES is not a number.
+    """
+    ranks, machines = environ.get("DGXNGPU", ""), environ.get("DGXNNODES") or "1"
+    try:
+        return int(ranks) * int(machines)
+    except ValueError:
+        raise UserError(
+            f"DGXNGPU={ranks} ranks on each of DGXNNODES={machines} machines: "
+            "both must be whole numbers from 1 on"
+        ) from None
+
+
 def overridden_settings(
     system: str,
     before: Mapping[str, str],
