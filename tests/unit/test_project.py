@@ -64,6 +64,7 @@ EDGES = {
     "launch.backends.docker": {
         "errors",
         "launch.backends.base",
+        "launch.backends.local",
         "launch.processes",
         "launch.system_config",
     },
@@ -118,7 +119,6 @@ EDGES = {
         "launch.terminal",
         "launch.trial_settings",
         "launch.trial_summary",
-        "results.log_reader",
     },
     "lr_schedule": {"config", "errors"},
     "mllog": {"config", "errors", "lr_schedule"},
