@@ -7,7 +7,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/config_CPU_common.sh"
 export BUILTIN_DATA=digits
 export DATAROOT=${DATAROOT:-$PWD/data/digits}
 
-# The target: far above what chance (0.10) or a broken network, label order or optimizer reaches.
+# The target: far above chance (0.10), and above what a broken network, label order or optimizer
+# reaches.
 export THR=0.97
 export IMAGE_SHAPE=3,32,32
 export RESIZE=32
@@ -20,7 +21,7 @@ export EVAL_PERIOD=1
 export EVAL_OFFSET=0
 export DISP_BATCHES=0
 
-# Digits fill their image and mean something else in a mirror.
+# A digit fills its image, and its mirror image is no digit.
 export RAND_MIRROR=0
 export MIN_RANDOM_AREA=0.5
 
