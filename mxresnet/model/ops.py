@@ -20,13 +20,14 @@ import numpy as np
 from mxresnet.config import Config
 from mxresnet.model import sync_batch_norm
 
+cudnn_bn: Any  # the module, or None
 try:
     from mxresnet.model.cudnn_bn import runtime as cudnn_bn
 except ModuleNotFoundError as error:
     # cudnn_bn is optional: without its folder MXNet's own operators are used.
     if not (error.name or "").startswith("mxresnet.model.cudnn_bn"):
         raise
-    cudnn_bn = None  # type: ignore[assignment]
+    cudnn_bn = None
 
 _AXES = {("NCHW", "NHWC"): (0, 2, 3, 1), ("NHWC", "NCHW"): (0, 3, 1, 2)}
 _CONV_WORKSPACE_MIB = 2048

@@ -76,9 +76,9 @@ def test_each_network_of_the_reference_has_its_operators(monkeypatch, name):
     registry = fake_nvidia_ops.install(monkeypatch, data_type=np.float16, stats_type=np.float32)
     _, used = built(registry, BACKENDS[name], network=name)
     assert used == {**OPERATORS[BACKENDS[name]], "FullyConnected": 1}
-    said = ignored_on_gpu(Config(network=name, **NVIDIA_SETTINGS))
-    assert [text for text in said if "resnet-v1b-dbar-fl" not in text] == []
-    assert len(said) == (name == "resnet-v1b-dbar-fl")
+    lines = ignored_on_gpu(Config(network=name, **NVIDIA_SETTINGS))
+    assert [text for text in lines if "resnet-v1b-dbar-fl" not in text] == []
+    assert len(lines) == (name == "resnet-v1b-dbar-fl")
 
 
 @pytest.mark.parametrize("ops", VENDOR_OPS)
