@@ -24,7 +24,7 @@ from mxresnet.model.ops_nvidia import (
     NormConvOps,
 )
 
-# Backends of NVIDIA's MXNet, the fastest first.
+# Backends of NVIDIA's MXNet. The last one can run any of the reference's networks.
 VENDOR_OPS = (ConvStatsOps, NormConvOps, NormConvAddReluOps, FusedBnOps)
 # The reference's dbar network projects its shortcuts with NormConvOps' or FusedBnOps' operators,
 # depending on the stride.
@@ -47,7 +47,7 @@ def _needs_channel_last_batch_norm(config: Config, on_gpu: bool) -> bool:
 
 
 def _select_vendor_ops(config: Config, on_gpu: bool) -> Optional[Type[FusedBnOps]]:
-    """Return the fastest backend whose operators NVIDIA's MXNet registers, None elsewhere."""
+    """Return the backend of config.network, or the last one; None without their operators."""
     layouts = (config.conv_layout, config.batchnorm_layout)
     usable = on_gpu and config.bn_group == 1 and config.dtype == "float16"
     if not usable or layouts != (LAYOUT, LAYOUT):
