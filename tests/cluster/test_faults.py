@@ -213,9 +213,9 @@ class TestProcessesAndMachines:
             process,
             now,
             within=60,
-            causes=r"no sign of life of rank \d on resnet-worker-\d for 40 s",
+            causes=r"no heartbeat from rank \d on resnet-worker-\d for 40 s",
         )
-        assert f"of rank {machine[-1]} on {machine}" in out
+        assert f"from rank {machine[-1]} on {machine}" in out
 
     @pytest.mark.slow
     def test_a_process_that_is_stopped_for_less_goes_on(self, job):
@@ -237,7 +237,7 @@ class TestProcessesAndMachines:
         out = rest(process)
         assert process.returncode != 0 and time.monotonic() - now < 60, out
         assert (
-            "of rank 1 on resnet-worker-1" in out
+            "from rank 1 on resnet-worker-1" in out
             or "machines cannot be reached" in out
             or "resnet-worker-1.resnet.default.svc was lost" in out
         )
@@ -286,7 +286,7 @@ class TestProgram:
                 marks=pytest.mark.slow,
             ),
             pytest.param(
-                "mxresnet.data/dali.DaliIterator.next",
+                "mxresnet.data/dali.DaliIterator.next_train_batch",
                 1,
                 "raise",
                 "rank 1 failed:\n(.*\n)*RuntimeError",
@@ -353,7 +353,7 @@ class TestProgram:
                 "mxresnet.trainer/Trainer.warm_up",
                 1,
                 "SIGSTOP",
-                "no sign of life of rank 1",
+                "no heartbeat from rank 1",
                 60,
                 marks=pytest.mark.slow,
             ),

@@ -83,7 +83,7 @@ FAULTS = {
             signals(machine, RANK, signal.SIGSTOP),
             60,
             (),
-            f"no sign of life of rank {machine[-1]} on {machine}|did not come together",
+            f"no heartbeat from rank {machine[-1]} on {machine}|did not come together",
         )
         for machine in (WORKER_0, WORKER_1)
     },
