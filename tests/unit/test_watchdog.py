@@ -11,6 +11,8 @@ import pytest
 
 from mxresnet.parallel import watchdog
 
+# The fake end of a process ends the watchdog's thread with SystemExit.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 PERIOD, LIMIT = 0.05, 1.0
 PATIENCE_SECONDS = 20
 
@@ -62,7 +64,11 @@ def test_a_rank_is_accepted_and_gets_heartbeats(rank_0):
     wait_until(lambda: rank_0.num_connected_ranks() == 0)
 
 
-@pytest.mark.parametrize("line", [b"GET / HTTP/1.0\r\n\r\n", b"\xff" * 2000, b"wrong 1 host\n"])
+@pytest.mark.parametrize(
+    "line",
+    [b"GET / HTTP/1.0\r\n\r\n", b"\xff" * 2000, b"wrong 1 host\n"],
+    ids=["http", "long line", "wrong token"],
+)
 def test_a_stranger_is_dropped(rank_0, line, exits):
     connection = socket.create_connection(("127.0.0.1", rank_0.address.port), PATIENCE_SECONDS)
     connection.sendall(line)
