@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 
-from prepare.progress_bar import print_any_name
+from prepare.progress_bar import escape_unencodable_output
 
 SIDE = 32  # pixels; the scans are 8 x 8 and a ResNet-50 halves its input five times
 HOLDOUT = 5  # every fifth image of a class is for validation
@@ -94,7 +94,7 @@ def main(argv=None):
         "folder", metavar="DST", help="folder to make; it will hold train/ and val/"
     )
     folder = parser.parse_args(argv).folder
-    print_any_name()
+    escape_unencodable_output()
     try:
         written = write(folder)
     except OSError as error:

@@ -207,7 +207,7 @@ def test_an_archive_that_may_not_be_read_is_a_wrong_path(tmp_path, source):
 def test_a_destination_that_may_not_be_written_is_a_failure(tmp_path, source):
     result = run_as_nobody(tmp_path, "in", "out")
     assert result.returncode == 4 and result.stderr.startswith(
-        "prepare.imagenet: out: Permission denied; when that is mended"
+        "prepare.imagenet: out: Permission denied; fix this"
     )
 
 
@@ -364,7 +364,7 @@ def test_two_at_once(tmp_path, source):
     command = [
         sys.executable,
         "-c",
-        trees.stopping_in("convert", "copy"),
+        trees.stopping_in("convert", "copy_pieces"),
         str(source),
         str(tmp_path / "out"),
     ]

@@ -11,15 +11,15 @@ from support import image_trees as trees
 # Runs the command with small pieces; what argv[1] says happens before the third piece of the training set is read.
 PROGRAM = """
 import errno, os, sys
-from prepare import convert, imagenet, plan, record_writer, sources
+from prepare import imagenet, pieces, plan, record_writer, sources
 plan.PIECE_BYTES, record_writer.STAGE_BYTES = 20000, 65536
-build, pieces = convert.build_piece, []
+build, prefixes = pieces.build_piece, []
 def step(what, *arguments):
-    pieces.append(what.prefix)
-    if pieces.count("train") == 3:
+    prefixes.append(what.prefix)
+    if prefixes.count("train") == 3:
         exec(sys.argv[1])
     return build(what, *arguments)
-convert.build_piece = step
+pieces.build_piece = step
 sys.exit(imagenet.main(sys.argv[2:]))
 """
 
@@ -96,10 +96,10 @@ def test_archives_that_go_away(tmp_path, source, many):
     place = str(source / "train" / "n01443537.tar")
     moved = "os.rename(%r, %r)" % (place, place + ".away")
     program = PROGRAM.replace(
-        "build, pieces", "sources.ImageReader.KEPT_OPEN = %d\nbuild, pieces" % (0 if many else 64)
+        "build, prefixes", "sources.ImageReader.KEPT_OPEN = %d\nbuild, prefixes" % (0 if many else 64)
     )
     if not many:  # before the training set's turn
-        program = program.replace('pieces.count("train") == 3', 'pieces == ["val"]')
+        program = program.replace('prefixes.count("train") == 3', 'prefixes == ["val"]')
     command = [
         sys.executable,
         "-c",
