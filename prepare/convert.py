@@ -17,7 +17,7 @@ from prepare import recordio
 from prepare.journal import Journal
 from prepare.listing import Problem, SourceError
 from prepare.manifest import DestinationError, Manifest, Options, SourceFacts
-from prepare.pieces import MAX_IN_FLIGHT, Edges, ImageCheck, Piece, Release, build_pieces
+from prepare.pieces import MAX_IN_FLIGHT, ImageCheck, Piece, Ranges, Release, build_pieces
 from prepare.plan import Plan, check_no_class_lost
 from prepare.record_writer import RecordWriter
 
@@ -52,7 +52,7 @@ class ConversionState:
 
 def resume(
     plan: Plan,
-    edges: Edges,
+    ranges: Ranges,
     journal: Journal,
     path: str,
     state: ConversionState,
@@ -70,7 +70,7 @@ def resume(
     pieces = end = 0
     if journal.entries and os.path.exists(path):
         with open(path, "rb") as stream:
-            for (first, last), entry in zip(edges, journal.entries):
+            for (first, last), entry in zip(ranges, journal.entries):
                 lengths = recordio.record_bytes(plan.sizes[first:last])
                 for record, count in entry["cuts"].items():
                     lengths[int(record) - first] += count * recordio.SPLIT_GROWTH_BYTES
@@ -170,12 +170,12 @@ def convert(
             manifests.remove_part_folder(folder, prefix)
             return manifests.load_manifest(folder, prefix)
         manifests.roll_back_publish(folder, prefix)
-        state, edges = ConversionState(plan), plan.pieces()
+        state, ranges = ConversionState(plan), plan.pieces()
         path = os.path.join(part, prefix + ".rec")
-        kept_pieces, end = resume(plan, edges, journal, path, state, progress)
+        kept_pieces, end = resume(plan, ranges, journal, path, state, progress)
         writer = RecordWriter(path, end)
         try:
-            pieces = build_pieces(plan, edges[kept_pieces:], workers, check)
+            pieces = build_pieces(plan, ranges[kept_pieces:], workers, check)
             copy_pieces(pieces, writer, journal, state, skip_bad_images, progress)
             if state.bad and not skip_bad_images:
                 raise BadImagesError(_bad_image_problems(plan, state))

@@ -237,7 +237,7 @@ def check_destination_outside_source(folder: str, source: str) -> None:
 
 
 def make_plans(
-    splits: Dict[str, sources.Half], workers: int, options: manifests.Options
+    splits: Dict[str, sources.Split], workers: int, options: manifests.Options
 ) -> Dict[str, Plan]:
     """List the source and plan the records of both splits.
 
@@ -255,7 +255,7 @@ def make_plans(
     return plans
 
 
-def plan_split(prefix: str, split: sources.Half, workers: int, allow_empty: bool) -> Plan:
+def plan_split(prefix: str, split: sources.Split, workers: int, allow_empty: bool) -> Plan:
     """List the images of a split and plan its records."""
     print_line(f"{prefix}: listing {split.path} ({split.kind})")
     plan = make_plan(prefix, split.list(workers), allow_empty=allow_empty)
@@ -270,7 +270,9 @@ def plan_split(prefix: str, split: sources.Half, workers: int, allow_empty: bool
 def check_plans(plans: Dict[str, Plan], label_files: Sequence[str], skip_bad_images: bool) -> None:
     """Raise BadImagesError or SourceError for problems that need no image to be read."""
     for plan in plans.values():
-        plan.problems += imagenet_spec.count_problems(plan, val_labels.train_counts(label_files))
+        plan.problems += imagenet_spec.image_count_problems(
+            plan, val_labels.train_counts(label_files)
+        )
     problems = [problem for prefix in PREFIXES for problem in plans[prefix].problems]
     if problems and not skip_bad_images:
         raise BadImagesError(problems)

@@ -12,17 +12,18 @@ from typing import Callable, Deque, Dict, Iterator, List, Sequence, Tuple
 import numpy as np
 
 from prepare import recordio
+from prepare.image_check import BadImage
+from prepare.image_reader import ImageReader
 from prepare.listing import SourceError
 from prepare.plan import Plan
-from prepare.sources import ImageReader
 
 # Pieces that are read and not yet released: being hashed, being written, and the newest one.
 MAX_IN_FLIGHT = 3
 IMAGE_OFFSET_BYTES = recordio.FRAME_BYTES + recordio.IMAGE_HEADER_BYTES  # in a record
 
-# (bytes as uint8, offset of each image, size of each image) -> [(number of a bad image, reason)]
-ImageCheck = Callable[[np.ndarray, np.ndarray, np.ndarray], List[Tuple[int, str]]]
-Edges = Sequence[Tuple[int, int]]  # first record of each piece, last record + 1
+# Takes the bytes (uint8), the offset and the size of each image.
+ImageCheck = Callable[[np.ndarray, np.ndarray, np.ndarray], List[BadImage]]
+Ranges = Sequence[Tuple[int, int]]  # first record of each piece, last record + 1
 Release = Callable[[np.ndarray], None]  # takes the buffer of a piece
 
 
@@ -99,7 +100,7 @@ def _read_images(
         except SourceError as error:
             bad[number] = str(error)
         except OSError as error:
-            reader.raise_outage(error, first + number)
+            reader.raise_if_outage(error, first + number)
             bad[number] = f"cannot be read: {error.strerror}"
     return bad
 
@@ -131,15 +132,15 @@ def _replace_records(
 
 
 def build_pieces(
-    plan: Plan, edges: Edges, workers: int, check: ImageCheck
+    plan: Plan, ranges: Ranges, workers: int, check: ImageCheck
 ) -> Iterator[Tuple[Piece, Release]]:
-    """Yield (piece, release) for each piece of `edges`, in order, read by `workers` threads.
+    """Yield (piece, release) for each piece of `ranges`, in order, read by `workers` threads.
 
     The caller must call release(piece.buffer) when it no longer needs the bytes; at most
     MAX_IN_FLIGHT pieces may be unreleased when it asks for the next one. Threads suffice: reading,
     hashing and the array operations release Python's global lock.
     """
-    sizes = (int(recordio.record_bytes(plan.sizes[first:last]).sum()) for first, last in edges)
+    sizes = (int(recordio.record_bytes(plan.sizes[first:last]).sum()) for first, last in ranges)
     capacity = max(sizes, default=0) // 4
     buffers: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()
     for _ in range(workers + 1 + MAX_IN_FLIGHT):
@@ -147,7 +148,7 @@ def build_pieces(
     with ImageReader(plan) as reader, ThreadPoolExecutor(workers) as pool:
         futures: Deque[Future[Piece]] = deque()
         try:
-            for first, last in edges:
+            for first, last in ranges:
                 if len(futures) > workers:
                     yield futures.popleft().result(), buffers.put
                 futures.append(

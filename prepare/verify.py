@@ -101,7 +101,7 @@ def verify(arguments: argparse.Namespace) -> ExitStatus:
 
 
 def check_split(
-    records: RecordSet, source: Optional[sources.Half], fast: bool, workers: int
+    records: RecordSet, source: Optional[sources.Split], fast: bool, workers: int
 ) -> None:
     """Check one split; the errors are added to `records`.
 

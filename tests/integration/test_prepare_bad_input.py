@@ -231,8 +231,8 @@ def test_folder_that_contains_itself(tmp_path, source):
     "arguments,status,reason",
     [
         (["nowhere", "out"], 2, "nowhere: No such file"),
-        (["empty", "out"], 1, "holds neither a folder train/"),
-        (["no images", "out"], 1, "holds no image"),
+        (["empty", "out"], 1, "contains neither a folder train/"),
+        (["no images", "out"], 1, "contains no image"),
         (["in", "out", "--val-labels", "nowhere"], 2, "nowhere: No such file"),
         (["in", "a file"], 2, "a file: File exists"),
     ],

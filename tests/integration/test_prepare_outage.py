@@ -11,7 +11,7 @@ from support import image_trees as trees
 # Runs the command with small pieces; what argv[1] says happens before the third piece of the training set is read.
 PROGRAM = """
 import errno, os, sys
-from prepare import imagenet, pieces, plan, record_writer, sources
+from prepare import image_reader, imagenet, pieces, plan, record_writer
 plan.PIECE_BYTES, record_writer.STAGE_BYTES = 20000, 65536
 build, prefixes = pieces.build_piece, []
 def step(what, *arguments):
@@ -73,7 +73,7 @@ def test_a_source_that_goes_away(tmp_path, source, whole, option, gone, empty):
     assert result.returncode == 4, result.stderr
     assert (
         len(result.stderr.splitlines()) == 1
-        and place + ": was there and is gone; " in result.stderr
+        and place + ": existed before and is missing now; " in result.stderr
     )
     assert (tmp_path / "out" / "train.part" / "train.rec").exists()
     move_back(source)
@@ -96,7 +96,8 @@ def test_archives_that_go_away(tmp_path, source, many):
     place = str(source / "train" / "n01443537.tar")
     moved = "os.rename(%r, %r)" % (place, place + ".away")
     program = PROGRAM.replace(
-        "build, prefixes", "sources.ImageReader.KEPT_OPEN = %d\nbuild, prefixes" % (0 if many else 64)
+        "build, prefixes",
+        "image_reader.ImageReader.MAX_OPEN_ARCHIVES = %d\nbuild, prefixes" % (0 if many else 64),
     )
     if not many:  # before the training set's turn
         program = program.replace('prefixes.count("train") == 3', 'prefixes == ["val"]')
@@ -111,7 +112,7 @@ def test_archives_that_go_away(tmp_path, source, many):
         "--workers=1",
     ]
     result = subprocess.run(command, cwd=trees.REPOSITORY, stderr=subprocess.PIPE, text=True)
-    assert result.returncode == 4 and place + ": was there and is gone; " in result.stderr, (
+    assert result.returncode == 4 and place + ": existed before and is missing now; " in result.stderr, (
         result.stderr
     )
 
@@ -134,7 +135,7 @@ def test_storage_that_fails(tmp_path, source, name):
     happening = (
         """
 def fail(*_): raise OSError(errno.%s, "storage failed")
-sources.os.preadv = fail
+image_reader.os.preadv = fail
 """
         % name
     )
@@ -155,7 +156,7 @@ def fail_once(path, *arguments, opened=opened, failed=failed):  # exec's own nam
 os.open = fail_once
 """
     result = run(happening, source, tmp_path / "out", "--on-error=skip")
-    assert result.returncode == 4 and ".JPEG: was gone for a moment; " in result.stderr, (
+    assert result.returncode == 4 and ".JPEG: was missing for a moment; " in result.stderr, (
         result.stderr
     )
     result = run("", source, tmp_path / "out", "--on-error=skip")
@@ -175,13 +176,13 @@ def test_an_image_that_goes_away_is_a_bad_image(tmp_path, source):
 
 LISTING = """
 import errno, os, sys
-from prepare import imagenet, sources
+from prepare import folder_index, imagenet
 scandir = os.scandir
 def failing(path):
     if str(path).endswith("train/n01443537"):
         raise OSError(errno.%s, "storage failed", path)
     return scandir(path)
-sources.os.scandir = failing
+folder_index.os.scandir = failing
 sys.exit(imagenet.main(sys.argv[1:]))
 """
 
