@@ -380,7 +380,7 @@ def test_images_beside_archives_are_named(tmp_path, official):
             str(source / path) + ": " in line and reason in line
             for line in result.stderr.splitlines()
         )
-    assert "train: other files, left alone: 1 .hidden, 1 .txt" in result.stdout
+    assert "train: other files, ignored: 1 .hidden, 1 .txt" in result.stdout
     result = trees.prepare(source, tmp_path / "out", "--on-error=skip")
     assert result.returncode == 0 and "2 left out" in result.stdout
     assert trees.contents(tmp_path / "out") == trees.contents(tmp_path / "whole")
