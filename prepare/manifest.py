@@ -161,7 +161,7 @@ def load_manifest(folder: str, prefix: str) -> Manifest:
         try:
             manifest = json.load(stream)
             known = (manifest["format"], manifest["version"]) == (FORMAT, VERSION)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             known = False
     if not known:
         raise DestinationError(f"{path}: is not a manifest of {FORMAT} version {VERSION}")

@@ -112,6 +112,8 @@ class RecordSet:
                     labels.append(float(label))
                     self.paths.append(path)
             self.labels = np.array(labels, dtype="<f4")
+            if not np.isfinite(self.labels).all():
+                raise ValueError("a label is not a finite number")
         except (ValueError, OverflowError) as error:
             raise UnreadableTablesError(
                 f"{self.path('.idx')}: the index or the list cannot be read: {error}"
@@ -135,7 +137,7 @@ class RecordSet:
         )
         expected: CounterType[Tuple[float, str]] = Counter()
         for row in self.manifest["classes"]:
-            expected[float(row["label"]), row["name"]] += row["examples"]
+            expected[row["label"], row["name"]] += row["examples"]
         for label, name in sorted((expected - listed) | (listed - expected)):
             self.errors.append(
                 f"{manifest_path(self.folder, self.prefix)}: gives class {int(label)}, {name}, "
