@@ -1,73 +1,96 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python benchmarks/prepare_kills.py [KILLS]: kills conversions at random moments until each is through; compares the bytes.
+"""Kill conversions at random times until each completes, and compare the bytes.
 
-From class folders and from archives in turn. Each conversion is started again after every kill; when it gets through before
-its moment comes, its output is compared with that of an undisturbed run, and the next one begins.
+Usage: python benchmarks/prepare_kills.py [KILLS]
+
+The source is class folders and archives in turn. A killed conversion is started again; when it
+completes before its next kill, its output is compared with that of an uninterrupted run, and the
+next conversion begins.
 """
+
+from __future__ import annotations
 
 import filecmp
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from typing import Optional
 
-from prepare_vs_im2rec import ROOT, make
+from prepare_vs_im2rec import ROOT, write_sources
+
+DEFAULT_KILLS = 60
+IMAGES, IMAGE_KILOBYTES, CLASSES = 6000, 60, 50
+COMMAND = [sys.executable, "-m", "prepare.imagenet"]
+FILES = [
+    split + suffix for split in ("train", "val") for suffix in (".rec", ".idx", ".lst", ".sums")
+]
 
 
-def main():
-    wanted = int(sys.argv[1]) if len(sys.argv) > 1 else 60
-    folder = tempfile.mkdtemp()
-    moments, kills, finished, places = random.Random(1), 0, 0, {}
+def convert(source: str, output: str) -> float:
+    """Run an uninterrupted conversion; return its seconds."""
+    start = time.perf_counter()
+    command = [*COMMAND, source, output]
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def was_killed(source: str, output: str, kill_after_seconds: Optional[float]) -> bool:
+    """Run a conversion; return whether it was killed, False if it completed before."""
+    command = [*COMMAND, source, output]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     try:
-        make(folder, 6000, 60, 50)
-        command = [sys.executable, "-m", "prepare.imagenet"]
-        whole, out = os.path.join(folder, "whole"), os.path.join(folder, "out")
-        start = time.perf_counter()
-        subprocess.run(
-            command + [os.path.join(folder, "folders"), whole],
-            check=True,
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-        )
-        longest = time.perf_counter() - start
-        while kills < wanted or os.path.exists(out):
-            source = os.path.join(folder, ("folders", "archives")[finished % 2])
-            process = subprocess.Popen(command + [source, out], cwd=ROOT, stdout=subprocess.DEVNULL)
-            try:
-                status = process.wait(moments.uniform(0.1, longest) if kills < wanted else None)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                kills += 1
-                place = (
-                    " ".join(sorted(os.listdir(out)))
-                    if os.path.exists(out)
-                    else "nothing written yet"
-                )
-                places[place] = places.get(place, 0) + 1
-                continue
-            assert status == 0, "exit status %d" % status
-            for name in [
-                half + suffix
-                for half in ("train", "val")
-                for suffix in (".rec", ".idx", ".lst", ".sums")
-            ]:
-                same = filecmp.cmp(
-                    os.path.join(whole, name), os.path.join(out, name), shallow=False
-                )
-                assert same, "%s differs after %d kills" % (name, kills)
-            shutil.rmtree(out)
-            finished += 1
-        print(
-            "%d kills in %d conversions, every result byte-identical; what stood in the folder at a kill:"
-            % (kills, finished)
-        )
-        for place, count in sorted(places.items(), key=lambda item: -item[1]):
-            print("%4d  %s" % (count, place))
+        status = process.wait(kill_after_seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return True
+    if status != 0:
+        raise RuntimeError(f"prepare.imagenet ended with exit status {status}")
+    return False
+
+
+def check_same_files(expected: str, output: str, kills: int) -> None:
+    """Raise RuntimeError unless both folders hold the same data files."""
+    for name in FILES:
+        if not filecmp.cmp(os.path.join(expected, name), os.path.join(output, name), shallow=False):
+            raise RuntimeError(f"{name} differs after {kills} kills")
+
+
+def run(folder: str, wanted_kills: int) -> None:
+    """Kill and compare in `folder`, then print a summary."""
+    write_sources(folder, IMAGES, IMAGE_KILOBYTES, CLASSES)
+    expected, output = os.path.join(folder, "expected"), os.path.join(folder, "out")
+    uninterrupted_seconds = convert(os.path.join(folder, "folders"), expected)
+    generator, kills, completed = random.Random(1), 0, 0
+    outputs_at_kill: Counter[str] = Counter()
+    while kills < wanted_kills or os.path.exists(output):
+        source = os.path.join(folder, ("folders", "archives")[completed % 2])
+        seconds = generator.uniform(0.1, uninterrupted_seconds) if kills < wanted_kills else None
+        if was_killed(source, output, seconds):
+            kills += 1
+            names = sorted(os.listdir(output)) if os.path.exists(output) else ["nothing yet"]
+            outputs_at_kill[" ".join(names)] += 1
+        else:
+            check_same_files(expected, output, kills)
+            shutil.rmtree(output)
+            completed += 1
+    print(f"{kills} kills in {completed} conversions, all results byte-identical")
+    print("content of the destination when killed:")
+    for names_at_kill, count in outputs_at_kill.most_common():
+        print(f"{count:4}  {names_at_kill}")
+
+
+def main() -> None:
+    """Run the command line."""
+    wanted_kills = int(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT_KILLS
+    folder = tempfile.mkdtemp()
+    try:
+        run(folder, wanted_kills)
     finally:
         shutil.rmtree(folder)
 

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python benchmarks/prepare_vs_im2rec.py: prepare.imagenet beside MXNet's im2rec and cat, on the same files in turn.
+"""Compare the speed of prepare.imagenet with MXNet's im2rec and with cat, on the same files.
 
-Makes a folder-per-class data set and archives of it (random bytes between a JPEG's first and last: nothing decodes them),
-warms the page cache, runs all contestants one after the other in each round, compares their bytes, and prints medians and
-ratios. With --delay-ms it shows instead how the number of workers hides the latency of storage: every read sleeps.
+Writes a folder-per-class data set and archives of it (random bytes between the first and last bytes
+of a JPEG, as nothing decodes them), warms the page cache, runs all contestants one after the other
+in each round, compares their bytes, and prints medians and ratios. With --delay-ms it measures
+instead how the number of workers hides the latency of storage: every read sleeps.
 """
+
+from __future__ import annotations
 
 import argparse
 import filecmp
 import os
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -16,60 +20,71 @@ import sys
 import tarfile
 import tempfile
 import time
+from typing import Dict, List, Tuple
 
 import numpy as np
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-START, END = b"\xff\xd8\xff\xe0\x00\x04xx\xff\xda", b"\xff\xd9"
+JPEG_START, JPEG_END = b"\xff\xd8\xff\xe0\x00\x04xx\xff\xda", b"\xff\xd9"
 
-SLOW = (
-    """
+# argv: delay in seconds, arguments of prepare.imagenet.
+PROGRAM_WITH_SLOW_READS = f"""
 import os, sys, time
-inner, delay = os.preadv, float(sys.argv[1])
-def slow(*arguments):
-    time.sleep(delay)
-    return inner(*arguments)
-os.preadv = slow
-sys.path.insert(0, %r)
+original, delay_seconds = os.preadv, float(sys.argv[1])
+def read_slowly(*arguments):
+    time.sleep(delay_seconds)
+    return original(*arguments)
+os.preadv = read_slowly
+sys.path.insert(0, {ROOT!r})
 from prepare.imagenet import main
 sys.exit(main(sys.argv[2:]))
 """
-    % ROOT
-)
 
 
-def make(folder, images, kilobytes, classes):
-    """Writes both halves as class folders and as archives; sizes vary as photographs' do. Returns the bytes of train/."""
-    random, total = np.random.RandomState(0), 0
-    for half, count in (("train", images), ("val", classes)):
+def write_sources(folder: str, images: int, kilobytes: float, classes: int) -> int:
+    """Write both splits to folders/ and archives/; return the size of the training images.
+
+    Args:
+        folder: Where to write.
+        images: Number of training images.
+        kilobytes: Mean size of an image; sizes vary as those of photographs do.
+        classes: Number of classes, and of validation images.
+
+    Returns:
+        Bytes.
+    """
+    folders, archives = os.path.join(folder, "folders"), os.path.join(folder, "archives")
+    generator, train_bytes = np.random.RandomState(0), 0
+    for split, count in (("train", images), ("val", classes)):
         for number in range(count):
-            name = "n%08d" % (number % classes)
-            path = os.path.join(folder, "folders", half, name, "%s_%d.JPEG" % (name, number))
+            name = f"n{number % classes:08d}"
+            path = os.path.join(folders, split, name, f"{name}_{number}.JPEG")
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            body = random.bytes(int(random.gamma(4, kilobytes * 1000 / 4)))
+            body = generator.bytes(int(generator.gamma(4, kilobytes * 1000 / 4)))
             with open(path, "wb") as stream:
-                stream.write(START + body + END)
-            total += len(body) + 12 if half == "train" else 0
-    os.makedirs(os.path.join(folder, "archives", "val"))
-    with tarfile.open(os.path.join(folder, "archives", "ILSVRC2012_img_train.tar"), "w") as outer:
-        for name in sorted(os.listdir(os.path.join(folder, "folders", "train"))):
-            inner = os.path.join(folder, name + ".tar")
+                stream.write(JPEG_START + body + JPEG_END)
+            if split == "train":
+                train_bytes += len(JPEG_START) + len(body) + len(JPEG_END)
+    os.makedirs(archives)
+    write_train_archive(os.path.join(folders, "train"), archives)
+    shutil.copytree(os.path.join(folders, "val"), os.path.join(archives, "val"))
+    return train_bytes
+
+
+def write_train_archive(class_folders: str, archives: str) -> None:
+    """Write the official training archive, an archive of one archive for each class."""
+    with tarfile.open(os.path.join(archives, "ILSVRC2012_img_train.tar"), "w") as outer:
+        for name in sorted(os.listdir(class_folders)):
+            inner = os.path.join(archives, f"{name}.tar")
             with tarfile.open(inner, "w") as tar:
-                place = os.path.join(folder, "folders", "train", name)
-                for image in sorted(os.listdir(place)):
-                    tar.add(os.path.join(place, image), arcname=image)
-            outer.add(inner, arcname=name + ".tar")
+                for image in sorted(os.listdir(os.path.join(class_folders, name))):
+                    tar.add(os.path.join(class_folders, name, image), arcname=image)
+            outer.add(inner, arcname=f"{name}.tar")
             os.remove(inner)
-    shutil.copytree(
-        os.path.join(folder, "folders", "val"),
-        os.path.join(folder, "archives", "val"),
-        dirs_exist_ok=True,
-    )
-    return total
 
 
-def timed(command, output):
-    """Seconds of a shell command that writes into the new folder `output`."""
+def measure_seconds(command: List[str], output: str) -> float:
+    """Return the run time of a command that writes into the new folder `output`."""
     shutil.rmtree(output, ignore_errors=True)
     os.makedirs(output)
     os.sync()
@@ -80,94 +95,93 @@ def timed(command, output):
     return time.perf_counter() - start
 
 
-def im2rec(source, output, threads):
-    """The command for both steps, in one shell."""
+def im2rec_command(source: str, output: str, threads: int) -> List[str]:
+    """Return the command for both steps of im2rec, in one shell."""
     import mxnet
 
     script = os.path.join(os.path.dirname(mxnet.__file__), "tools", "im2rec.py")
-    steps = ("--list --recursive", "--pass-through --num-thread %d" % threads)
-    places = "%s/train %s/train" % (output, source)
-    return [
-        "sh",
-        "-c",
-        " && ".join("%s %s %s %s" % (sys.executable, script, step, places) for step in steps),
-    ]
+    steps = (["--list", "--recursive"], ["--pass-through", "--num-thread", str(threads)])
+    paths = [f"{output}/train", f"{source}/train"]
+    lines = [shlex.join([sys.executable, script, *step, *paths]) for step in steps]
+    return ["sh", "-c", " && ".join(lines)]
 
 
-def compete(folder, total, images, rounds, threads):
+def contestants_in(folder: str, threads: List[int]) -> Dict[str, Tuple[List[str], str]]:
+    """Return {name: (command, output folder)}."""
     folders, archives = os.path.join(folder, "folders"), os.path.join(folder, "archives")
-    out = {
+    outputs = {
         name: os.path.join(folder, "out", name) for name in ("im2rec", "folders", "archives", "cat")
     }
-    ours = [sys.executable, "-m", "prepare.imagenet"]
+    prepare = [sys.executable, "-m", "prepare.imagenet"]
     contestants = {
-        "im2rec --num-thread %d" % count: (im2rec(folders, out["im2rec"], count), out["im2rec"])
+        f"im2rec --num-thread {count}": (
+            im2rec_command(folders, outputs["im2rec"], count),
+            outputs["im2rec"],
+        )
         for count in threads
     }
-    contestants["cat"] = (
-        ["sh", "-c", "find %s/train -type f | xargs cat > %s/all" % (folders, out["cat"])],
-        out["cat"],
-    )
-    contestants["prepare, folders"] = (ours + [folders, out["folders"]], out["folders"])
-    contestants["prepare, archives"] = (ours + [archives, out["archives"]], out["archives"])
-    seconds = {name: [] for name in contestants}
-    subprocess.run(["sh", "-c", "find %s -type f | xargs cat > /dev/null" % folder], check=True)
+    cat = f"find {folders}/train -type f | xargs cat > {outputs['cat']}/all"
+    contestants["cat"] = (["sh", "-c", cat], outputs["cat"])
+    for kind, source in (("folders", folders), ("archives", archives)):
+        contestants[f"prepare, {kind}"] = ([*prepare, source, outputs[kind]], outputs[kind])
+    return contestants
+
+
+def check_same_files(folder: str) -> None:
+    """Raise RuntimeError unless prepare and im2rec have written the same bytes."""
+    for suffix in (".rec", ".idx", ".lst"):
+        expected = os.path.join(folder, "out", "im2rec", f"train{suffix}")
+        for kind in ("folders", "archives"):
+            found = os.path.join(folder, "out", kind, f"train{suffix}")
+            if not filecmp.cmp(expected, found, shallow=False):
+                raise RuntimeError(f"train{suffix} differs between im2rec and prepare from {kind}")
+
+
+def compare(folder: str, train_bytes: int, images: int, rounds: int, threads: List[int]) -> None:
+    """Run all contestants in turn and print their speeds."""
+    contestants = contestants_in(folder, threads)
+    seconds: Dict[str, List[float]] = {name: [] for name in contestants}
+    subprocess.run(["sh", "-c", f"find {folder} -type f | xargs cat > /dev/null"], check=True)
     for _ in range(rounds):
         for name, (command, output) in contestants.items():
-            seconds[name].append(timed(command, output))
-    for suffix in (".rec", ".idx", ".lst"):
-        for name in ("folders", "archives"):
-            same = filecmp.cmp(
-                out["im2rec"] + "/train" + suffix, out[name] + "/train" + suffix, shallow=False
-            )
-            assert same, "train%s differs between im2rec and prepare from %s" % (suffix, name)
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    for name, value in median.items():
-        spread = "%.2f-%.2f" % (min(seconds[name]), max(seconds[name]))
+            seconds[name].append(measure_seconds(command, output))
+    check_same_files(folder)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    for name, median in medians.items():
+        spread = f"{min(seconds[name]):.2f}-{max(seconds[name]):.2f}"
         print(
-            "%-24s %6.2f s (%s)  %6.0f images/s  %5.0f MB/s"
-            % (name, value, spread, images / value, total / 1e6 / value)
+            f"{name:24} {median:6.2f} s ({spread})  {images / median:6.0f} images/s  "
+            f"{train_bytes / 1e6 / median:5.0f} MB/s"
         )
-    best = min((name for name in median if name.startswith("im2rec")), key=median.get)
+    best_im2rec = min((name for name in medians if name.startswith("im2rec")), key=medians.get)
+    from_folders, from_archives = medians["prepare, folders"], medians["prepare, archives"]
     print("byte-identical: yes")
-    print(
-        "ratio to %s: folders %.1f, archives %.1f"
-        % (
-            best,
-            median[best] / median["prepare, folders"],
-            median[best] / median["prepare, archives"],
+    for name, digits in ((best_im2rec, 1), ("cat", 2)):
+        print(
+            f"ratio to {name}: folders {medians[name] / from_folders:.{digits}f}, "
+            f"archives {medians[name] / from_archives:.{digits}f}"
         )
-    )
-    print(
-        "ratio to cat: folders %.2f, archives %.2f"
-        % (median["cat"] / median["prepare, folders"], median["cat"] / median["prepare, archives"])
-    )
-    print("archives to folders: %.2f" % (median["prepare, folders"] / median["prepare, archives"]))
+    print(f"archives to folders: {from_folders / from_archives:.2f}")
 
 
-def slow_storage(folder, images, delay, workers):
+def measure_slow_storage(
+    folder: str, images: int, delay_seconds: float, workers: List[int]
+) -> None:
+    """Print the speed with delayed reads for several numbers of workers."""
+    program = [sys.executable, "-c", PROGRAM_WITH_SLOW_READS, str(delay_seconds)]
+    output = os.path.join(folder, "out")
     for kind in ("folders", "archives"):
         for count in workers:
-            output = os.path.join(folder, "out")
-            seconds = timed(
-                [
-                    sys.executable,
-                    "-c",
-                    SLOW,
-                    str(delay),
-                    os.path.join(folder, kind),
-                    output,
-                    "--workers=%d" % count,
-                ],
-                output,
-            )
+            command = [*program, os.path.join(folder, kind), output, f"--workers={count}"]
+            seconds = measure_seconds(command, output)
             print(
-                "%-8s %3d workers: %6.0f images/s (%.0f if nothing but the delay took time)"
-                % (kind, count, images / seconds, count / delay)
+                f"{kind:8} {count:3} workers: {images / seconds:6.0f} images/s "
+                f"({count / delay_seconds:.0f} if nothing but the delay took time)"
             )
 
 
-def main():
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -182,7 +196,7 @@ def main():
         type=int,
         nargs="+",
         default=[1, 2, 4, 8],
-        help="what to try for im2rec --num-thread",
+        help="values of im2rec's --num-thread to try",
     )
     parser.add_argument(
         "--delay-ms",
@@ -192,20 +206,28 @@ def main():
     parser.add_argument(
         "--workers", type=int, nargs="+", default=[1, 4, 16, 64], help="for --delay-ms"
     )
-    parser.add_argument("--folder", help="where to work (default: the system's temporary folder)")
-    arguments = parser.parse_args()
+    parser.add_argument("--folder", help="work folder (default: the system's temporary folder)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the command line."""
+    arguments = parse_arguments()
     folder = tempfile.mkdtemp(dir=arguments.folder)
     try:
-        total = make(folder, arguments.images, arguments.kilobytes, arguments.classes)
+        train_bytes = write_sources(
+            folder, arguments.images, arguments.kilobytes, arguments.classes
+        )
         print(
-            "%d images, %.2f GB, %d CPUs"
-            % (arguments.images, total / 1e9, len(os.sched_getaffinity(0))),
+            f"{arguments.images} images, {train_bytes / 1e9:.2f} GB, "
+            f"{len(os.sched_getaffinity(0))} CPUs",
             flush=True,
         )
         if arguments.delay_ms:
-            slow_storage(folder, arguments.images, arguments.delay_ms / 1000, arguments.workers)
+            delay_seconds = arguments.delay_ms / 1000
+            measure_slow_storage(folder, arguments.images, delay_seconds, arguments.workers)
         else:
-            compete(folder, total, arguments.images, arguments.rounds, arguments.threads)
+            compare(folder, train_bytes, arguments.images, arguments.rounds, arguments.threads)
     finally:
         shutil.rmtree(folder)
 

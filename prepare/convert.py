@@ -1,281 +1,232 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Copies what a plan says into a record file: workers read and frame pieces, one thread writes them in order."""
+"""Write the pieces of a plan to a record file and its tables; resume an interrupted conversion."""
+
+from __future__ import annotations
 
 import hashlib
 import os
-import queue
 import shutil
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Dict, List
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Callable, Deque, Dict, Iterator, List, Tuple
 
 import numpy as np
 
-from prepare import record_writer, recordio
-from prepare.image_reader import ImageReader
+from prepare import manifest as manifests
+from prepare import recordio
+from prepare.journal import Journal
 from prepare.listing import Problem, SourceError
+from prepare.manifest import DestinationError, Manifest, Options, SourceFacts
+from prepare.pieces import MAX_IN_FLIGHT, ImageCheck, Piece, Ranges, Release, build_pieces
 from prepare.plan import Plan, check_no_class_lost
+from prepare.record_writer import RecordWriter
 
-HELD = 3  # pieces on their way to the file: being hashed, being written, just asked for
-BODY = (
-    recordio.FRAME_BYTES + recordio.IMAGE_HEADER_BYTES
-)  # where an image begins in its record, bytes
+OnProgress = Callable[[int, int], None]  # (images, bytes) added
 
 
-@dataclass
-class Piece:
-    """Some consecutive records, framed. Numbers of records count from the start of the plan."""
+class BadImagesError(SourceError):
+    """Images turned out to be bad when they were read; `problems` has an entry for each."""
 
-    first: int
-    last: int  # one past the end
-    views: List[memoryview]  # the bytes, in order; they live in `buffer` until it is given back
-    lengths: np.ndarray  # of each record, bytes; 0: left out
-    sums: np.ndarray
-    cuts: Dict[int, int]  # record -> how many times it was cut at the magic number
-    bad: Dict[int, str]  # record -> why it was left out
-    buffer: np.ndarray
-
-
-def build_piece(plan: Plan, first, last, buffer, reader, check):
-    """Reads the images of records `first` to `last` - 1 into `buffer` (uint32) and frames them there."""
-    sizes = plan.sizes[first:last]
-    lengths = recordio.record_bytes(sizes)
-    starts = np.cumsum(lengths) - lengths
-    total = int(starts[-1] + lengths[-1])
-    words = buffer[: total // 4]
-    recordio.write_prefixes(words, starts, sizes, plan.labels[first:last], plan.keys[first:last])
-    raw = words.view(np.uint8)
-    view = memoryview(raw)
-    bad = {}
-    begins = (starts + BODY).tolist()
-    for number, (begin, size) in enumerate(zip(begins, sizes.tolist())):
-        try:
-            reader.read(first + number, view[begin : begin + size])
-        except SourceError as error:
-            bad[number] = str(error)
-        except OSError as error:
-            reader.raise_if_outage(error, first + number)
-            bad[number] = "cannot be read: %s" % error.strerror
-    for number, reason in check(raw, starts + BODY, sizes):
-        bad.setdefault(number, reason)
-    cuts = recordio.find_cuts(words, starts)
-    sums = recordio.word_sums(words, starts)
-    views = [view]
-    if bad or cuts:
-        views = assemble(view, starts, lengths, sums, cuts, bad)
-    return Piece(
-        first=first,
-        last=last,
-        views=views,
-        lengths=lengths,
-        sums=sums,
-        cuts={first + number: len(where) for number, where in cuts.items() if number not in bad},
-        bad={first + number: reason for number, reason in bad.items()},
-        buffer=buffer,
-    )
-
-
-def assemble(view, starts, lengths, sums, cuts, bad):
-    """Returns the views of a piece with bad records left out and others cut; corrects `lengths` and `sums`."""
-    views, begin = [], 0
-    for number in sorted({*cuts, *bad}):
-        start, end = int(starts[number]), int(starts[number] + lengths[number])
-        views.append(view[begin:start])
-        begin = end
-        record = b"" if number in bad else recordio.cut_record(view[start:end], cuts[number])
-        views.append(memoryview(record))
-        lengths[number] = len(record)
-        sums[number] = np.frombuffer(record, recordio.WORD).sum(dtype=recordio.WORD)
-    return views + [view[begin:]]
-
-
-def build_pieces(plan: Plan, edges, workers, check):
-    """Yields (piece, release) for each piece of `edges`, in order, read by `workers` threads.
-
-    Call release(piece.buffer) when its bytes are used; at most HELD pieces may wait for that when the next is asked for.
-    Threads suffice: reading, hashing and the array operations all run outside Python's lock.
-    """
-    capacity = (
-        max((int(recordio.record_bytes(plan.sizes[a:b]).sum()) for a, b in edges), default=0) // 4
-    )
-    buffers = queue.SimpleQueue()
-    for _ in range(workers + 1 + HELD):
-        buffers.put(np.empty(capacity, recordio.WORD))
-    with ImageReader(plan) as reader, ThreadPoolExecutor(workers) as pool:
-        waiting = deque()
-        try:
-            for first, last in edges:
-                if len(waiting) > workers:
-                    yield waiting.popleft().result(), buffers.put
-                waiting.append(
-                    pool.submit(build_piece, plan, first, last, buffers.get(), reader, check)
-                )
-            while waiting:
-                yield waiting.popleft().result(), buffers.put
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-class BadImages(SourceError):
-    """Images turned out to be bad while they were read; `problems` names each."""
-
-    def __init__(self, problems):
-        super().__init__("%d bad images" % len(problems))
+    def __init__(self, problems: List[Problem]) -> None:
+        super().__init__(f"{len(problems)} bad images")
         self.problems = problems
 
 
-class Done:
-    """What is known of the records written so far: lengths and sums by record, the bad ones, the file's SHA-256."""
+class ConversionState:
+    """The records so far: their lengths and sums, the bad ones, and the hash of the record file."""
 
-    def __init__(self, plan: Plan):
-        self.lengths = np.zeros(len(plan.paths), np.int64)
+    def __init__(self, plan: Plan) -> None:
+        self.lengths = np.zeros(len(plan.paths), np.int64)  # in bytes; 0: skipped
         self.sums = np.zeros(len(plan.paths), recordio.WORD)
-        self.bad = {}
-        self.hash = hashlib.sha256()
+        self.bad: Dict[int, str] = {}  # record -> reason
+        self.sha256 = hashlib.sha256()
 
-    def add(self, first, last, lengths, sums, bad):
+    def add(
+        self, first: int, last: int, lengths: np.ndarray, sums: np.ndarray, bad: Dict[int, str]
+    ) -> None:
+        """Add the records `first` to `last` - 1."""
         self.lengths[first:last] = lengths
         self.sums[first:last] = sums
         self.bad.update(bad)
 
 
-def resume(plan: Plan, edges, journal, path, done, progress):
-    """Reads back what an earlier run wrote and believes what agrees with its journal.
+def resume(
+    plan: Plan,
+    ranges: Ranges,
+    journal: Journal,
+    path: str,
+    state: ConversionState,
+    progress: OnProgress,
+) -> Tuple[int, int]:
+    """Keep the pieces of an earlier run that agree with the journal; forget the others.
 
-    Returns (pieces, bytes) that are there; forgets the rest.
+    Args:
+        path: The record file.
+        state: Updated with the records that are kept.
+
+    Returns:
+        Number of pieces kept, and their size in bytes.
     """
     pieces = end = 0
-    if journal.lines and os.path.exists(path):
+    if journal.entries and os.path.exists(path):
         with open(path, "rb") as stream:
-            for (first, last), line in zip(edges, journal.lines):
+            for (first, last), entry in zip(ranges, journal.entries):
                 lengths = recordio.record_bytes(plan.sizes[first:last])
-                for record, count in line["cuts"].items():
-                    lengths[int(record) - first] += count * recordio.SPLIT_GROWTH
-                for record in line["bad"]:
+                for record, count in entry["cuts"].items():
+                    lengths[int(record) - first] += count * recordio.SPLIT_GROWTH_BYTES
+                for record in entry["bad"]:
                     lengths[int(record) - first] = 0
                 data = stream.read(int(lengths.sum()))
-                digest = done.hash.copy()
-                digest.update(data)
-                if digest.hexdigest() != line["sha256"]:
+                sha256 = state.sha256.copy()
+                sha256.update(data)
+                if sha256.hexdigest() != entry["sha256"]:
                     break
-                done.hash = digest
-                sums = recordio.sums_of(data, lengths)
-                done.add(
-                    first,
-                    last,
-                    lengths,
-                    sums,
-                    {int(record): reason for record, reason in line["bad"].items()},
-                )
+                state.sha256 = sha256
+                sums = recordio.record_sums(data, lengths)
+                bad = {int(record): reason for record, reason in entry["bad"].items()}
+                state.add(first, last, lengths, sums, bad)
                 pieces, end = pieces + 1, end + len(data)
                 progress(last - first, int(plan.sizes[first:last].sum()))
-    journal.keep(pieces)
+    journal.truncate(pieces)
     return pieces, end
 
 
-def hash_views(digest, views):
+def _hash_piece(state: ConversionState, views: List[memoryview]) -> str:
     for view in views:
-        digest.update(view)
-    return digest.hexdigest()
+        state.sha256.update(view)
+    return state.sha256.hexdigest()
 
 
-def copy(plan: Plan, edges, record, journal, done, workers, check, keep_going, progress):
-    """Appends the pieces `edges` to the RecordFile `record`. After a bad image only looks for more, unless `keep_going`."""
-    pending = deque()
+def copy_pieces(
+    pieces: Iterator[Tuple[Piece, Release]],
+    writer: RecordWriter,
+    journal: Journal,
+    state: ConversionState,
+    skip_bad_images: bool,
+    progress: OnProgress,
+) -> None:
+    """Append the pieces to the record file.
 
-    def settle():
-        piece, release, hashed, end = pending.popleft()
-        journal.add({"sha256": hashed.result(), "cuts": piece.cuts, "bad": piece.bad}, end)
-        journal.flushed(record.flushed)
+    Without `skip_bad_images`, the first bad image ends the writing; the remaining images are read
+    only to find all the bad ones.
+    """
+    in_flight: Deque[Tuple[Piece, Release, Future[str], int]] = deque()
+
+    def complete_oldest() -> None:
+        piece, release, sha256, end = in_flight.popleft()
+        # The keys are a file format: a journal may be from an earlier version.
+        entry = {"sha256": sha256.result(), "cuts": piece.magic_splits, "bad": piece.bad}
+        journal.add(entry, end)
+        journal.write_flushed(writer.flushed)
         release(piece.buffer)
 
     with ThreadPoolExecutor(1) as hasher:
-        for piece, release in build_pieces(plan, edges, workers, check):
-            done.add(piece.first, piece.last, piece.lengths, piece.sums, piece.bad)
-            if done.bad and not keep_going:
+        for piece, release in pieces:
+            state.add(piece.first, piece.last, piece.lengths, piece.sums, piece.bad)
+            if state.bad and not skip_bad_images:
                 release(piece.buffer)
             else:
-                hashed = hasher.submit(hash_views, done.hash, piece.views)
+                sha256 = hasher.submit(_hash_piece, state, piece.views)
                 for view in piece.views:
-                    record.write(view)
-                pending.append((piece, release, hashed, record.position))
-                if len(pending) == HELD - 1:
-                    settle()
-            progress(piece.last - piece.first, int(plan.sizes[piece.first : piece.last].sum()))
-        while pending:
-            settle()
+                    writer.write(view)
+                in_flight.append((piece, release, sha256, writer.position))
+                if len(in_flight) == MAX_IN_FLIGHT - 1:
+                    complete_oldest()
+            progress(piece.last - piece.first, piece.image_bytes)
+        while in_flight:
+            complete_oldest()
 
 
-def convert(plan: Plan, folder, workers, check, keep_going, description, progress):
-    """Writes the files of plan.prefix to `folder` if they are not there; returns the manifest. Goes on after a killed run.
+def convert(
+    plan: Plan,
+    folder: str,
+    workers: int,
+    check: ImageCheck,
+    source: SourceFacts,
+    options: Options,
+    progress: OnProgress,
+) -> Manifest:
+    """Write the files of a split to `folder`, resuming an interrupted run; return the manifest.
 
-    `keep_going`: leave bad images out; otherwise all of them are found, nothing is left behind and BadImages lists them.
-    `description`: the manifest's "source" and "options". `progress(records, image bytes)` is called as work gets done.
-    Raises Refused when something else is in the way, and OSError when writing fails: what is written then stays.
+    Args:
+        workers: Number of reading threads.
+        check: Finds bad images. With on_error "skip" they get no record; with "fail" all of them
+            are found and nothing is kept.
+        source: For the manifest.
+        options: For the manifest; on_error is obeyed.
+        progress: Called as work gets done.
+
+    Raises:
+        BadImagesError: There are bad images, and on_error is "fail".
+        DestinationError: The destination has other content, or another conversion is using it.
+        OSError: Writing failed or the source went away; what is written is kept.
     """
-    part = record_writer.part_folder(folder, plan.prefix)
-    journal = record_writer.Journal(
-        part, {"digest": plan.digest, "check": description["options"]["check"]}
-    )
+    prefix, skip_bad_images = plan.prefix, options["on_error"] == "skip"
+    part = manifests.part_folder(folder, prefix)
+    journal = Journal(part, {"digest": plan.digest, "check": options["check"]})
     try:
-        # Another process may have finished this half since the caller looked; nobody can any more.
-        if record_writer.is_finished(
-            folder, plan.prefix, description["source"]["identity"], description["options"]
-        ):
-            record_writer.sweep(folder, plan.prefix)
-            return record_writer.load_manifest(folder, plan.prefix)
-        record_writer.take_back(folder, plan.prefix)
-        done, edges = Done(plan), plan.pieces()
-        path = os.path.join(part, plan.prefix + ".rec")
-        pieces, end = resume(plan, edges, journal, path, done, progress)
-        record = record_writer.RecordFile(path, end)
+        # Another process may have finished this split before the lock was taken, but not after.
+        if manifests.is_finished(folder, prefix, source["identity"], options):
+            manifests.remove_part_folder(folder, prefix)
+            return manifests.load_manifest(folder, prefix)
+        manifests.roll_back_publish(folder, prefix)
+        state, ranges = ConversionState(plan), plan.pieces()
+        path = os.path.join(part, prefix + ".rec")
+        kept_pieces, end = resume(plan, ranges, journal, path, state, progress)
+        writer = RecordWriter(path, end)
         try:
-            copy(plan, edges[pieces:], record, journal, done, workers, check, keep_going, progress)
-            bad = [
-                Problem(os.path.join(plan.top, plan.paths[number]), done.bad[number])
-                for number in sorted(done.bad)
-            ]
-            if bad and not keep_going:
-                raise BadImages(bad)
-            record.finish()
+            pieces = build_pieces(plan, ranges[kept_pieces:], workers, check)
+            copy_pieces(pieces, writer, journal, state, skip_bad_images, progress)
+            if state.bad and not skip_bad_images:
+                raise BadImagesError(_bad_image_problems(plan, state))
+            writer.finish()
         finally:
-            record.close()
-        manifest = finish(plan, done, part, bad, description)
-        record_writer.publish(folder, plan.prefix, manifest)
+            writer.close()
+        manifest = _write_tables(plan, part, state, source, options)
+        manifests.publish(folder, prefix, manifest)
         return manifest
     except SourceError:
         shutil.rmtree(part)
         raise
-    except record_writer.Refused:
-        if not journal.lines:  # nothing was begun
+    except DestinationError:
+        if not journal.entries:  # an earlier run left nothing worth keeping
             shutil.rmtree(part, ignore_errors=True)
         raise
     finally:
         journal.close()
 
 
-def finish(plan: Plan, done, part, bad, description):
-    """Writes the index, the list and the sums; returns the manifest, which is the last thing to be written."""
-    kept = np.flatnonzero(done.lengths)
+def _bad_image_problems(plan: Plan, state: ConversionState) -> List[Problem]:
+    return [
+        Problem(os.path.join(plan.top, plan.paths[record]), state.bad[record])
+        for record in sorted(state.bad)
+    ]
+
+
+def _write_tables(
+    plan: Plan, part: str, state: ConversionState, source: SourceFacts, options: Options
+) -> Manifest:
+    """Write the index, the list and the sums to the folder `part`; return the manifest."""
+    kept = np.flatnonzero(state.lengths)
     check_no_class_lost(plan, plan.labels[kept])
-    lengths, keys, numbers = done.lengths[kept], plan.keys[kept], plan.labels[kept]
-    paths = [plan.paths[record] for record in kept.tolist()] if bad else plan.paths
-    blocks = {
+    lengths, keys, labels = state.lengths[kept], plan.keys[kept], plan.labels[kept]
+    paths = [plan.paths[record] for record in kept.tolist()] if state.bad else plan.paths
+    tables = {
         ".idx": recordio.index_lines(keys, np.cumsum(lengths) - lengths),
-        ".lst": recordio.list_lines(keys, numbers, paths),
-        ".sums": [done.sums[kept].tobytes()],
+        ".lst": recordio.list_lines(keys, labels, paths),
+        ".sums": [state.sums[kept].tobytes()],
     }
-    files = {plan.prefix + ".rec": {"bytes": int(lengths.sum()), "sha256": done.hash.hexdigest()}}
-    for suffix, content in blocks.items():
-        files[plan.prefix + suffix] = record_writer.write_file(
-            os.path.join(part, plan.prefix + suffix), content
-        )
-    counts = np.bincount(numbers, minlength=len(plan.classes)).tolist()
+    files: Dict[str, manifests.FileFacts] = {
+        plan.prefix + ".rec": {"bytes": int(lengths.sum()), "sha256": state.sha256.hexdigest()}
+    }
+    for suffix, blocks in tables.items():
+        path = os.path.join(part, plan.prefix + suffix)
+        files[plan.prefix + suffix] = manifests.write_durably(path, blocks)
+    counts = np.bincount(labels, minlength=len(plan.classes)).tolist()
+    problems = plan.problems + _bad_image_problems(plan, state)
     return {
-        "format": record_writer.FORMAT,
-        "version": record_writer.VERSION,
+        "format": manifests.FORMAT,
+        "version": manifests.VERSION,
         "complete": True,
         "prefix": plan.prefix,
         "examples": len(kept),
@@ -286,15 +237,21 @@ def finish(plan: Plan, done, part, bad, description):
         "image_bytes": int(plan.sizes[kept].sum()),
         "files": files,
         "digest": plan.digest,
-        **description,
+        "source": source,
+        "options": options,
         "ignored": plan.ignored,
         "skipped": [
-            {"path": below(plan.top, problem.path), "reason": problem.reason}
-            for problem in plan.problems + bad
+            {"path": _relative_to(plan.top, problem.path), "reason": problem.reason}
+            for problem in problems
         ],
     }
 
 
-def below(top, path):
-    """`path` without `top`, which says nothing once the source is moved or named another way."""
-    return path[len(top) + 1 :] if path.startswith(top + "/") else "." if path == top else path
+def _relative_to(top: str, path: str) -> str:
+    """Return `path` relative to `top`; unchanged if it is not below it.
+
+    The top of the source is not part of a manifest's paths: it may be moved or renamed.
+    """
+    if path.startswith(top + "/"):
+        return path[len(top) + 1 :]
+    return "." if path == top else path

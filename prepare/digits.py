@@ -14,7 +14,7 @@ import sys
 import tempfile
 from typing import Dict, Iterator, Optional, Sequence, Tuple
 
-from prepare.progress_bar import print_any_name
+from prepare.progress_bar import escape_unencodable_output
 
 SIDE_PIXELS = 32  # the scans are 8 x 8, but a ResNet-50 halves its input five times
 VAL_INTERVAL = 5  # every fifth image of a class is for validation
@@ -107,7 +107,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         "folder", metavar="DST", help="folder to make; it will contain train/ and val/"
     )
     folder = parser.parse_args(argv).folder
-    print_any_name()
+    escape_unencodable_output()
     try:
         written = write_dataset(folder)
     except OSError as error:

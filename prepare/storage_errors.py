@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tell failures of the storage, which may be temporary, from faults of a single image."""
+"""Distinguish failures of the storage, which may be temporary, from faults of a single image."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ OUTAGE_ERRNOS = frozenset(getattr(errno, name) for name in _OUTAGE_NAMES if hasa
 def raise_if_outage(error: OSError, path: str, *containers: str) -> None:
     """Raise an OSError that names the failed path if `error` is a failure of the storage.
 
-    A missing file is a failure of the storage, too, when a folder or archive that contained it is
-    missing or empty: an unmounted network share leaves an empty folder.
+    Return normally if only `path` itself is at fault. A missing file is a failure of the storage,
+    too, when a folder or archive that contained it is missing or empty: an unmounted network share
+    leaves an empty folder.
 
     Args:
         error: the error met at `path`.
@@ -35,7 +36,7 @@ def raise_if_outage(error: OSError, path: str, *containers: str) -> None:
         containers: folders and archives that contain `path`.
 
     Raises:
-        OSError: the storage failed. Return normally if only `path` itself is at fault.
+        OSError: the storage failed.
     """
     if error.errno in OUTAGE_ERRNOS:
         raise OSError(error.errno, error.strerror, path) from None

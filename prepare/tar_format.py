@@ -27,7 +27,7 @@ EXTENSION_KINDS = (*PAX_KINDS, PAX_GLOBAL, GNU_LONG_NAME, GNU_LONG_LINK)
 
 
 class TarDamageError(Exception):
-    """An archive ends too early or is malformed; the message continues "The archive ..."."""
+    """An archive ends too early or is malformed; the message completes "The archive ..."."""
 
 
 @dataclass
@@ -227,7 +227,7 @@ def parse_pax_size(value: bytes, offset: int) -> int:
 def skip_sparse_map(descriptor: int, header: bytes, data: int, end: int) -> int:
     """Return the offset of the data of a sparse file in GNU's format.
 
-    The header may be followed by blocks of the sparse map; a flag in each tells if another follows.
+    Blocks of the sparse map may follow the header; a flag in each is set if another one follows.
 
     Args:
         descriptor: an open file.

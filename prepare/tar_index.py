@@ -2,7 +2,7 @@
 """List the images in tar archives by their headers, so that they can be read without unpacking.
 
 A truncated or damaged archive is a problem that names the position; the images before the damage
-are listed all the same.
+are listed nevertheless.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class TarIndexer:
         self.remove_outer_folder()
 
     def add_member(self, member: TarMember) -> None:
-        """Add one member: an image, a folder, a problem or an ignored file. Links are put off."""
+        """Add one member: an image, a folder, a link, a problem or an ignored file."""
         name = member.name
         if not name or member.kind == GNU_VOLUME_LABEL:
             return

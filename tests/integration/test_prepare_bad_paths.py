@@ -92,7 +92,7 @@ def test_an_archive_that_may_not_be_read_is_a_wrong_path(tmp_path, source):
 def test_a_destination_that_may_not_be_written_is_a_failure(tmp_path, source):
     result = run_as_nobody(tmp_path, "in", "out")
     assert result.returncode == 4
-    assert result.stderr.startswith("prepare.imagenet: out: Permission denied; when that is mended")
+    assert result.stderr.startswith("prepare.imagenet: out: Permission denied; fix this")
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_two_at_once(tmp_path):
     write_files(tmp_path / "in", small_dataset())
     arguments = [str(tmp_path / "in"), str(tmp_path / "out")]
     process = subprocess.Popen(
-        [sys.executable, "-c", program_stopping_in("convert", "copy"), *arguments],
+        [sys.executable, "-c", program_stopping_in("convert", "copy_pieces"), *arguments],
         cwd=REPOSITORY,
         stdout=subprocess.DEVNULL,
     )

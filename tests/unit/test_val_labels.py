@@ -1,163 +1,148 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels of the validation images: what disagrees, is not there or is damaged is named in one line."""
+"""Test reading label files of all kinds, malformed and damaged ones too."""
 
+import gzip
 import os
 import random
-import shutil
 import tarfile
 import warnings
 
 import pytest
-from support import image_trees as trees
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from support.image_fixtures import CLASSES, write_devkit
 
 from prepare import val_labels
 from prepare.listing import SourceError
 
-CLASSES = ["n01440764", "n01443537", "n02085620"]
-TRUTH = [CLASSES[number * 7 % 5 % 3] for number in range(1, 13)]
-LISTED = "imagenet_2012_validation_synset_labels.txt"
+GROUND_TRUTH = [CLASSES[number * 7 % 5 % 3] for number in range(1, 13)]
 
 
-def val_name(number, extension=".JPEG"):
-    return "ILSVRC2012_val_%08d%s" % (number, extension)
+@pytest.mark.parametrize(
+    "content,reason",
+    [
+        (b"", "it is empty"),
+        (b"n01440764\nn01 443537\n", "one synset a line"),
+        (b"\xff\xfe\x00", "neither"),
+        (gzip.compress(b"no archive"), "neither"),
+        (b"mv a.JPEG\n", "not a line `mv IMAGE CLASS/`"),
+        (b"mv a.JPEG n1/\nmv a.JPEG n2/\n", "to n1 and to n2"),
+        (b"mv a.JPEG n1/\nmv it's n02/\n", "not a line `mv IMAGE CLASS/`: mv it's n02/"),
+    ],
+)
+def test_bad_label_files(tmp_path, content, reason):
+    (tmp_path / "labels").write_bytes(content)
+    with pytest.raises(SourceError, match=reason):
+        val_labels.read_label_file(str(tmp_path / "labels"))
 
 
-@pytest.fixture
-def source(tmp_path):
-    """Training images in class folders; the validation images stand in one folder."""
-    files = {
-        path: content
-        for path, content in trees.small(classes=CLASSES).items()
-        if path.startswith("train")
-    }
-    files.update(
-        {"val/" + val_name(number + 1): trees.jpeg(b"%d" % number) for number in range(len(TRUTH))}
-    )
-    trees.write(tmp_path / "in", files)
-    return tmp_path / "in"
+def read_or_refuse(path):
+    """Read a label file as a conversion does; return the SourceError or None."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # NumPy's and SciPy's, about a damaged table
+            val_labels.read_label_file(str(path))
+            val_labels.train_counts([str(path)])
+    except SourceError as error:
+        assert "\n" not in str(error)
+        return error
+    return None
 
 
-def one_line(source, *options):
-    result = trees.prepare(source, source.parent / "out", *options)
-    assert result.returncode == 1 and len(result.stderr.splitlines()) == 1, result.stderr
-    return result.stderr
+line_strategy = st.one_of(
+    st.text(max_size=40),
+    st.sampled_from(["n01440764", "#!/bin/sh", "mkdir -p n01440764", "mv it's n1/", "mv"]),
+    st.builds("mv {} {}/".format, st.text(max_size=20), st.text(max_size=12)),
+)
 
 
-@pytest.mark.parametrize("extra", [0, 2])  # the class whose folder is walked first or last
-def test_a_name_that_stands_in_two_classes(source, extra):
-    trees.write(source, {LISTED: "".join(name + "\n" for name in TRUTH).encode()})
-    for number, name in enumerate(TRUTH):
-        trees.write(source, {"val/%s/%s" % (name, val_name(number + 1)): trees.jpeg(b"x")})
-        (source / "val" / val_name(number + 1)).unlink()
-    assert trees.prepare(source, source.parent / "good").returncode == 0
-    number = next(number for number, name in enumerate(TRUTH) if name == CLASSES[1])
-    trees.write(source, {"val/%s/%s" % (CLASSES[extra], val_name(number + 1)): trees.jpeg(b"x")})
-    assert "%s: is in %s, but its class is " % (val_name(number + 1), CLASSES[extra]) in one_line(source)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lines=st.lists(line_strategy, max_size=8), separator=st.sampled_from(["\n", "\r\n", "\r"]))
+def test_any_text_is_read_or_refused(tmp_path, lines, separator):
+    path = tmp_path / "labels"
+    path.write_bytes(separator.join(lines).encode("utf-8", "surrogatepass"))
+    read_or_refuse(path)
 
 
-@pytest.mark.parametrize("extension", [".jpg", ".png", ".jpeg"])
-@pytest.mark.parametrize("kind", ["list", "devkit"])
-def test_labels_by_number_whatever_the_extension(source, extension, kind):
-    if kind == "list":
-        trees.write(source, {LISTED: "".join(name + "\n" for name in TRUTH).encode()})
-    else:
-        trees.devkit(str(source / "ILSVRC2012_devkit_t12.tar.gz"), CLASSES, TRUTH)
-    for number in range(1, len(TRUTH) + 1):
-        os.rename(
-            str(source / "val" / val_name(number)),
-            str(source / "val" / val_name(number, extension)),
-        )
-    result = trees.prepare(source, source.parent / "out")
-    assert result.returncode == 0, result.stderr
-    rows = [
-        line.split("\t") for line in (source.parent / "out" / "val.lst").read_text().splitlines()
-    ]
-    assert {path: float(label) for _, label, path in rows} == {
-        "%s/%s" % (name, val_name(at + 1, extension)): float(CLASSES.index(name))
-        for at, name in enumerate(TRUTH)
-    }
-    shutil.rmtree(str(source.parent / "out"))
-    (source / "val" / val_name(3, extension)).unlink()
-    result = trees.prepare(source, source.parent / "out")
-    assert (
-        result.returncode == 1
-        and result.stderr.count("does not exist") == 1
-        and val_name(3) in result.stderr
-    )
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=2000))
+@example(content=bytes(1024))  # an empty archive
+@example(content=gzip.compress(bytes(1024)))
+def test_any_bytes_are_read_or_refused(tmp_path, content):
+    (tmp_path / "labels").write_bytes(content)
+    read_or_refuse(tmp_path / "labels")
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(classes=st.lists(st.sampled_from(CLASSES), min_size=1, max_size=30), data=st.data())
+def test_all_kinds_of_label_files_give_the_same_classes(tmp_path, classes, data):
+    names = [f"ILSVRC2012_val_{number + 1:08d}.JPEG" for number in range(len(classes))]
+    moves = [f"mv {name} {label}/" for name, label in zip(names, classes)]
+    (tmp_path / "list").write_text("\n".join(classes))
+    (tmp_path / "moves").write_text("\n".join(data.draw(st.permutations(moves))))
+    for path in (tmp_path / "list", tmp_path / "moves"):
+        label_file = val_labels.read_label_file(str(path))
+        assert label_file.classes_of(names) == dict(zip(names, classes))
+        assert label_file.missing_images(names[1:]) == names[:1]
 
 
 def damage(content, seed):
-    """A few bytes changed, or the end cut off."""
-    chance, content = random.Random(seed), bytearray(content)
+    """Return content with a few random bytes changed or, for every fourth seed, its end cut off."""
+    source, damaged = random.Random(seed), bytearray(content)
     if seed % 4 == 0:
-        return bytes(content[: chance.randrange(len(content))])
-    for _ in range(chance.choice([1, 3, 20])):
-        content[chance.randrange(len(content))] = chance.randrange(256)
-    return bytes(content)
+        return bytes(damaged[: source.randrange(len(damaged))])
+    for _ in range(source.choice([1, 3, 20])):
+        damaged[source.randrange(len(damaged))] = source.randrange(256)
+    return bytes(damaged)
 
 
-def look(path):
-    """Reads labels that may be damaged; whether that was noticed."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # numpy's and scipy's, about odd numbers in a damaged table
-            val_labels.read_label_file(str(path))
-            val_labels.train_counts([str(path)])
-        return False
-    except SourceError as error:
-        assert "\n" not in str(error)
-        return True
-
-
-@pytest.mark.parametrize("form", ["gz", "xz", "bz2"])
-def test_damaged_devkit(tmp_path, form):
-    """Damage is noticed, or it is in a place that says nothing of the labels."""
+@pytest.mark.parametrize("compression", ["gz", "xz", "bz2"])
+def test_a_damaged_devkit_is_refused_or_gives_the_right_labels(tmp_path, compression):
     pytest.importorskip("scipy")
-    truth = random.Random(7).choices(CLASSES, k=30000)
-    trees.devkit(str(tmp_path / "whole.tar.gz"), CLASSES, truth)
-    with tarfile.open(str(tmp_path / "whole.tar.gz")) as tar:
-        tar.extractall(str(tmp_path))
-    with tarfile.open(str(tmp_path / "packed"), "w:" + form) as tar:
-        tar.add(str(tmp_path / "ILSVRC2012_devkit_t12"), "ILSVRC2012_devkit_t12")
+    ground_truth = random.Random(7).choices(CLASSES, k=30000)
+    write_devkit(str(tmp_path / "whole.tar.gz"), CLASSES, ground_truth)
+    with tarfile.open(tmp_path / "whole.tar.gz") as tar:
+        tar.extractall(tmp_path)
+    with tarfile.open(tmp_path / "packed", f"w:{compression}") as tar:
+        tar.add(tmp_path / "ILSVRC2012_devkit_t12", "ILSVRC2012_devkit_t12")
     content = (tmp_path / "packed").read_bytes()
-    names = ["ILSVRC2012_val_%08d.JPEG" % (at + 1) for at in range(len(truth))]
+    names = [f"ILSVRC2012_val_{number + 1:08d}.JPEG" for number in range(len(ground_truth))]
+    damaged = tmp_path / "damaged"
     for seed in range(60):
-        (tmp_path / "damaged").write_bytes(damage(content, seed))
-        if not look(tmp_path / "damaged"):
-            assert (
-                list(val_labels.read_label_file(str(tmp_path / "damaged")).classes_of(names).values()) == truth
-            )
+        damaged.write_bytes(damage(content, seed))
+        if read_or_refuse(damaged) is None:
+            classes = val_labels.read_label_file(str(damaged)).classes_of(names)
+            assert list(classes.values()) == ground_truth
 
 
-@pytest.mark.parametrize("place", [0, 100, 126, 128, 132, 136, 137, 160, "half", "end"])
-@pytest.mark.parametrize("way", ["cut", "overwritten"])
-def test_damaged_meta(tmp_path, place, way):
-    """Places that scipy notices by itself: on others of an uncompressed file it may crash."""
+@pytest.mark.parametrize("position", [0, 100, 126, 128, 132, 136, 137, 160, "half", "end"])
+@pytest.mark.parametrize("fault", ["cut", "overwritten"])
+def test_a_damaged_meta_file_is_refused(tmp_path, position, fault):
+    """Test positions where SciPy detects damage; at others it may crash on an uncompressed file."""
     pytest.importorskip("scipy")
     from scipy.io import loadmat, savemat
 
-    trees.devkit(str(tmp_path / "whole.tar.gz"), CLASSES, TRUTH)
-    with tarfile.open(str(tmp_path / "whole.tar.gz")) as tar:
-        tar.extractall(str(tmp_path))
-    meta = tmp_path / "ILSVRC2012_devkit_t12" / "data" / "meta.mat"
-    savemat(
-        str(meta), {"synsets": loadmat(str(meta))["synsets"]}, do_compression=True
-    )  # as the real one is
-    assert not look(meta.parent.parent)
+    write_devkit(str(tmp_path / "whole.tar.gz"), CLASSES, GROUND_TRUTH)
+    with tarfile.open(tmp_path / "whole.tar.gz") as tar:
+        tar.extractall(tmp_path)
+    folder = tmp_path / "ILSVRC2012_devkit_t12"
+    meta = folder / "data" / "meta.mat"
+    # The real file is compressed, too.
+    savemat(str(meta), {"synsets": loadmat(str(meta))["synsets"]}, do_compression=True)
+    assert read_or_refuse(folder) is None
     content = meta.read_bytes()
-    at = {"half": len(content) // 2, "end": len(content) - 20}.get(place, place)
-    meta.write_bytes(content[:at] + (b"" if way == "cut" else b"\xff" * 12 + content[at + 12 :]))
-    assert look(meta.parent.parent) or (
-        way == "overwritten" and place in (0, 100)
-    )  # only text stands there
+    at = {"half": len(content) // 2, "end": len(content) - 20}.get(position, position)
+    rest = b"" if fault == "cut" else b"\xff" * 12 + content[at + 12 :]
+    meta.write_bytes(content[:at] + rest)
+    only_text_is_damaged = fault == "overwritten" and position in (0, 100)
+    assert read_or_refuse(folder) is not None or only_text_is_damaged
 
 
-def test_a_damaged_devkit_is_one_line(source):
-    path = source / "ILSVRC2012_devkit_t12.tar.gz"
-    trees.devkit(str(path), CLASSES, random.Random(7).choices(CLASSES, k=30000))
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2 : len(content) // 2 + 60] = bytes(60)
-    path.write_bytes(bytes(content))
-    assert "prepare.imagenet: %s: " % path in one_line(source)
+def test_training_counts_come_from_the_devkit(tmp_path):
+    pytest.importorskip("scipy")
+    script, devkit = tmp_path / "valprep.sh", tmp_path / "devkit.tar.gz"
+    script.write_text("mv a.JPEG n01440764/\n")
+    write_devkit(str(devkit), CLASSES, GROUND_TRUTH)
+    assert val_labels.train_counts([str(script)]) == {}
+    counts = val_labels.train_counts([os.fspath(script), os.fspath(devkit)])
+    assert counts == dict.fromkeys(CLASSES, 7)

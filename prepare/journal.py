@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The journal of an unfinished conversion: its lock, and what a resumed run may keep."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections import deque
+from typing import Any, Deque, Dict, List, Optional, Tuple
+
+from prepare.manifest import JOURNAL_NAME, DestinationError
+
+Entry = Dict[str, Any]
+
+
+class Journal:
+    """A file with one JSON line per finished piece of the record file, after a header line.
+
+    The header identifies what the record file is made from. An entry holds the SHA-256 of the
+    record file up to the end of the piece, and it is valid only when the file agrees. So nothing
+    must be forced to the disk during the conversion: data that a power failure loses is written
+    again.
+
+    Attributes:
+        entries: The entries that the file held when it was opened.
+    """
+
+    def __init__(self, folder: str, header: Entry) -> None:
+        """Open or create the journal in `folder`, which is created too, and lock it.
+
+        Raises:
+            DestinationError: The journal is in use, or belongs to a different conversion.
+        """
+        os.makedirs(folder, exist_ok=True)
+        self._folder = folder
+        self._file = open(os.path.join(folder, JOURNAL_NAME), "ab+")  # noqa: SIM115
+        self._lock()
+        self._unwritten: Deque[Tuple[int, Entry]] = deque()
+        self.entries = self._read(header)
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DestinationError(
+                f"{self._folder}: another conversion is writing here: wait until it ends"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        # The previous owner of the lock may have removed the folder after this file was opened.
+        if not self._is_in_place():
+            raise DestinationError(
+                f"{self._folder}: another conversion was writing here: run the same command again"
+            )
+
+    def _is_in_place(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._file.name))
+        except OSError:
+            return False
+
+    def _read(self, header: Entry) -> List[Entry]:
+        self._file.seek(0)
+        # Data after the last line feed was cut off, and a power failure can leave zeros. Neither is
+        # an entry.
+        lines = [_parse_line(line) for line in self._file.read().split(b"\n")[:-1]]
+        if not lines or lines[0] is None:
+            self._file.truncate(0)
+            self._append(header)
+            return []
+        if lines[0] != header:
+            raise DestinationError(
+                f"{self._folder}: holds the unfinished conversion of another source, with other "
+                "options, or of files that have changed since: finish that conversion, or remove "
+                "this folder to start over"
+            )
+        entries = []
+        for line in lines[1:]:
+            if line is None:
+                break
+            entries.append(line)
+        return entries
+
+    def truncate(self, count: int) -> None:
+        """Remove all but the first `count` of the entries found."""
+        self._file.seek(0)
+        kept = self._file.read().split(b"\n")[: count + 1]
+        self._file.truncate(sum(len(line) + 1 for line in kept))
+        self.entries = self.entries[:count]
+
+    def add(self, entry: Entry, end: int) -> None:
+        """Add an entry, to be written once the record file is flushed up to the offset `end`."""
+        self._unwritten.append((end, entry))
+
+    def write_flushed(self, flushed: int) -> None:
+        """Write the entries of all pieces that end at or before the offset `flushed`."""
+        while self._unwritten and self._unwritten[0][0] <= flushed:
+            self._append(self._unwritten.popleft()[1])
+
+    def _append(self, entry: Entry) -> None:
+        self._file.write(json.dumps(entry).encode() + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file, which releases the lock."""
+        self._file.close()
+
+
+def _parse_line(line: bytes) -> Optional[Any]:
+    """Return the value of a line of the journal; None when it is damaged."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

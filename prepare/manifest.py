@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The destination folder: its layout, the manifest of a finished split, and publishing by rename.
+
+Data files are written to PREFIX.part/ and renamed into the destination when they are complete, the
+manifest last: a split without a manifest is not finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from typing import Any, Dict, Iterable, List, Optional, TypedDict, cast
+
+SUFFIXES = (".rec", ".idx", ".lst", ".sums")  # of the data files
+MANIFEST_SUFFIX = ".json"
+JOURNAL_NAME = "journal"  # in the part folder
+FORMAT, VERSION = "mxresnet-recordio", 1
+MAX_FILE_BYTES = 1 << 62
+
+
+class DestinationError(Exception):
+    """The destination has content that must not be overwritten, or is not a finished data set."""
+
+
+class FileFacts(TypedDict):
+    """Size and SHA-256 (hexadecimal) of a data file."""
+
+    bytes: int
+    sha256: str
+
+
+class ClassFacts(TypedDict):
+    """A class and its number of records."""
+
+    name: str
+    label: int
+    examples: int
+
+
+class SkippedImage(TypedDict):
+    """An image without a record; the path is relative to the top of the source."""
+
+    path: str
+    reason: str
+
+
+class SourceFacts(TypedDict):
+    """What a split was made from; the identity is a digest of names, sizes and times."""
+
+    path: str
+    kind: str
+    identity: str
+
+
+class Options(TypedDict):
+    """The options of prepare.imagenet that decide which images get a record."""
+
+    check: str
+    on_error: str
+
+
+class Manifest(TypedDict):
+    """The content of a manifest file, in the order of the file."""
+
+    format: str
+    version: int
+    complete: bool
+    prefix: str
+    examples: int
+    classes: List[ClassFacts]
+    image_bytes: int
+    files: Dict[str, FileFacts]  # by file name
+    digest: str  # of the plan
+    source: SourceFacts
+    options: Options
+    ignored: Dict[str, int]
+    skipped: List[SkippedImage]
+
+
+def part_folder(folder: str, prefix: str) -> str:
+    """Return the folder that holds the files of a split until they are complete."""
+    return os.path.join(folder, prefix + ".part")
+
+
+def manifest_path(folder: str, prefix: str) -> str:
+    """Return the path of the manifest of a split."""
+    return os.path.join(folder, prefix + MANIFEST_SUFFIX)
+
+
+def is_finished(folder: str, prefix: str, identity: str, options: Options) -> bool:
+    """Return whether `folder` holds the complete split, made from this source with these options.
+
+    Reads the manifest and the sizes of the files only.
+
+    Raises:
+        DestinationError: The files of a different or damaged split are there, or files without a
+            manifest.
+    """
+    path = manifest_path(folder, prefix)
+    if not os.path.exists(path):
+        _check_no_unexpected_files(folder, prefix)
+        return False
+    manifest = load_manifest(folder, prefix)
+    _check_file_sizes(folder, prefix, manifest)
+    _check_same_conversion(path, manifest, identity, options)
+    return True
+
+
+def _check_no_unexpected_files(folder: str, prefix: str) -> None:
+    """Raise DestinationError if there are data files that no interrupted publishing explains."""
+    names = [prefix + suffix for suffix in SUFFIXES]
+    unexpected_files = [name for name in names if os.path.lexists(os.path.join(folder, name))]
+    journal = os.path.join(part_folder(folder, prefix), JOURNAL_NAME)
+    if unexpected_files and not os.path.exists(journal):
+        path = os.path.join(folder, unexpected_files[0])
+        raise DestinationError(
+            f"{path}: exists without a manifest and would be overwritten: move it away"
+        )
+
+
+def _check_file_sizes(folder: str, prefix: str, manifest: Manifest) -> None:
+    """Raise DestinationError if a data file is missing or has a different size."""
+    for name, facts in manifest["files"].items():
+        path = os.path.join(folder, name)
+        size = os.path.getsize(path) if os.path.exists(path) else None
+        if size != facts["bytes"]:
+            found = "is missing" if size is None else f"has {size} bytes"
+            raise DestinationError(
+                f"{path}: {found}, expected {facts['bytes']} bytes: "
+                f"remove {manifest_path(folder, prefix)} to make the {prefix} split again"
+            )
+
+
+def _check_same_conversion(path: str, manifest: Manifest, identity: str, options: Options) -> None:
+    """Raise DestinationError if the split was made from another source or with other options."""
+    made_with = manifest["options"]
+    # Without a bad image, both values of --on-error give the same bytes.
+    same = made_with["check"] == options["check"] and (
+        made_with["on_error"] == options["on_error"] or not manifest["skipped"]
+    )
+    if not same or manifest["source"]["identity"] != identity:
+        flags = " ".join(
+            f"--{name.replace('_', '-')}={value}" for name, value in sorted(made_with.items())
+        )
+        raise DestinationError(
+            f"{path}: the split was made from {manifest['source']['path']} as it was at that time, "
+            f"with {flags}: choose another destination, or remove the files of this split"
+        )
+
+
+def load_manifest(folder: str, prefix: str) -> Manifest:
+    """Read and check the manifest of a finished split.
+
+    Raises:
+        DestinationError: It is not a manifest, is damaged, or has an unknown version.
+    """
+    path = manifest_path(folder, prefix)
+    with open(path, encoding="utf-8") as stream:
+        try:
+            manifest = json.load(stream)
+            known = (manifest["format"], manifest["version"]) == (FORMAT, VERSION)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            known = False
+    if not known:
+        raise DestinationError(f"{path}: is not a manifest of {FORMAT} version {VERSION}")
+    field = _find_invalid_field(manifest, [prefix + suffix for suffix in SUFFIXES])
+    if field:
+        raise DestinationError(
+            f'{path}: is damaged: its field "{field}" is missing or invalid: '
+            f"remove the file to make the {prefix} split again"
+        )
+    return cast(Manifest, manifest)
+
+
+def _find_invalid_field(manifest: Dict[str, Any], names: List[str]) -> Optional[str]:
+    """Return the name of the first field that is missing or has a wrong type; None: all are valid.
+
+    Args:
+        manifest: Parsed JSON.
+        names: The data files that it must describe.
+    """
+
+    def is_record(value: Any, **types: type) -> bool:
+        return isinstance(value, dict) and all(
+            isinstance(value.get(key), expected) for key, expected in types.items()
+        )
+
+    def is_list_of(values: Any, **types: type) -> bool:
+        return isinstance(values, list) and all(is_record(value, **types) for value in values)
+
+    files, examples = manifest.get("files"), manifest.get("examples")
+    valid = {
+        "complete": manifest.get("complete") is True,
+        "examples": isinstance(examples, int) and examples >= 0,
+        "classes": is_list_of(manifest.get("classes"), name=str, label=int, examples=int),
+        "files": isinstance(files, dict)
+        and sorted(files) == sorted(names)
+        and all(
+            is_record(facts, bytes=int, sha256=str) and 0 <= facts["bytes"] < MAX_FILE_BYTES
+            for facts in files.values()
+        ),
+        "options": is_record(manifest.get("options"), check=str, on_error=str),
+        "source": is_record(manifest.get("source"), path=str, identity=str),
+        "skipped": is_list_of(manifest.get("skipped"), path=str, reason=str),
+    }
+    return next((name for name, is_valid in valid.items() if not is_valid), None)
+
+
+def bytes_written(folder: str, prefix: str) -> int:
+    """Return the size of an unfinished split's record file, which may be renamed already."""
+    for place in (folder, part_folder(folder, prefix)):
+        try:
+            return os.path.getsize(os.path.join(place, prefix + ".rec"))
+        except OSError:
+            pass
+    return 0
+
+
+def roll_back_publish(folder: str, prefix: str) -> None:
+    """Undo a publication that was interrupted before the manifest was renamed.
+
+    Moves the record file back to the part folder, where it is checked against the journal.
+
+    Raises:
+        DestinationError: There is a manifest.
+    """
+    path = manifest_path(folder, prefix)
+    # On a file system without locks, only this shows that another conversion has ended.
+    if os.path.exists(path):
+        raise DestinationError(
+            f"{path}: has appeared during this run: another conversion was writing here"
+        )
+    record_file = os.path.join(folder, prefix + ".rec")
+    if os.path.exists(record_file):
+        os.replace(record_file, os.path.join(part_folder(folder, prefix), prefix + ".rec"))
+
+
+def publish(folder: str, prefix: str, manifest: Manifest) -> None:
+    """Rename the finished files into `folder`, the manifest last, and remove the part folder."""
+    part = part_folder(folder, prefix)
+    part_manifest = manifest_path(part, prefix)
+    write_durably(part_manifest, [json.dumps(manifest, indent=1).encode() + b"\n"])
+    for suffix in SUFFIXES:
+        os.replace(os.path.join(part, prefix + suffix), os.path.join(folder, prefix + suffix))
+    _sync_folder(folder)
+    os.replace(part_manifest, manifest_path(folder, prefix))
+    _sync_folder(folder)
+    remove_part_folder(folder, prefix)
+
+
+def remove_part_folder(folder: str, prefix: str) -> None:
+    """Remove the part folder of a finished split, if there is one."""
+    shutil.rmtree(part_folder(folder, prefix), ignore_errors=True)
+
+
+def write_durably(path: str, blocks: Iterable[bytes]) -> FileFacts:
+    """Write `blocks` to the file `path` and flush it to the disk; return its size and digest."""
+    digest, size = hashlib.sha256(), 0
+    with open(path, "wb") as stream:
+        for block in blocks:
+            stream.write(block)
+            digest.update(block)
+            size += len(block)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def _sync_folder(path: str) -> None:
+    """Flush the renames in a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass  # some network file systems do not support it
+    finally:
+        os.close(descriptor)
