@@ -149,7 +149,7 @@ EDGES = {
     "parallel.world": {"errors", "parallel.watchdog"},
     "profiling": {"config"},
     "progress": {"config", "errors", "lr_schedule", "metrics"},
-    "results.submission": {"errors"},
+    "results.submission": {"errors", "results.log_reader"},
     "train_loop": {
         "config",
         "data.dataset",
