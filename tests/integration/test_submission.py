@@ -181,3 +181,10 @@ def test_a_file_that_is_not_a_log_is_refused(tmp_path, content):
         and "other.log is not the log of a run" in done.stderr
         and not (tmp_path / "package").exists()
     )
+
+
+def test_a_log_with_a_damaged_submission_line_is_refused(tmp_path):
+    (tmp_path / "cut.log").write_text('hello\n:::MLLOG {"key": "submission_org", "val')
+    done = python("-m", "mxresnet.results.submission", tmp_path / "package", tmp_path / "cut.log")
+    assert done.returncode == 2
+    assert "cut.log cannot be read: line 2 is damaged" in done.stderr
