@@ -29,6 +29,7 @@ from typing import Dict, List, Mapping, Optional, Sequence
 from mxresnet.errors import ExitStatus, UserError
 from mxresnet.launch import hardware, kubernetes, mpi, processes, system_config
 from mxresnet.launch.terminal import print_to_stderr
+from mxresnet.results.log_reader import has_evaluation
 
 NAME = "run_and_time.sh"
 SHOW_FLAGS = ("--help", "-h", "--print-config")
@@ -315,15 +316,6 @@ def make_builtin_data(this: Run) -> None:
             )
             # 3 of prepare.imagenet: the folder holds other data. Here 3 would be a missed target.
             raise CommandFailedError(ExitStatus.USER_ERROR if status == 3 else status)
-
-
-def has_evaluation(log_file: str) -> bool:
-    """Return whether a log has the result of an evaluation."""
-    try:
-        with open(log_file, errors="replace") as lines:
-            return any('"key": "eval_accuracy"' in line for line in lines)
-    except OSError:
-        return False
 
 
 def result_line(started: float, ended: float) -> str:

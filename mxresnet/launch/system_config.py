@@ -70,8 +70,9 @@ def load_configuration(system: str, environ: Mapping[str, str]) -> Dict[str, str
     """
     check_system(system)
     name = f"config_{system}.sh"
+    # --norc: under sshd, "bash -c" would read the user's .bashrc, which may change PATH.
     done = subprocess.run(
-        ["bash", "-c", _READ_CONFIGURATION, "bash", f"./{name}"],
+        ["bash", "--norc", "-c", _READ_CONFIGURATION, "bash", f"./{name}"],
         cwd=PROJECT_FOLDER,
         env=dict(environ),
         stdin=subprocess.DEVNULL,
