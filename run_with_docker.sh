@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Run trials, as run_trials.sh does, in a container on this machine.
 #
-#   CONT=<image> DATADIR=<folder> DGXSYSTEM=<name> ./run_with_docker.sh [flags of python -m mxresnet]
+#   CONT=<image> DATADIR=<folder> DGXSYSTEM=<name> ./run_with_docker.sh [flags of mxresnet]
 #
-#   CONT         image with this project in its working directory, and a python with MXNet and Horovod
+#   CONT         image with this project in its working directory, MXNet and Horovod in its python
 #   DATADIR      folder of the data set, mounted as /data, read-only
 #   DGXSYSTEM    selects config_<name>.sh of this checkout; the container gets what it exports
 #   LOGDIR       (./results), mounted as /results

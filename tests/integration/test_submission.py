@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logs laid out for MLPerf's own tools, and what these say of them. The logs come from the real RunLog."""
+"""Submissions written from logs of the real RunLog, and the verdicts of MLPerf's own tools."""
 
 import json
 import re
@@ -91,7 +91,7 @@ def tool(name, *arguments):
     return done.returncode, done.stdout + done.stderr
 
 
-def lay_out(folder, logs):
+def write_submission(folder, logs):
     done = python("-m", "mxresnet.results.submission", folder, *logs, "--system", "four-gpus")
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -99,9 +99,11 @@ def lay_out(folder, logs):
 
 def test_the_official_tools_accept_five_good_trials(tmp_path):
     package = tmp_path / "package"
-    results = lay_out(package, write_logs(tmp_path, [0.7605, 0.7601, 0.7599, 0.7611, 0.7592]))
+    results = write_submission(
+        package, write_logs(tmp_path, [0.7605, 0.7601, 0.7599, 0.7611, 0.7592])
+    )
     assert results == str(package / "results" / "four-gpus" / "resnet")
-    status, said = tool(
+    status, output = tool(
         "rcp_checker",
         "--rcp_usage",
         "training",
@@ -111,8 +113,8 @@ def test_the_official_tools_accept_five_good_trials(tmp_path):
         tmp_path / "rcp.log",
         results,
     )
-    assert status == 0, said
-    status, said = tool(
+    assert status == 0, output
+    status, output = tool(
         "system_desc_checker",
         package / "systems" / "four-gpus.json",
         "training",
@@ -120,32 +122,33 @@ def test_the_official_tools_accept_five_good_trials(tmp_path):
         "--log_output",
         tmp_path / "system.log",
     )
-    assert "passed" in said
-    status, said = tool(
+    assert "passed" in output
+    status, output = tool(
         "package_checker", package, "training", "2.1.0", "--log_output", tmp_path / "package.log"
     )
-    assert "PACKAGE CHECKER FOUND NO ERRORS" in said, said
-    status, said = tool(
+    assert "PACKAGE CHECKER FOUND NO ERRORS" in output, output
+    status, output = tool(
         "result_summarizer", package, "training", "2.1.0", "--csv", tmp_path / "summary.csv"
     )
-    assert status == 0, said
+    assert status == 0, output
     table = (tmp_path / "summary.csv").read_text()
-    # 35 epochs of 105 s and 9 evaluations of 3 s; at this batch size faster-than-reference runs are not scaled.
+    # 35 epochs of 105 s and 9 evaluations of 3 s. At this batch size, runs that are faster than the
+    # reference are not scaled.
     assert "four-gpus" in table and re.search(r"6[12]\.\d", table), table
 
 
-def test_they_notice_a_missed_target_too_many(tmp_path):
+def test_the_package_checker_refuses_two_missed_targets(tmp_path):
     package = tmp_path / "package"
-    lay_out(package, write_logs(tmp_path, [0.7605, 0.7501, 0.7499, 0.7611, 0.7592]))
-    _, said = tool(
+    write_submission(package, write_logs(tmp_path, [0.7605, 0.7501, 0.7499, 0.7611, 0.7592]))
+    _, output = tool(
         "package_checker", package, "training", "2.1.0", "--log_output", tmp_path / "package.log"
     )
-    assert "PACKAGE CHECKER FOUND ERRORS" in said
+    assert "PACKAGE CHECKER FOUND ERRORS" in output
 
 
-def test_the_description_has_what_the_machine_tells_and_is_not_overwritten(tmp_path):
+def test_the_description_has_known_fields_and_is_not_overwritten(tmp_path):
     (log,) = write_logs(tmp_path, [0.7605])
-    lay_out(tmp_path / "package", [log])
+    write_submission(tmp_path / "package", [log])
     path = tmp_path / "package" / "systems" / "four-gpus.json"
     description = json.loads(path.read_text())
     assert (
@@ -170,7 +173,7 @@ def test_the_description_has_what_the_machine_tells_and_is_not_overwritten(tmp_p
 
 
 @pytest.mark.parametrize("content", ["", "hello\n"])
-def test_what_is_not_a_log_is_refused(tmp_path, content):
+def test_a_file_that_is_not_a_log_is_refused(tmp_path, content):
     (tmp_path / "other.log").write_text(content)
     done = python("-m", "mxresnet.results.submission", tmp_path / "package", tmp_path / "other.log")
     assert (
@@ -178,3 +181,10 @@ def test_what_is_not_a_log_is_refused(tmp_path, content):
         and "other.log is not the log of a run" in done.stderr
         and not (tmp_path / "package").exists()
     )
+
+
+def test_a_log_with_a_damaged_submission_line_is_refused(tmp_path):
+    (tmp_path / "cut.log").write_text('hello\n:::MLLOG {"key": "submission_org", "val')
+    done = python("-m", "mxresnet.results.submission", tmp_path / "package", tmp_path / "cut.log")
+    assert done.returncode == 2
+    assert "cut.log cannot be read: line 2 is damaged" in done.stderr

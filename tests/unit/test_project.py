@@ -163,7 +163,7 @@ EDGES = {
     "parallel.world": {"errors", "parallel.watchdog"},
     "profiling": {"config"},
     "progress": {"config", "errors", "metrics", "run_plan"},
-    "results.submission": {"errors"},
+    "results.submission": {"errors", "results.log_reader"},
     "run_plan": {"config", "errors", "lr_schedule"},
     "train_loop": {
         "config",

@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Places where trials can run, behind one interface (base.Backend)."""
