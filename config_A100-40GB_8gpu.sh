@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # 8 x A100-SXM4-40GB, global batch 1632.
-# As logged in Dell's v2.1 submission of two 4-GPU machines (2xXE8545x4A100-SXM-40GB): 33.5 minutes, 35 epochs, one of
-# five runs missed the target. No machine with eight of these GPUs was submitted.
+# As logged in Dell's v2.1 submission of two 4-GPU machines (2xXE8545x4A100-SXM-40GB): 33.5 minutes,
+# 35 epochs, one of five runs missed the target. No machine with eight of these GPUs was submitted.
 source "$(dirname "${BASH_SOURCE[0]}")/config_DGXA100_common.sh"
 
 export DGXNGPU=8

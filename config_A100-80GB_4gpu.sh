@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # 4 x A100-SXM4-80GB, global batch 1632.
-# As logged in the v2.1 submissions of ASUSTeK (ESCN4A-E11) and Dell (XE8545x4A100-SXM-80GB): 54 to 55 minutes, 35 epochs.
+# As logged in the v2.1 submissions of ASUSTeK (ESCN4A-E11) and Dell (XE8545x4A100-SXM-80GB):
+# 54 to 55 minutes, 35 epochs.
 source "$(dirname "${BASH_SOURCE[0]}")/config_DGXA100_common.sh"
 
 export DGXNGPU=4

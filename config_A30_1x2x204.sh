@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # 2 x A30, global batch 408.
-# NVIDIA's v2.1 configuration; submitted by Fujitsu (rx_A30x2): 239 minutes, 35 epochs, one of five runs missed the target.
+# NVIDIA's v2.1 configuration; submitted by Fujitsu (rx_A30x2): 239 minutes, 35 epochs, one of five
+# runs missed the target.
 source "$(dirname "${BASH_SOURCE[0]}")/config_DGXA100_common.sh"
 
 export DGXNGPU=2

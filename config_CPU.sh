@@ -1,8 +1,9 @@
 # shellcheck shell=bash
-# ImageNet on the CPU of one machine: 4 ranks, global batch 408. In bfloat16 where the CPU multiplies it in hardware (6 GB of
-# memory a rank), else in float32 (11 GB).
-# NOT from a published run: global batch, rate and decay are those that 2 x A30 were submitted with in v2.1. It takes days on
-# most machines; a few steps of it show that data and installation are right.
+# ImageNet on the CPU of one machine: 4 ranks, global batch 408. Computes in bfloat16 if the CPU has
+# instructions for it (6 GB of memory a rank), else in float32 (11 GB).
+# NOT from a published run: global batch, learning rate and weight decay are those of the v2.1
+# submission on 2 x A30. A whole run takes days on most machines; a few steps of it test the data and
+# the installation.
 
 export DGXNGPU=${DGXNGPU:-4}
 source "$(dirname "${BASH_SOURCE[0]}")/config_CPU_common.sh"
@@ -11,7 +12,7 @@ export BIND=--cpu=node
 
 if grep -qsE '\b(avx512_bf16|amx_bf16)\b' /proc/cpuinfo; then
   export DTYPE=bfloat16
-  # A channel of zeros more: for three, oneDNN has no bfloat16 kernel of the first convolution.
+  # The fourth channel is zero: for three, oneDNN has no bfloat16 kernel of the first convolution.
   export IMAGE_SHAPE=4,224,224
 fi
 

@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # 4 x A100-SXM4-80GB of a DGX A100, global batch 3264.
-# NVIDIA's v2.1 repository has this file but not the common one that it sources, and no result of it was published:
-# what it leaves open is as in config_DGXA100.sh. config_A100-80GB_4gpu.sh has a setting that was submitted.
+# NVIDIA's v2.1 repository has this file without the common file that it sources, and no result of
+# it was published. The settings of the common file are those of config_DGXA100.sh.
+# config_A100-80GB_4gpu.sh has settings that were submitted.
 source "$(dirname "${BASH_SOURCE[0]}")/config_DGXA100_common.sh"
 
 export DGXNGPU=4

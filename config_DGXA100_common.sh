@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# What the GPU configurations share: NVIDIA's MLPerf Training v2.1 settings for one machine of A100s.
+# Settings that the GPU configurations share: NVIDIA's MLPerf Training v2.1 settings for one machine
+# of A100s.
 # Values, unless a line says otherwise: NVIDIA's v2.1 results repository, resnet/implementations/mxnet-22.04
 # (its config_DGXA100_common.sh, config_DGXA100.sh, and the constants of its run_and_time.sh and Dockerfile).
 source "$(dirname "${BASH_SOURCE[0]}")/config_common.sh"
@@ -13,11 +14,11 @@ export CONV_LAYOUT=NHWC
 export BATCHNORM_LAYOUT=NHWC
 export POOLING_LAYOUT=NHWC
 
-# NVIDIA's build of MXNet honours these, and this project's batch norms do.
+# Supported by NVIDIA's build of MXNet and by this project's batch norms.
 export FUSE_BN_RELU=1
 export FUSE_BN_ADD_RELU=1
 
-# Only NVIDIA's build of MXNet honours these.
+# Supported only by NVIDIA's build of MXNet.
 export CONV_ALGO=1
 export FORCE_TENSOR_CORE=1
 export MXNET_EXTENDED_NORMCONV_SUPPORT=1
@@ -52,5 +53,5 @@ export DALI_TMP_BUFFER_HINT=355568328     # bytes
 export DALI_PREALLOCATE_WIDTH=5980        # pixels
 export DALI_PREALLOCATE_HEIGHT=6430
 
-# The cores near its GPU to each rank, and one network adapter.
+# Bind each rank to cores near its GPU, and to one network adapter.
 export BIND="--cpu=exclusive --ib=single"

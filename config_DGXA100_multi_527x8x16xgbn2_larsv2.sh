@@ -27,7 +27,7 @@ export MXNET_FUSE_CONV_BN_DUAL_ADD_RELU=1
 export HOROVOD_NUM_NCCL_STREAMS=1
 export NCCL_GRAPH_REGISTER=1
 
-# The whole step is one graph (NVIDIA's build only) in place of a graph for each segment.
+# One CUDA graph for the whole step (NVIDIA's build only) instead of one for each segment.
 export E2E_CUDA_GRAPHS=1
 export MXNET_ENABLE_CUDA_GRAPHS=0
 

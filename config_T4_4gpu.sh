@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # 4 x T4, global batch 408.
-# UNTESTED, and not from a published run: nothing here was tried on such a machine. Global batch, rate and decay are those
-# that 2 x A30 were submitted with; that the batch fits is an estimate.
+# UNTESTED on such a machine, and not from a published run. Global batch, learning rate and weight
+# decay are those of the v2.1 submission on 2 x A30. It is an estimate that the batch fits in
+# memory.
 source "$(dirname "${BASH_SOURCE[0]}")/config_DGXA100_common.sh"
 
 export DGXNGPU=4

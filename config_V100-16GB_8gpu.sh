@@ -1,11 +1,13 @@
 # shellcheck shell=bash
 # 8 x V100-16GB, global batch 816.
-# UNTESTED, and not from a published run: nothing here was tried on such a machine. Global batch, rate and decay are those
-# that 2 x A100-PCIe-80GB were submitted with; that the batch fits is an estimate.
+# UNTESTED on such a machine, and not from a published run. Global batch, learning rate and weight
+# decay are those of the v2.1 submission on 2 x A100-PCIe-80GB. It is an estimate that the batch fits in
+# memory.
 source "$(dirname "${BASH_SOURCE[0]}")/config_DGXA100_common.sh"
 
 export DGXNGPU=8
-# On a V100 NVIDIA's convolutions with sums refuse 1 x 1 at stride 2, which resnet-v1b-stats-fl projects its shortcuts with.
+# On a V100, NVIDIA's convolutions that also compute statistics do not support 1 x 1 at stride 2,
+# which the shortcuts of resnet-v1b-stats-fl use.
 export NETWORK=resnet-v1b-fl
 
 export BATCHSIZE=102

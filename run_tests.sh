@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
-# The whole test suite; makes the environment first when there is none. Arguments go to pytest.
+# Run the linters and the test suite; creates the environment first if needed.
+#
+#   ./run_tests.sh                 the linters, then every test that is not marked as slow
+#   ./run_tests.sh ARGUMENT...     only pytest, with these arguments
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
-python=$(./setup_env.sh)
+python=$(./setup_env.sh --dev)
 PATH=$(dirname "$python"):$PATH
 export PATH
+[ $# -gt 0 ] || .ci/lint
 exec "$python" -m pytest "$@"

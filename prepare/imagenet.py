@@ -158,7 +158,7 @@ def say(text):
 def check_plans(plans, label_files, keep_going):
     """Refuses what indexing can tell is wrong. Raises BadImages or SourceError."""
     for plan in plans.values():
-        plan.problems += imagenet_spec.count_problems(plan, val_labels.train_counts(label_files))
+        plan.problems += imagenet_spec.image_count_problems(plan, val_labels.train_counts(label_files))
     problems = [problem for prefix in PREFIXES for problem in plans[prefix].problems]
     if problems and not keep_going:
         raise BadImages(problems)

@@ -1,74 +1,75 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which class is which number, in which order records come, and what ImageNet must hold."""
+"""Check classes and numbers of images against those of ImageNet (ILSVRC 2012)."""
+
+from __future__ import annotations
 
 import hashlib
-import random
+from typing import Dict, List, Sequence
 
 import numpy as np
 
 from prepare.listing import Problem, SourceError
+from prepare.plan import Plan
 
-SHUFFLE_SEED = 100  # im2rec's, for the training and the validation set alike
-
-IMAGENET_CLASSES = 1000
 IMAGENET_IMAGES = {"train": 1281167, "val": 50000}
-IMAGENET_VAL_PER_CLASS = 50
+IMAGENET_VAL_IMAGES_PER_CLASS = 50
 # SHA-256 of the 1,000 sorted synset names, each followed by a line feed.
-IMAGENET_DIGEST = "70002b0ff5de60a3a17a82dbfcff291931f96225ddf941ad2e182fc39e183d15"
+IMAGENET_CLASSES_SHA256 = "70002b0ff5de60a3a17a82dbfcff291931f96225ddf941ad2e182fc39e183d15"
 
 
-def walk_key(path):
-    """Sorts folder paths ("" is the root) in the order in which a sorted walk from the top meets them."""
-    return tuple(path.split("/")) if path else ()
+def is_imagenet(classes: Sequence[str]) -> bool:
+    """Return whether these class names are the 1,000 synsets of ILSVRC 2012."""
+    lines = "".join(f"{name}\n" for name in sorted(classes))
+    digest = hashlib.sha256(lines.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest() == IMAGENET_CLASSES_SHA256
 
 
-def record_order(count):
-    """Returns the numbers 0 to count - 1 in the order in which im2rec writes them, as an int64 array."""
-    order = list(range(count))
-    random.Random(SHUFFLE_SEED).shuffle(order)
-    return np.array(order, dtype=np.int64)
+def image_count_problems(plan: Plan, train_counts: Dict[str, int]) -> List[Problem]:
+    """Return a problem for each count of images that differs from ImageNet's.
 
+    Args:
+        plan: the plan of one split.
+        train_counts: number of training images by class, for the classes where it is known.
 
-def is_imagenet(classes):
-    """Whether these class names are the 1,000 synsets of ILSVRC 2012."""
-    text = "".join(name + "\n" for name in sorted(classes))
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest() == IMAGENET_DIGEST
-
-
-def count_problems(plan, train_counts):
-    """What differs from the counts that ImageNet must have; nothing when the classes are not ImageNet's.
-
-    `train_counts`: class -> images, as far as known.
+    Returns:
+        The problems; none when the classes are not ImageNet's.
     """
     if not is_imagenet(plan.classes):
         return []
     problems = []
     found, expected = len(plan.paths) + plan.left_out, IMAGENET_IMAGES[plan.prefix]
     if found != expected:
-        problems.append(
-            Problem(plan.top, "ImageNet has %d images here, this has %d" % (expected, found))
-        )
-    for name, count in zip(
-        plan.classes, np.bincount(plan.labels, minlength=len(plan.classes)).tolist()
-    ):
-        expected = IMAGENET_VAL_PER_CLASS if plan.prefix == "val" else train_counts.get(name, count)
+        reason = f"ImageNet has {expected} images here, this has {found}"
+        problems.append(Problem(plan.top, reason))
+    counts = np.bincount(plan.labels, minlength=len(plan.classes)).tolist()
+    for name, count in zip(plan.classes, counts):
+        if plan.prefix == "val":
+            expected = IMAGENET_VAL_IMAGES_PER_CLASS
+        else:
+            expected = train_counts.get(name, count)
         if count != expected:
-            reason = "ImageNet has %d images in this class, this has %d" % (expected, count)
-            problems.append(Problem(plan.top + "/" + name, reason))
+            reason = f"ImageNet has {expected} images in this class, this has {count}"
+            problems.append(Problem(f"{plan.top}/{name}", reason))
     return problems
 
 
-def check_same_classes(train, val):
-    """Raises SourceError unless both plans have the same classes: the same name must mean the same label in both."""
+def check_same_classes(train: Plan, val: Plan) -> None:
+    """Check that both splits have the same classes, so that a label means the same in both.
+
+    Raises:
+        SourceError: the classes differ.
+    """
     if val.classes == ["."] and train.classes != ["."]:
         raise SourceError(
-            "%s: its images stand in no class folders and there are no labels for them: put ILSVRC2012_devkit_t12.tar.gz "
-            "or valprep.sh beside it, or name a file with --val-labels" % val.top
+            f"{val.top}: its images are not in class folders and there are no labels for them: put "
+            f"ILSVRC2012_devkit_t12.tar.gz or valprep.sh next to it, or name a file with "
+            f"--val-labels"
         )
-    for one, other in ((train, val), (val, train)):
-        missing = sorted(set(one.classes) - set(other.classes))
+    for plan, other in ((train, val), (val, train)):
+        missing = sorted(set(plan.classes) - set(other.classes))
         if missing:
             raise SourceError(
-                "%s: has no class %s, which %s has (%d such classes): the labels of training and validation would differ"
-                % (other.top, missing[0], one.top, len(missing))
+                f"{other.top}: has no class {missing[0]}, which {plan.top} has ({len(missing)} "
+                f"such classes): the labels of training and validation would differ: give both "
+                f"the same classes"
             )

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a source holds: folders of images, and what is wrong with it. The common language of sources and plans."""
+"""Define how the images found in a source are listed: folders of images, and problems.
+
+`sources` and `tar_index` produce a Listing; `val_labels` and `plan` consume it.
+"""
+
+from __future__ import annotations
 
 import os
 from array import array
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional
+from typing import Dict, Iterable, List, Optional
 
 EXTENSIONS = (".jpeg", ".jpg", ".png")  # compared in lower case, as im2rec does
 
@@ -15,68 +20,81 @@ class SourceError(Exception):
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with the source, so that an image or a class would be lost."""
+    """One fault of the source that would make an image or a class missing from the output."""
 
     path: str
     reason: str
 
-    def __str__(self):
-        path = "".join(
-            letter if letter.isprintable() else ascii(letter)[1:-1] for letter in self.path
-        )
-        return "%s: %s" % (path, self.reason)
+    def __str__(self) -> str:
+        path = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in self.path)
+        return f"{path}: {self.reason}"
 
 
 @dataclass
 class Folder:
-    """The images that stand directly in one folder, in any order; sizes and offsets in bytes."""
+    """The images directly in one folder, in any order.
 
-    path: str  # relative to the top of the data set, "" is the top itself
-    archive: Optional[str] = (
-        None  # the archive that holds the bytes; None: each image is a file of its own
-    )
+    `names`, `sizes`, `offsets` and `mtimes_ns` have one entry for each image.
+    """
+
+    path: str  # relative to the top of the data set; "" is the top itself
+    archive: Optional[str] = None  # file that contains the images; None: each is its own file
     names: List[str] = field(default_factory=list)
-    sizes: array = field(default_factory=lambda: array("q"))
-    offsets: array = field(default_factory=lambda: array("q"))  # in the archive
-    times: array = field(
-        default_factory=lambda: array("q")
-    )  # modification, nanoseconds: tells a changed source
+    sizes: array[int] = field(default_factory=lambda: array("q"))  # bytes
+    offsets: array[int] = field(default_factory=lambda: array("q"))  # bytes, in the archive
+    mtimes_ns: array[int] = field(default_factory=lambda: array("q"))  # to detect a changed source
     has_folders: bool = False
 
-    def add(self, name, size, offset=0, time=0):
+    def add(self, name: str, size: int, offset: int = 0, mtime_ns: int = 0) -> None:
+        """Append one image."""
         self.names.append(name)
         self.sizes.append(size)
         self.offsets.append(offset)
-        self.times.append(time)
+        self.mtimes_ns.append(mtime_ns)
 
-    def paths(self):
-        return [self.path + "/" + name for name in self.names] if self.path else self.names
+    def paths(self) -> List[str]:
+        """Return the images' paths relative to the top of the data set."""
+        return [f"{self.path}/{name}" for name in self.names] if self.path else self.names
 
 
 @dataclass
 class Listing:
-    """All that one half (training or validation) of a data set holds."""
+    """Everything that the training or the validation split of a source contains."""
 
-    top: str  # folder or archive, for messages and for opening files
-    flat: bool = False  # the images stand at the top, whatever folders they are listed under
+    top: str  # folder or archive; used in messages and to open files
+    flat: bool = False  # the files are directly in `top`, whatever folders they are listed under
     folders: List[Folder] = field(default_factory=list)
     problems: List[Problem] = field(default_factory=list)
-    ignored: Dict[str, int] = field(
-        default_factory=dict
-    )  # what was left out for its extension: example -> how many
+    ignored: Dict[str, int] = field(default_factory=dict)  # extension -> files not used
+
+    def count_ignored(self, paths: Iterable[str]) -> None:
+        """Count files that are no images, by extension (or by name when they have none)."""
+        for path in paths:
+            suffix = os.path.splitext(path)[1].lower() or os.path.basename(path)
+            self.ignored[suffix] = self.ignored.get(suffix, 0) + 1
+
+    def extend(self, other: Listing) -> None:
+        """Add everything that `other` lists."""
+        self.folders += other.folders
+        self.problems += other.problems
+        for suffix, count in other.ignored.items():
+            self.ignored[suffix] = self.ignored.get(suffix, 0) + count
 
 
-def is_image_name(name):
-    """As im2rec has it: by the extension, which a name that only begins with a dot does not have."""
+def is_image_name(name: str) -> bool:
+    """Return whether im2rec takes a file of this name for an image, by its extension.
+
+    A name that consists of a dot and an extension only, such as ".jpg", has no extension.
+    """
     return name.lower().endswith(EXTENSIONS) and os.path.splitext(name)[1] != ""
 
 
-def name_problem(path):
-    """Why this path cannot stand in a list file, or None."""
+def name_problem(path: str) -> Optional[str]:
+    """Return why a .lst file cannot contain this path, or None if it can."""
     if "\t" in path or "\n" in path or "\r" in path:
-        return "its name holds a tab or a line break, which a .lst file cannot hold: rename it"
+        return "its name contains a tab or a line break, which a .lst file cannot hold: rename it"
     try:
         path.encode()
     except UnicodeEncodeError:
-        return "its name is not UTF-8, which a .lst file must be: rename it"
+        return "its name is not UTF-8, which a .lst file requires: rename it"
     return None

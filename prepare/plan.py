@@ -1,182 +1,250 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What will be written: every record's image, label, key and size, in record order. Reads no image and writes nothing."""
+"""Plan the records: image, label, key and size of each, in record order.
+
+Reads no image and writes nothing.
+"""
+
+from __future__ import annotations
 
 import hashlib
+import random
 from dataclasses import dataclass, replace
-from typing import Dict, List
+from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
 
-from prepare import imagenet_spec, recordio
+from prepare import recordio
 from prepare.listing import EXTENSIONS, Folder, Listing, Problem, SourceError
 
-PIECE_BYTES = (
-    4 << 20
-)  # what one worker reads at a time: large enough to cost nothing, small enough for a CPU's cache
+# What one worker reads at a time: large enough for a small overhead, small enough for a CPU cache.
+PIECE_BYTES = 4 << 20
 PIECE_RECORDS = 256
+SHUFFLE_SEED = 100  # im2rec's, for the training and the validation split alike
 
 
 @dataclass
 class Plan:
-    """The records of one half of the data set. Arrays and `paths` are in record order; sizes and offsets in bytes."""
+    """The records of one split of the data set.
 
-    prefix: str
-    top: str
-    flat: bool  # the files stand at the top: only the last part of a path is theirs
-    paths: List[str]  # relative to the top, as they stand in the .lst file
-    keys: np.ndarray  # position in the walk, before shuffling
-    labels: np.ndarray
+    Arrays and `paths` are in record order; sizes and offsets are in bytes.
+    """
+
+    prefix: str  # "train" or "val"
+    top: str  # folder or archive that the images are in
+    flat: bool  # the files are directly in `top`: only the last part of a path is their name
+    paths: List[str]  # relative to the top, as they are written to the .lst file
+    keys: np.ndarray  # image number in the sorted walk, before shuffling
+    labels: np.ndarray  # index into `classes`
     sizes: np.ndarray  # of the image
     offsets: np.ndarray  # of the image in its archive
-    archive_numbers: np.ndarray  # into `archives`, -1: a file of its own
+    archive_indices: np.ndarray  # index into `archives`; -1: the image is its own file
     archives: List[str]
-    classes: List[str]  # the number of a class is its place
-    problems: List[Problem]  # what is wrong, known without reading an image
-    ignored: Dict[str, int]  # extension -> files that im2rec does not look at either
-    left_out: int  # how many listed images get no record because of a problem
-    digest: str  # of everything above that decides the output: the same digest, the same bytes
+    classes: List[str]
+    problems: List[Problem]  # faults found without reading an image
+    ignored: Dict[str, int]  # extension -> files that im2rec does not use either
+    left_out: int  # number of listed images that get no record because of a problem
+    digest: str  # SHA-256 of all of the above that decides the output
 
-    def pieces(self):
-        """Cuts the records into pieces; returns [(first record, last record + 1)]. Depends on nothing but the plan."""
+    def pieces(self) -> List[Tuple[int, int]]:
+        """Divide the records into pieces; return [(first record, last record + 1)].
+
+        The result depends on nothing but the plan, so that a resumed run has the same pieces.
+        """
         ends = np.cumsum(recordio.record_bytes(self.sizes))
-        edges, first, begin = [], 0, 0
+        pieces, first, begin = [], 0, 0
         while first < len(ends):
             last = int(np.searchsorted(ends, begin + PIECE_BYTES, side="right"))
             last = min(max(last, first + 1), first + PIECE_RECORDS)
-            edges.append((first, last))
+            pieces.append((first, last))
             first, begin = last, int(ends[last - 1])
-        return edges
+        return pieces
 
-    def select(self, records):
-        """Returns the plan of only these records."""
+    def select(self, records: Sequence[int]) -> Plan:
+        """Return the plan of only these records (indices); it has no digest."""
         arrays = {
             name: getattr(self, name)[records]
-            for name in ("keys", "labels", "sizes", "offsets", "archive_numbers")
+            for name in ("keys", "labels", "sizes", "offsets", "archive_indices")
         }
         return replace(self, paths=[self.paths[record] for record in records], digest="", **arrays)
 
-    def output_bytes(self):
-        """What .rec, .idx, .lst and the sums will need together, but for cut records (4 bytes each)."""
-        names = (
-            sum(len(path) for path in self.paths) * 2
-        )  # names are rarely ASCII-only and never large in all
-        return int(recordio.record_bytes(self.sizes).sum()) + names + 60 * len(self.paths)
+    def output_bytes(self) -> int:
+        """Estimate the size in bytes of .rec, .idx, .lst and .sums together.
+
+        Splitting records at the magic number, 4 bytes each time, is not included.
+        """
+        name_bytes = 2 * sum(len(path) for path in self.paths)  # most names are ASCII; allow more
+        lines_bytes = 60 * len(self.paths)
+        return int(recordio.record_bytes(self.sizes).sum()) + name_bytes + lines_bytes
 
 
-def make_plan(prefix, listing: Listing, allow_empty=False):
-    """Orders and numbers what `listing` holds. Raises SourceError when it holds no image, or a class twice.
+def make_plan(prefix: str, listing: Listing, allow_empty: bool = False) -> Plan:
+    """Order and number the images of a listing; empties the listing's lists of names.
 
-    `allow_empty`: whether an image of 0 bytes is an image.
+    Args:
+        prefix: "train" or "val".
+        listing: what the source contains.
+        allow_empty: whether an image of 0 bytes is an image rather than a problem.
+
+    Raises:
+        SourceError: there is no image, or two folders are the same class.
     """
-    folders = sorted(listing.folders, key=lambda folder: imagenet_spec.walk_key(folder.path))
-    problems = list(listing.problems)
-    for folder in folders:
-        if not folder.names and not folder.has_folders and folder.path:
-            problems.append(
-                Problem(
-                    listing.top + "/" + folder.path, "0 images in a class folder: fill or remove it"
-                )
-            )
-    filled = [folder for folder in folders if folder.names]
-    if not filled:
-        raise SourceError("%s: holds no image (%s)" % (listing.top, " ".join(EXTENSIONS)))
-    for one, other in zip(filled, filled[1:]):
-        if one.path == other.path:
-            raise SourceError("%s: holds the class %s twice" % (listing.top, one.path))
-    paths, columns = flatten(filled)
-    problems += size_problems(listing.top, paths, columns["size"], allow_empty) + repeated(
-        listing.top, paths
-    )
-    order = imagenet_spec.record_order(len(paths))
-    bad = {problem.path for problem in problems}
-    if bad:
-        top = listing.top + "/"
-        order = np.array(
-            [number for number in order.tolist() if top + paths[number] not in bad], dtype=np.int64
-        )
-    classes = [folder.path or "." for folder in filled]
-    archives = sorted({folder.archive for folder in filled if folder.archive})
-    numbers = np.array(
-        [archives.index(folder.archive) if folder.archive else -1 for folder in filled],
-        dtype=np.int32,
-    )
+    folders = sorted(listing.folders, key=lambda folder: walk_order_key(folder.path))
+    problems = listing.problems + empty_class_problems(listing.top, folders)
+    folders = [folder for folder in folders if folder.names]
+    check_folders(listing.top, folders)
+    paths, columns = flatten(folders)
+    problems += size_problems(listing.top, paths, columns["size"], allow_empty)
+    problems += duplicate_problems(listing.top, paths)
+    order = record_order(len(paths))
+    faulty = {problem.path for problem in problems}
+    if faulty:
+        usable = [key for key in order.tolist() if f"{listing.top}/{paths[key]}" not in faulty]
+        order = np.array(usable, dtype=np.int64)
+    labels = columns["label"][order]
+    archives = sorted({folder.archive for folder in folders if folder.archive})
+    archive_of_class = [
+        archives.index(folder.archive) if folder.archive else -1 for folder in folders
+    ]
     plan = Plan(
         prefix=prefix,
         top=listing.top,
         flat=listing.flat,
-        paths=[paths[number] for number in order.tolist()],
+        paths=[paths[key] for key in order.tolist()],
         keys=order,
-        labels=columns["label"][order],
+        labels=labels,
         sizes=columns["size"][order],
         offsets=columns["offset"][order],
-        archive_numbers=numbers[columns["label"][order]],
+        archive_indices=np.array(archive_of_class, dtype=np.int32)[labels],
         archives=archives,
-        classes=classes,
+        classes=[folder.path or "." for folder in folders],
         problems=problems,
         ignored=listing.ignored,
         left_out=len(paths) - len(order),
         digest="",
     )
-    plan.digest = plan_digest(plan, columns["time"][order])
+    plan.digest = plan_digest(plan, columns["mtime_ns"][order])
     return plan
 
 
-def flatten(folders: List[Folder]):
-    """Returns all paths in walk order and a dict of arrays: size, offset, time, label. Takes the folders' names away.
+def walk_order_key(path: str) -> Tuple[str, ...]:
+    """Return a sort key: folder paths ("" is the top) sort as a sorted walk visits them."""
+    return tuple(path.split("/")) if path else ()
 
-    A million names twice would be a good part of the memory that a conversion may use.
+
+def record_order(count: int) -> np.ndarray:
+    """Return the image numbers 0 to `count` - 1 in the order of im2rec's records (int64)."""
+    order = list(range(count))
+    random.Random(SHUFFLE_SEED).shuffle(order)
+    return np.array(order, dtype=np.int64)
+
+
+def empty_class_problems(top: str, folders: Sequence[Folder]) -> List[Problem]:
+    """Return a problem for each folder, other than the top, with neither images nor folders."""
+    return [
+        Problem(f"{top}/{folder.path}", "0 images in a class folder: fill or remove it")
+        for folder in folders
+        if not folder.names and not folder.has_folders and folder.path
+    ]
+
+
+def check_folders(top: str, folders: Sequence[Folder]) -> None:
+    """Check the folders with images, in walk order.
+
+    Raises:
+        SourceError: there is none, or two of them have the same path.
     """
-    paths = []
-    columns = {"size": [], "offset": [], "time": [], "label": []}
+    if not folders:
+        raise SourceError(
+            f"{top}: contains no image ({' '.join(EXTENSIONS)}): name the folder of a data set"
+        )
+    for folder, following in zip(folders, folders[1:]):
+        if folder.path == following.path:
+            raise SourceError(f"{top}: contains the class {folder.path} twice: remove one of them")
+
+
+def flatten(folders: Sequence[Folder]) -> Tuple[List[str], Dict[str, np.ndarray]]:
+    """Return all images in walk order; empty the folders' lists of names.
+
+    Two copies of a million names would be a large part of a conversion's memory.
+
+    Returns:
+        The paths, and arrays (int64, one entry for each image) called size, offset, mtime_ns and
+        label.
+    """
+    paths: List[str] = []
+    columns: Dict[str, List[np.ndarray]] = {"size": [], "offset": [], "mtime_ns": [], "label": []}
     for label, folder in enumerate(folders):
         order = sorted(range(len(folder.names)), key=folder.names.__getitem__)
         folder_paths = folder.paths()
-        paths += [folder_paths[number] for number in order]
+        paths += [folder_paths[index] for index in order]
         folder.names = []
         columns["size"].append(np.array(folder.sizes, dtype=np.int64)[order])
         columns["offset"].append(np.array(folder.offsets, dtype=np.int64)[order])
-        columns["time"].append(np.array(folder.times, dtype=np.int64)[order])
+        columns["mtime_ns"].append(np.array(folder.mtimes_ns, dtype=np.int64)[order])
         columns["label"].append(np.full(len(order), label, dtype=np.int64))
     return paths, {name: np.concatenate(arrays) for name, arrays in columns.items()}
 
 
-def size_problems(top, paths, sizes, allow_empty):
+def size_problems(
+    top: str, paths: Sequence[str], sizes: np.ndarray, allow_empty: bool
+) -> List[Problem]:
+    """Return a problem for each image that is too large for a record, or empty if that matters."""
     problems = []
-    for number in np.flatnonzero((sizes == 0) | (sizes > recordio.MAX_IMAGE_BYTES)).tolist():
-        if sizes[number]:
-            problems.append(
-                Problem(top + "/" + paths[number], "larger than a record can hold (512 MiB)")
-            )
+    for index in np.flatnonzero((sizes == 0) | (sizes > recordio.MAX_IMAGE_BYTES)).tolist():
+        path = f"{top}/{paths[index]}"
+        if sizes[index]:
+            problems.append(Problem(path, "larger than a record can hold (512 MiB)"))
         elif not allow_empty:
-            problems.append(Problem(top + "/" + paths[number], "empty"))
+            problems.append(Problem(path, "empty"))
     return problems
 
 
-def repeated(top, paths):
-    """Problems for paths that come twice (in an archive; they stand next to each other in walk order)."""
-    again = {later for earlier, later in zip(paths, paths[1:]) if earlier == later}
+def duplicate_problems(top: str, paths: Sequence[str]) -> List[Problem]:
+    """Return a problem for each path that occurs more than once, as it can in an archive.
+
+    Args:
+        top: folder or archive that the images are in.
+        paths: in walk order, where equal paths are adjacent.
+    """
+    duplicates = {path for path, following in zip(paths, paths[1:]) if path == following}
     return [
-        Problem(top + "/" + path, "more than one image has this name") for path in sorted(again)
+        Problem(f"{top}/{path}", "more than one image has this name") for path in sorted(duplicates)
     ]
 
 
-def check_no_class_lost(plan, kept_labels):
-    """Raises SourceError when a class has no record left: every later class would get another number."""
-    for label in np.flatnonzero(np.bincount(kept_labels, minlength=len(plan.classes)) == 0)[:1]:
+def check_no_class_lost(plan: Plan, kept_labels: np.ndarray) -> None:
+    """Check that each class has a record, as every later class would get another label.
+
+    Args:
+        plan: the plan of one split.
+        kept_labels: the labels of the records that are written.
+
+    Raises:
+        SourceError: a class has no record left.
+    """
+    counts = np.bincount(kept_labels, minlength=len(plan.classes))
+    for label in np.flatnonzero(counts == 0)[:1]:
         raise SourceError(
-            "%s/%s: not one usable image in this class" % (plan.top, plan.classes[label])
+            f"{plan.top}/{plan.classes[label]}: not one usable image in this class: "
+            f"repair its images, or remove the class from both splits"
         )
 
 
-def plan_digest(plan, times):
+def plan_digest(plan: Plan, mtimes_ns: np.ndarray) -> str:
+    """Return a SHA-256 of everything that decides the output, and of modification times."""
     digest = hashlib.sha256()
-    digest.update(
-        ("%s\n%s\n" % (plan.prefix, "\n".join(plan.classes))).encode("utf-8", "surrogateescape")
-    )
-    for array in (plan.keys, plan.labels, plan.sizes, plan.offsets, plan.archive_numbers, times):
+    lines = [plan.prefix, *plan.classes]
+    digest.update("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
+    for array in (
+        plan.keys,
+        plan.labels,
+        plan.sizes,
+        plan.offsets,
+        plan.archive_indices,
+        mtimes_ns,
+    ):
         digest.update(array.tobytes())
     for begin in range(0, len(plan.paths), 65536):
-        digest.update(
-            "\n".join(plan.paths[begin : begin + 65536]).encode("utf-8", "surrogateescape")
-        )
+        paths = "\n".join(plan.paths[begin : begin + 65536])
+        digest.update(paths.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

@@ -1,319 +1,139 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where images come from: what a source holds, and the bytes of one image. Knows nothing of records or labels."""
+"""Find the training and the validation images in a source folder, and how they are stored."""
 
-import errno
+from __future__ import annotations
+
 import hashlib
 import os
 import stat
-import threading
 from dataclasses import dataclass, replace
-from typing import Tuple
+from typing import Dict, List, Optional, Set, Tuple
 
 from prepare import tar_index, val_labels
-from prepare.cpus import run_all
-from prepare.listing import Folder, Listing, Problem, SourceError, is_image_name, name_problem
+from prepare.folder_index import add_files_beside_archives, is_folder, list_folder
+from prepare.listing import Listing, SourceError
 
-OFFICIAL = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
-# What storage or this process lacks for a while: no image is to blame. Not every system has each of these numbers.
-OUTAGES = {
-    getattr(errno, name)
-    for name in [
-        "EMFILE",
-        "ENFILE",
-        "ENOMEM",
-        "EIO",
-        "ESTALE",
-        "ETIMEDOUT",
-        "ENOTCONN",
-        "EHOSTDOWN",
-        "ENODEV",
-        "ENXIO",
-        "EREMOTEIO",
-    ]
-    if hasattr(errno, name)
-}
+OFFICIAL_ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
 
 
 @dataclass(frozen=True)
-class Half:
-    """Where the training or the validation set is, and how it is kept."""
+class Split:
+    """Where the training or the validation images are, and how they are stored."""
 
     path: str
     kind: str  # "folders", "class archives" or "archive"
-    label_files: Tuple[str, ...] = ()  # for images that do not stand in class folders
-    folder: str = ""  # that the archive or class archives stand in, if it should hold nothing else
+    label_files: Tuple[str, ...] = ()  # classes of images that are not in class folders
+    archive_folder: Optional[str] = None  # folder that should contain nothing but the archives
 
-    def list(self, workers):
-        """Returns the Listing, made on `workers` threads. Raises SourceError when the source cannot be used."""
+    def list(self, workers: int) -> Listing:
+        """List the images on `workers` threads.
+
+        Raises:
+            SourceError: the source cannot be used.
+            OSError: the storage failed.
+        """
         if self.kind == "folders":
             listing = list_folder(self.path, workers)
         elif self.kind == "archive":
             listing = tar_index.list_archive(self.path, workers)
         else:
-            listing = tar_index.list_class_archives(
-                self.path, class_archives(self.path)[0], workers
-            )
+            archives, _ = class_archives_and_folders(self.path)
+            listing = tar_index.list_class_archives(self.path, archives, workers)
         if self.label_files:
-            val_labels.apply(listing, self.label_files)
-        if self.folder:
-            look_beside_archives(self.folder, listing)
+            val_labels.apply_label_files(listing, self.label_files)
+        if self.archive_folder is not None:
+            add_files_beside_archives(self.archive_folder, listing)
         return listing
 
-    def identity(self):
-        """A digest that tells in an instant whether this is the source of an earlier run: top names, sizes and times."""
+    def identity(self) -> str:
+        """Return a SHA-256 that changes when the source changes, without listing its images.
+
+        It covers the names, sizes and modification times of the top-level entries and of the label
+        files.
+        """
         digest = hashlib.sha256(self.kind.encode())
-        paths = [self.path, *self.label_files]
-        if self.kind != "archive":
-            paths = (
-                sorted(os.path.join(self.path, name) for name in os.listdir(self.path)) + paths[1:]
-            )
-        for path in paths:
+        if self.kind == "archive":
+            paths = [self.path]
+        else:
+            paths = sorted(os.path.join(self.path, name) for name in os.listdir(self.path))
+        for path in [*paths, *self.label_files]:
             status = os.stat(path) if os.path.exists(path) else os.lstat(path)
             size = status.st_size if stat.S_ISREG(status.st_mode) else 0
-            text = "%s %d %d\n" % (os.path.basename(path), size, status.st_mtime_ns)
-            digest.update(text.encode("utf-8", "surrogateescape"))
+            line = f"{os.path.basename(path)} {size} {status.st_mtime_ns}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
 
-def find_splits(source, label_file=None):
-    """Returns {"train": Half, "val": Half} for what the folder `source` holds.
+def find_splits(source: str, label_file: Optional[str] = None) -> Dict[str, Split]:
+    """Find the training and the validation split in a source folder.
 
-    `label_file`: one more source of validation labels. Raises SourceError, or FileNotFoundError and its like.
+    Args:
+        source: path of the folder.
+        label_file: one more file of validation labels, or None.
+
+    Returns:
+        {"train": Split, "val": Split}.
+
+    Raises:
+        SourceError: a split is missing or only partly unpacked.
+        OSError: a path does not exist or cannot be read.
     """
     source = os.path.normpath(source)
     names = sorted(os.listdir(source))
-    halves = {prefix: find_split(source, prefix) for prefix in OFFICIAL}
+    splits = {prefix: find_split(source, prefix) for prefix in OFFICIAL_ARCHIVES}
     label_files = [
-        os.path.join(source, name) for name in names if val_labels.looks_like_labels(name)
+        os.path.join(source, name) for name in names if val_labels.is_label_file_name(name)
     ]
     if label_file is not None:
-        os.stat(label_file)
+        os.stat(label_file)  # raises FileNotFoundError and similar errors
         label_files.append(label_file)
-    halves["val"] = replace(halves["val"], label_files=tuple(label_files))
-    return halves
+    splits["val"] = replace(splits["val"], label_files=tuple(label_files))
+    return splits
 
 
-def find_split(source, prefix):
-    """Class folders win over archives that they may have been unpacked from. Raises SourceError when there is nothing."""
-    folder, official = os.path.join(source, prefix), OFFICIAL[prefix]
+def find_split(source: str, prefix: str) -> Split:
+    """Find one split; prefer class folders to the archives that they may be unpacked from.
+
+    Args:
+        source: path of the source folder.
+        prefix: "train" or "val".
+
+    Raises:
+        SourceError: the split is missing or only partly unpacked.
+    """
+    folder, official = os.path.join(source, prefix), OFFICIAL_ARCHIVES[prefix]
     if os.path.isdir(folder) and os.listdir(folder):
-        names, others = class_archives(folder)
-        if os.path.exists(os.path.join(folder, official)) and not others:
-            return Half(os.path.join(folder, official), "archive", folder=folder)
-        if not names or others:
-            missing = [name for name in names if os.path.splitext(name)[0] not in others]
-            if missing:
+        archives, subfolders = class_archives_and_folders(folder)
+        if os.path.exists(os.path.join(folder, official)) and not subfolders:
+            return Split(os.path.join(folder, official), "archive", archive_folder=folder)
+        if archives and not subfolders:
+            return Split(folder, "class archives", archive_folder=folder)
+        for name in archives:
+            if os.path.splitext(name)[0] not in subfolders:
                 raise SourceError(
-                    "%s: not unpacked, though there are class folders beside it: unpack it, or move it away"
-                    % os.path.join(folder, missing[0])
+                    f"{os.path.join(folder, name)}: not unpacked, although there are class folders "
+                    f"next to it, so its images would be missing: unpack it, or move it away"
                 )
-            return Half(folder, "folders")
-        return Half(folder, "class archives", folder=folder)
-    for name in (official, prefix + ".tar"):
+        return Split(folder, "folders")
+    for name in (official, f"{prefix}.tar"):
         if os.path.isfile(os.path.join(source, name)):
-            return Half(os.path.join(source, name), "archive")
+            return Split(os.path.join(source, name), "archive")
     raise SourceError(
-        "%s: holds neither a folder %s/ with anything in it nor %s" % (source, prefix, official)
+        f"{source}: contains neither a folder {prefix}/ that is not empty nor {official}: "
+        f"name the folder that contains one of them"
     )
 
 
-def class_archives(folder):
-    """Returns the names of the .tar files in a folder, but for the official ones, and those of its sub-folders."""
-    with os.scandir(folder) as entries:
-        found = [(entry.name, is_folder(entry)) for entry in entries]
-    names = sorted(name for name, is_folder in found if name.endswith(".tar") and not is_folder)
-    return [name for name in names if name not in OFFICIAL.values()], {
-        name for name, is_folder in found if is_folder
-    }
+def class_archives_and_folders(folder: str) -> Tuple[List[str], Set[str]]:
+    """Return the sorted names of class archives, and the names of sub-folders, in a folder.
 
-
-def list_folder(top, workers=1):
-    """Lists the images under the folder `top` as im2rec does: links followed, three extensions, nested folders too."""
-    listing = Listing(top)
-    lock = threading.Lock()
-
-    def scan(item):
-        relative, ancestors = item
-        absolute = os.path.join(top, relative) if relative else top
-        folder, problems, ignored, deeper = Folder(relative), [], [], []
-        try:
-            status = os.stat(absolute)
-            identity = (status.st_dev, status.st_ino)
-            if identity in ancestors:
-                raise SourceError(
-                    "%s: a symbolic link that leads back to a folder above it: remove it" % absolute
-                )
-            with os.scandir(absolute) as entries:
-                for entry in entries:
-                    path = relative + "/" + entry.name if relative else entry.name
-                    if is_folder(entry):
-                        folder.has_folders = True
-                        deeper.append((path, ancestors + (identity,)))
-                    else:
-                        scan_file(entry, path, folder, problems, ignored)
-        except OSError as error:
-            raise_outage(error, absolute, top)
-            problems.append(Problem(absolute, "cannot be listed: %s" % error.strerror))
-        with lock:
-            listing.folders.append(folder)
-            listing.problems += problems
-            count_ignored(listing, ignored)
-        return deeper
-
-    level = [("", ())]
-    while level:
-        level = [item for found in run_all(scan, level, workers) for item in found]
-    return listing
-
-
-def count_ignored(listing, paths):
-    for path in paths:
-        suffix = os.path.splitext(path)[1].lower() or os.path.basename(path)
-        listing.ignored[suffix] = listing.ignored.get(suffix, 0) + 1
-
-
-def look_beside_archives(top, listing):
-    """Adds to `listing` what stands beside the archives in the folder `top`: an image there belongs to no class."""
-    loose, problems, ignored = Folder(""), [], []
-    with os.scandir(top) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if not entry.name.endswith(".tar") and not is_folder(entry):
-                scan_file(entry, entry.name, loose, problems, ignored)
-    named = {problem.path for problem in problems}
-    listing.problems += problems
-    for path in (os.path.join(top, name) for name in loose.names):
-        if path not in named:
-            listing.problems.append(
-                Problem(path, "stands beside archives, in no class: move it to one, or away")
-            )
-    count_ignored(listing, ignored)
-
-
-def is_folder(entry):
-    """Whether a directory entry is a folder or leads to one. What cannot be followed is none: scan_file says why."""
-    try:
-        return entry.is_dir()
-    except OSError as error:
-        raise_outage(error, entry.path)
-        return False
-
-
-def raise_outage(error, path, *above):
-    """Raises an OSError that names `path` if `error`, met there, says more of the storage than of the file.
-
-    So does a file that is not there when the folder that held it, one of `above`, is gone or empty too: an unmounted
-    share leaves an empty folder.
+    Class archives are all .tar files other than the official ones.
     """
-    if error.errno in OUTAGES:
-        raise OSError(error.errno, error.strerror, path) from None
-    if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        for place in above:
-            if not os.path.isfile(place) and not (os.path.isdir(place) and os.listdir(place)):
-                # Not ENOENT: a path that was there is no mistake in the command line.
-                raise OSError(errno.ENODEV, "was there and is gone", place) from None
-        if above and os.path.exists(path):
-            raise OSError(errno.ENODEV, "was gone for a moment", path) from None
-
-
-def scan_file(entry, path, folder, problems, ignored):
-    """Adds one directory entry that is not a folder to `folder`, `problems` or `ignored`."""
-    try:
-        status = entry.stat()
-    except OSError as error:
-        raise_outage(error, entry.path)
-        dangling = error.errno != errno.ELOOP and entry.is_symlink()
-        reason = "a symbolic link to something that is not there" if dangling else error.strerror
-        problems.append(Problem(entry.path, reason))
-        return
-    if not is_image_name(entry.name):
-        ignored.append(path)
-        return
-    if not stat.S_ISREG(status.st_mode):
-        problems.append(Problem(entry.path, "not a regular file"))
-        return
-    reason = name_problem(path)
-    if reason:
-        problems.append(Problem(entry.path, reason))
-        return
-    # A call less per image on network storage: who everybody may read needs no question.
-    if not status.st_mode & stat.S_IROTH and not os.access(entry.path, os.R_OK):
-        problems.append(Problem(entry.path, "cannot be read: permission denied"))
-    folder.add(entry.name, status.st_size, time=status.st_mtime_ns)
-
-
-def read_exactly(descriptor, view, offset):
-    """Fills `view` from the file at `offset`; raises SourceError when the file ends before."""
-    done = 0
-    while done < len(view):
-        count = os.preadv(descriptor, [view[done:]], offset + done)
-        if count == 0:
-            raise SourceError(
-                "shorter than when it was listed: %d bytes are missing" % (len(view) - done)
-            )
-        done += count
-
-
-class ImageReader:
-    """Reads the images of a plan; any number of threads may share it. Close it, or use it in a `with`."""
-
-    KEPT_OPEN = 64  # archives; a folder of a thousand class archives would use up the descriptors a process may have
-
-    def __init__(self, plan):
-        self._plan = plan
-        self._top = os.path.join(plan.top, "")
-        self._open = []
-        if len(plan.archives) <= self.KEPT_OPEN:
-            for archive in plan.archives:
-                try:
-                    self._open.append(os.open(archive, os.O_RDONLY))
-                except OSError as error:
-                    raise_outage(error, archive, archive)
-                    raise
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        for descriptor in self._open:
-            os.close(descriptor)
-        self._open = []
-
-    def read(self, record, view):
-        """Fills `view` with the image of this record. Raises OSError, or SourceError when its size has changed."""
-        plan = self._plan
-        if not plan.archives:
-            self._read_file(self._file(record), view)
-            return
-        number = plan.archive_numbers[record]
-        if self._open:
-            read_exactly(self._open[number], view, int(plan.offsets[record]))
-        else:
-            descriptor = os.open(plan.archives[number], os.O_RDONLY)
-            try:
-                read_exactly(descriptor, view, int(plan.offsets[record]))
-            finally:
-                os.close(descriptor)
-
-    def _file(self, record):
-        path = self._plan.paths[record]
-        return self._top + (os.path.basename(path) if self._plan.flat else path)
-
-    def raise_outage(self, error, record):
-        """Raises an OSError if `error`, met when this record was read, is not its image's fault."""
-        if self._plan.archives:
-            archive = self._plan.archives[self._plan.archive_numbers[record]]
-            raise_outage(error, archive, self._plan.top, archive)
-        else:
-            path = self._file(record)
-            # The folder that really holds it: the image may be a link to other storage.
-            raise_outage(error, path, self._plan.top, os.path.dirname(os.path.realpath(path)))
-
-    @staticmethod
-    def _read_file(path, view):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            read_exactly(descriptor, view, 0)
-            if os.fstat(descriptor).st_size != len(view):
-                raise SourceError("longer than when it was listed")
-        finally:
-            os.close(descriptor)
+    archives, subfolders = [], set()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if is_folder(entry):
+                subfolders.add(entry.name)
+            elif entry.name.endswith(".tar") and entry.name not in OFFICIAL_ARCHIVES.values():
+                archives.append(entry.name)
+    return sorted(archives), subfolders

@@ -1,248 +1,264 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classes of validation images that come without class folders: from the devkit, a valprep.sh or a list of synsets."""
+"""Find the classes of validation images that are not in class folders.
 
-import io
+They come from the ImageNet devkit, a shell script that moves the images (valprep.sh) or a text file
+with one synset a line.
+"""
+
+from __future__ import annotations
+
 import os
 import re
 import shlex
-import tarfile
+from typing import Dict, Iterable, List, Optional, Sequence
 
-from prepare.listing import Folder, Problem, SourceError
+from prepare.devkit import is_devkit, read_train_counts, read_validation_synsets
+from prepare.listing import Folder, Listing, Problem, SourceError
 
-LOOKS = re.compile(
+LABEL_FILE_NAME = re.compile(
     r"ILSVRC2012_devkit_t12(\.tar\.gz)?|valprep.*\.sh|.*(synset|val).*labels.*\.txt", re.IGNORECASE
 )
-NUMBERED = re.compile(r"ILSVRC2012_val_(\d{8})\.\w+")
-TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
+OFFICIAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.\w+")
 SYNSET = re.compile(r"[^/\s]+")
 
 
-def looks_like_labels(name):
-    """Whether a file of this name in the source folder is taken for validation labels."""
-    return LOOKS.fullmatch(name) is not None
+def is_label_file_name(name: str) -> bool:
+    """Return whether a file of this name in the source folder is taken for validation labels."""
+    return LABEL_FILE_NAME.fullmatch(name) is not None
 
 
-class Labels:
-    """What one file says: classes by image name, or a list of classes in the order of the images."""
+def image_number(name: str) -> Optional[int]:
+    """Return the number in an official image name, such as 7 of ILSVRC2012_val_00000007.JPEG.
 
-    def __init__(self, path, by_name=None, in_order=None):
+    Return None for any other name.
+    """
+    match = OFFICIAL_NAME.fullmatch(name)
+    return int(match.group(1)) if match else None
+
+
+def image_numbers(names: Iterable[str]) -> Optional[Dict[str, int]]:
+    """Return {name: number} of official image names, or None if any name is another."""
+    numbers = {}
+    for name in names:
+        number = image_number(name)
+        if number is None:
+            return None
+        numbers[name] = number
+    return numbers
+
+
+class LabelFile:
+    """The content of one file: classes by image name, or classes in the order of the images."""
+
+    def __init__(
+        self,
+        path: str,
+        by_name: Optional[Dict[str, str]] = None,
+        in_order: Sequence[str] = (),
+    ) -> None:
+        """Hold the content of a file.
+
+        Args:
+            path: path of the file, for messages.
+            by_name: {image name: class}, or None.
+            in_order: the class of each image, in the order of image numbers or names.
+        """
         self.path, self._by_name, self._in_order = path, by_name, in_order
 
-    def of(self, names):
-        """Returns {name: class} for image names; all of them, or SourceError."""
-        if self._by_name is not None:
-            found = {name: self._by_name[name] for name in names if name in self._by_name}
-        elif all(NUMBERED.fullmatch(name) for name in names):
-            # By number, so that a missing image does not give every later one its neighbour's class.
-            numbers = {name: int(NUMBERED.fullmatch(name).group(1)) for name in names}
-            found = {
-                name: self._in_order[at - 1]
-                for name, at in numbers.items()
-                if 1 <= at <= len(self._in_order)
-            }
-        elif len(names) == len(self._in_order):
-            found = dict(zip(sorted(names), self._in_order))
-        else:
-            raise SourceError(
-                "%s: has %d lines for %d images" % (self.path, len(self._in_order), len(names))
-            )
+    def classes_of(self, names: Sequence[str]) -> Dict[str, str]:
+        """Return {image name: class} of all these images.
+
+        Raises:
+            SourceError: the file has no class for an image, or not one line for each image.
+        """
+        found = self._known_classes(names)
         for name in names:
             if name not in found:
-                raise SourceError("%s: says nothing about the image %s" % (self.path, name))
+                raise SourceError(
+                    f"{self.path}: has no label for the image {name}: add it, or remove the image"
+                )
         return found
 
-    def unused(self, names):
-        """Images that this file knows and `names` lacks."""
+    def _known_classes(self, names: Sequence[str]) -> Dict[str, str]:
+        if self._by_name is not None:
+            return {name: self._by_name[name] for name in names if name in self._by_name}
+        # Use the numbers where possible: with positions, one missing image would shift the classes
+        # of all later ones.
+        numbers = image_numbers(names)
+        if numbers is not None:
+            return {
+                name: self._in_order[number - 1]
+                for name, number in numbers.items()
+                if 1 <= number <= len(self._in_order)
+            }
+        if len(names) != len(self._in_order):
+            raise SourceError(
+                f"{self.path}: has {len(self._in_order)} lines for {len(names)} images: "
+                f"it needs one line for each image"
+            )
+        return dict(zip(sorted(names), self._in_order))
+
+    def missing_images(self, names: Iterable[str]) -> List[str]:
+        """Return the names of images that have a label here but are not among `names`."""
         names = set(names)
         if self._by_name is not None:
             return sorted(set(self._by_name) - names)
-        if not all(NUMBERED.fullmatch(name) for name in names):
+        numbers = image_numbers(names)
+        if numbers is None:
             return []
-        numbers = {
-            int(NUMBERED.fullmatch(name).group(1)) for name in names
-        }  # whatever the extension
+        found = set(numbers.values())  # numbers, as the extension may be any
         return [
-            "ILSVRC2012_val_%08d.JPEG" % at
-            for at in range(1, len(self._in_order) + 1)
-            if at not in numbers
+            f"ILSVRC2012_val_{number:08d}.JPEG"
+            for number in range(1, len(self._in_order) + 1)
+            if number not in found
         ]
 
 
-def read_labels(path):
-    """Reads a file (or the unpacked devkit folder) by looking at what it is. Raises SourceError or OSError."""
-    if os.path.isdir(path) or is_archive(path):
-        return Labels(path, in_order=read_devkit(path))
+def read_label_file(path: str) -> LabelFile:
+    """Read a label file of any kind, recognized by its content, or an unpacked devkit folder.
+
+    Raises:
+        SourceError: the content is malformed.
+        OSError: the file cannot be read.
+    """
+    if is_devkit(path):
+        return LabelFile(path, in_order=read_validation_synsets(path))
     try:
         with open(path, encoding="utf-8") as stream:
             lines = [line.strip() for line in stream if line.strip()]
     except UnicodeDecodeError:
-        raise SourceError("%s: neither a devkit archive nor a text file of labels" % path) from None
+        raise SourceError(f"{path}: neither a devkit archive nor a text file of labels") from None
     if any(line.startswith("mv ") for line in lines):
-        return Labels(path, by_name=read_moves(path, lines))
+        return LabelFile(path, by_name=parse_moves(path, lines))
     lines = [line for line in lines if not line.startswith("#")]
-    odd = [line for line in lines if not SYNSET.fullmatch(line)]
-    if odd or not lines:
-        raise SourceError(
-            "%s: not a list with one synset a line: %r" % (path, odd[0] if odd else "it is empty")
-        )
-    return Labels(path, in_order=lines)
+    malformed = [line for line in lines if not SYNSET.fullmatch(line)]
+    if malformed or not lines:
+        fault = repr(malformed[0]) if malformed else "it is empty"
+        raise SourceError(f"{path}: not a list with one synset a line: {fault}")
+    return LabelFile(path, in_order=lines)
 
 
-def is_archive(path):
-    try:
-        return tarfile.is_tarfile(path)
-    except Exception:  # each sort of compression has an error of its own for what is damaged
-        return False
+def parse_moves(path: str, lines: Iterable[str]) -> Dict[str, str]:
+    """Return {image name: class} of the lines `mv IMAGE CLASS/` of a shell script.
 
+    Args:
+        path: path of the script, for messages.
+        lines: its lines; others than `mv` commands are ignored.
 
-def read_moves(path, lines):
-    """{image: class} of the lines `mv IMAGE CLASS/` of a shell script."""
-    classes = {}
+    Raises:
+        SourceError: an `mv` command is malformed, or two of them disagree.
+    """
+    classes: Dict[str, str] = {}
     for line in lines:
         try:
             words = shlex.split(line, comments=True)
-        except ValueError:  # a quotation that does not end
+        except ValueError:  # an unterminated quotation
             words = line.split()[:1]
         if not words or words[0] != "mv":
             continue
         target = words[-1].rstrip("/")
         if len(words) != 3 or not SYNSET.fullmatch(target):
-            raise SourceError("%s: not a line `mv IMAGE CLASS/`: %s" % (path, line))
+            raise SourceError(f"{path}: not a line `mv IMAGE CLASS/`: {line}")
         name = os.path.basename(words[1])
         if classes.setdefault(name, target) != target:
-            raise SourceError("%s: moves %s to %s and to %s" % (path, name, classes[name], target))
+            raise SourceError(f"{path}: moves {name} to {classes[name]} and to {target}")
     return classes
 
 
-def read_devkit(path):
-    """The synset of every validation image, in order: ground truth IDs through meta.mat. IDs are not sorted synsets."""
-    files, synsets = open_devkit(path)
-    names = dict(zip(synsets["ILSVRC2012_ID"], synsets["WNID"]))
-    try:
-        return [names[int(line)] for line in files[TRUTH].decode().split()]
-    except (ValueError, KeyError) as error:
-        raise SourceError(
-            "%s: %s: %s is no ILSVRC2012_ID of its meta.mat" % (path, TRUTH, error)
-        ) from None
+def train_counts(paths: Iterable[str]) -> Dict[str, int]:
+    """Return {synset: number of training images} from the first devkit that contains them.
 
+    Args:
+        paths: label files of any kind.
 
-def train_counts(paths):
-    """{synset: training images} if a devkit among these label files tells, else nothing."""
+    Returns:
+        The counts; empty when no file contains them.
+
+    Raises:
+        SourceError: a devkit is malformed.
+    """
     for path in paths:
-        if os.path.isdir(path) or is_archive(path):
-            synsets = open_devkit(path)[1]
-            if "num_train_images" in synsets:
-                return dict(zip(synsets["WNID"], synsets["num_train_images"]))
+        if is_devkit(path):
+            counts = read_train_counts(path)
+            if counts is not None:
+                return counts
     return {}
 
 
-def open_devkit(path):
-    """Returns the devkit's files that matter and the columns of the table in its meta.mat. Raises SourceError."""
-    try:
-        from scipy.io import loadmat
-    except ImportError:
-        raise SourceError(
-            "%s: reading its meta.mat needs scipy: install it, or give another --val-labels" % path
-        ) from None
-    try:
-        files = devkit_files(path)
-        table = loadmat(io.BytesIO(files[META]), squeeze_me=True)["synsets"].reshape(-1)
-        kinds = {"ILSVRC2012_ID": int, "WNID": str, "num_train_images": int}
-        synsets = {
-            name: [kind(value) for value in table[name]]
-            for name, kind in kinds.items()
-            if name in table.dtype.names
-        }
-        synsets["ILSVRC2012_ID"], synsets["WNID"], files[TRUTH]  # KeyError when one is not there
-        return files, synsets
-    except (
-        Exception
-    ) as error:  # scipy and each sort of compression have errors of their own for what is damaged
-        text = "%s: cannot be read as the devkit (%s and %s in data/): %s" % (
-            path,
-            TRUTH,
-            META,
-            " ".join(str(error).split()),
-        )
-        raise SourceError(text) from None
+def apply_label_files(listing: Listing, paths: Sequence[str]) -> None:
+    """Move images from the top of `listing` to the folders of their classes.
 
+    If there are none at the top, check that the images are in the folders of their classes.
 
-def devkit_files(path):
-    """{base name: bytes} of the two files that matter, from the archive or the folder."""
-    files = {}
-    if os.path.isdir(path):
-        for name in (TRUTH, META):
-            with open(os.path.join(path, "data", name), "rb") as stream:
-                files[name] = stream.read()
-        return files
-    with tarfile.open(path) as archive:
-        for member in archive:
-            if os.path.basename(member.name) in (TRUTH, META) and member.isfile():
-                files[os.path.basename(member.name)] = archive.extractfile(member).read()
-        while archive.fileobj.read(
-            1 << 20
-        ):  # to its end, where gzip has its sum: scipy may crash on a damaged table
-            pass
-    return files
+    Args:
+        listing: the validation images; changed in place.
+        paths: the label files, at least one.
 
-
-def apply(listing, paths):
-    """Moves images that stand at the top of `listing` to their classes' folders; checks those that already are in one.
-
-    Raises SourceError when the label files in `paths` disagree with each other or with the folders.
+    Raises:
+        SourceError: the label files disagree with each other or with the folders.
+        OSError: a label file cannot be read.
     """
     top = next((folder for folder in listing.folders if not folder.path and folder.names), None)
     if top is None:
-        return check_folders(listing, paths)
-    sources = [read_labels(path) for path in paths]
-    classes = agreed(sources, top.names)
+        check_class_folders(listing, paths)
+        return
+    label_files = [read_label_file(path) for path in paths]
+    classes = consistent_classes(label_files, top.names)
     listing.folders.remove(top)
     listing.flat = True
-    folders = {}
-    for name, size, offset, time in zip(top.names, top.sizes, top.offsets, top.times):
+    folders: Dict[str, Folder] = {}
+    for name, size, offset, mtime_ns in zip(top.names, top.sizes, top.offsets, top.mtimes_ns):
         folder = folders.setdefault(classes[name], Folder(classes[name], archive=top.archive))
-        folder.add(name, size, offset, time)
+        folder.add(name, size, offset, mtime_ns)
     listing.folders += folders.values()
-    for name in sources[0].unused(top.names):
-        listing.problems.append(
-            Problem(
-                listing.top + "/" + name, "not there, though %s has its label" % sources[0].path
-            )
-        )
+    reason = f"does not exist, but {label_files[0].path} has a label for it"
+    for name in label_files[0].missing_images(top.names):
+        listing.problems.append(Problem(f"{listing.top}/{name}", reason))
 
 
-def agreed(sources, names):
-    """{name: class} that every source gives. Raises SourceError at the first difference."""
-    first = sources[0].of(names)
-    for other in sources[1:]:
-        for name, synset in other.of(names).items():
-            if synset != first[name]:
+def consistent_classes(label_files: Sequence[LabelFile], names: Sequence[str]) -> Dict[str, str]:
+    """Return {image name: class}, the same in all label files.
+
+    Raises:
+        SourceError: two files disagree, or one has no label for an image.
+    """
+    first = label_files[0]
+    classes = first.classes_of(names)
+    for other in label_files[1:]:
+        for name, label in other.classes_of(names).items():
+            if label != classes[name]:
                 raise SourceError(
-                    "%s says that %s is %s, %s says %s"
-                    % (sources[0].path, name, first[name], other.path, synset)
+                    f"{name}: its class is {classes[name]} in {first.path}, but {label} in "
+                    f"{other.path}: remove the label file that is wrong"
                 )
-    return first
+    return classes
 
 
-def check_folders(listing, paths):
-    """Compares the label files with the class folders that the images stand in, if these are ImageNet's images."""
-    places = [
+def check_class_folders(listing: Listing, paths: Sequence[str]) -> None:
+    """Check that images with official names are in the folders of their classes.
+
+    Args:
+        listing: the validation images.
+        paths: the label files.
+
+    Raises:
+        SourceError: an image is in another folder, or two label files disagree.
+        OSError: a label file cannot be read.
+    """
+    # Pairs rather than a dict, as a name may occur in two folders.
+    locations = [
         (name, folder.path)
         for folder in listing.folders
         for name in folder.names
-        if NUMBERED.fullmatch(name)
+        if OFFICIAL_NAME.fullmatch(name)
     ]
-    if not places:
+    if not locations:
         return
-    sources = [read_labels(path) for path in paths]
-    classes = agreed(sources, sorted({name for name, _ in places}))
-    for name, folder in places:  # a name may stand in two folders
-        if folder != classes[name]:
-            text = "%s/%s: is in %s, but %s says %s" % (
-                listing.top,
-                name,
-                folder,
-                sources[0].path,
-                classes[name],
+    label_files = [read_label_file(path) for path in paths]
+    classes = consistent_classes(label_files, sorted({name for name, _ in locations}))
+    for name, folder_path in locations:
+        if folder_path != classes[name]:
+            raise SourceError(
+                f"{listing.top}/{name}: is in {folder_path}, but its class is {classes[name]} in "
+                f"{label_files[0].path}: move the image, or remove that file"
             )
-            raise SourceError(text)

@@ -1,45 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures for several test files: data sets made by the project's own commands."""
+"""Fixtures shared by test files: data sets that the project's own commands have prepared."""
 
 import pathlib
 import shutil
 
 import pytest
 from support.commands import python
+from support.cudnn_bn import install_cuda_wheels
+
+
+def run_prepare(*arguments):
+    done = python("-m", *arguments)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
-    """The built-in data set as records, made by the project's own commands."""
+    """The folder of the digits data set as RecordIO files; its images are in ../images."""
     folder = tmp_path_factory.mktemp("digits")
-    for arguments in (
-        ["prepare.digits", folder / "images"],
-        ["prepare.imagenet", folder / "images", folder / "records"],
-    ):
-        done = python("-m", *arguments)
-        assert done.returncode == 0, done.stderr
+    run_prepare("prepare.digits", folder / "images")
+    run_prepare("prepare.imagenet", folder / "images", folder / "records")
     return folder / "records"
 
 
 @pytest.fixture(scope="session")
 def few(digits, tmp_path_factory):
-    """100 training and 47 validation images of the built-in data set: quick, and nothing divides 47."""
+    """A subset of the digits: 100 training images, and 47 (a prime number) for validation."""
     folder = tmp_path_factory.mktemp("few")
     for part, count in (("train", 10), ("val", 5)):
         for label in sorted((digits.parent / "images" / part).iterdir()):
             target = folder / "images" / part / label.name
             target.mkdir(parents=True)
-            images = sorted(label.iterdir())[
-                : 2 if (part, label.name) == ("val", "digit_9") else count
-            ]
-            for image in images:
+            selected = 2 if (part, label.name) == ("val", "digit_9") else count
+            for image in sorted(label.iterdir())[:selected]:
                 shutil.copy(image, target)
-    done = python("-m", "prepare.imagenet", folder / "images", folder / "records")
-    assert done.returncode == 0, done.stderr
+    run_prepare("prepare.imagenet", folder / "images", folder / "records")
     return folder / "records"
 
 
 @pytest.fixture
 def copied(digits, tmp_path):
-    """A copy of the data set to damage."""
+    """A copy of the digits data set that a test may change."""
     return pathlib.Path(shutil.copytree(digits, tmp_path / "records"))
+
+
+@pytest.fixture(scope="session")
+def cuda_wheels():
+    """A folder with the headers and libraries of cuDNN 8 and CUDA 11."""
+    return install_cuda_wheels()

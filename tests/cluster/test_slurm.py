@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""run.sub: what it asks of sbatch and srun (stand-ins, the only way to see pyxis here), and whole jobs on a real Slurm."""
+"""run.sub: its calls of a fake sbatch and srun, also with pyxis, and jobs on a real Slurm."""
 
 import os
 import re
@@ -8,9 +8,10 @@ import subprocess
 
 import pytest
 from support.commands import ROOT
-from test_bind import stand_in
+from support.fake_programs import fake_program
 
-# Writes down its words and what a rank in a container would see, and leaves a log where LOGDIR is mounted.
+# Records its arguments and what a rank in a container sees; a trial leaves a log where LOGDIR is
+# mounted.
 SRUN = """
 printf '%s\\037' "$@" >>"$CALLS"; echo >>"$CALLS"
 case "$*" in
@@ -18,18 +19,21 @@ case "$*" in
     *" ./run_and_time.sh"*)
         echo "$DATAROOT $LOGDIR $CONFIG_LOADED $LR $SEED" >>"$CALLS.seen"
         echo ':::MLLOG of the ranks'; echo 'RESULT of rank 0'
-        printf ':::MLLOG %s\n' '"key": "eval_accuracy", "value": 0.76, "epoch_num": 3' '"key": "run_stop"' >"$RESULTS/${DATESTAMP}_$TRIAL.log" ;;
+        echo ':::MLLOG {"key": "eval_accuracy", "value": 0.76, "metadata": {"epoch_num": 3}}' \\
+            >"$RESULTS/${DATESTAMP}_$TRIAL.log" ;;
 esac
 """
 
 
 @pytest.fixture
 def slurm(tmp_path):
-    stand_in(tmp_path / "bin", "srun", SRUN)
-    stand_in(tmp_path / "bin", "sbatch", """printf '%s\\037' "$@" >>"$CALLS"; echo >>"$CALLS"\n""")
+    fake_program(tmp_path / "bin", "srun", SRUN)
+    fake_program(
+        tmp_path / "bin", "sbatch", """printf '%s\\037' "$@" >>"$CALLS"; echo >>"$CALLS"\n"""
+    )
     (tmp_path / "data").mkdir()
 
-    def run(*words, **environ):
+    def run(*arguments, **environ):
         env = {
             "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
             "HOME": str(tmp_path),
@@ -42,13 +46,14 @@ def slurm(tmp_path):
             **environ,
         }
         return subprocess.run(
-            ["./run.sub", *words], cwd=ROOT, text=True, capture_output=True, env=env
+            ["./run.sub", *arguments], cwd=ROOT, text=True, capture_output=True, env=env
         )
 
     return run
 
 
-def asked(tmp_path):
+def slurm_calls(tmp_path):
+    """Return the arguments of each call of sbatch or srun."""
     return [call.split("\037")[:-1] for call in (tmp_path / "calls").read_text().splitlines()]
 
 
@@ -60,16 +65,16 @@ def asked(tmp_path):
         ("CPU_digits", ["--nodes=1", "--ntasks-per-node=2"]),
     ],
 )
-def test_by_hand_it_submits_itself_with_the_sizes_of_the_configuration(
+def test_outside_a_job_it_submits_itself_with_the_sizes_of_the_configuration(
     slurm, tmp_path, system, options
 ):
     done = slurm("--partition=gpu", "--", "--lr", "3", DGXSYSTEM=system)
     assert done.returncode == 0, done.stderr
-    assert asked(tmp_path) == [[*options, "--partition=gpu", "./run.sub", "--lr", "3"]]
+    assert slurm_calls(tmp_path) == [[*options, "--partition=gpu", "./run.sub", "--lr", "3"]]
 
 
-def test_what_the_configuration_finds_out_here_is_not_for_the_jobs_machines(slurm, tmp_path):
-    stand_in(tmp_path / "bin", "sbatch", 'env >"$CALLS"')
+def test_the_job_does_not_get_values_that_depend_on_the_submitting_machine(slurm, tmp_path):
+    fake_program(tmp_path / "bin", "sbatch", 'env >"$CALLS"')
     assert slurm(DGXSYSTEM="CPU").returncode == 0
     names = {line.split("=")[0] for line in (tmp_path / "calls").read_text().splitlines()}
     assert "DGXSYSTEM" in names and not names & {
@@ -80,13 +85,14 @@ def test_what_the_configuration_finds_out_here_is_not_for_the_jobs_machines(slur
     }
 
 
-def test_with_pyxis_everything_runs_in_the_container(slurm, tmp_path):
+def test_with_pyxis_trials_and_tools_run_in_the_container(slurm, tmp_path):
     job = {"SLURM_JOB_ID": "42", "SLURM_JOB_NUM_NODES": "8", "SLURM_NTASKS_PER_NODE": "8"}
     done = slurm("--lr", "3", DGXSYSTEM="DGXA100_multi_8x8x51", CONT="image:1", SEEDS="5 6", **job)
     assert done.returncode == 0, done.stderr
     mounts = f"--container-mounts={tmp_path}/data:/data:ro,{tmp_path}/results:/results"
-    make, probe, look, *rest = asked(tmp_path)
-    assert look[-4:] == ["mxresnet", "--print-config", "--lr", "3"] and mounts in look
+    make, probe, check_settings, *rest = slurm_calls(tmp_path)
+    assert check_settings[-4:] == ["mxresnet", "--print-config", "--lr", "3"]
+    assert mounts in check_settings
     assert make == [
         "--ntasks=8",
         "--ntasks-per-node=1",
@@ -129,7 +135,7 @@ def test_a_container_needs_pmix(slurm):
 
 
 @pytest.mark.parametrize(
-    "environ, words",
+    "environ, message",
     [
         ({}, "DGXSYSTEM is not set"),
         ({"DGXSYSTEM": "PDP11"}, "PDP11"),
@@ -141,18 +147,18 @@ def test_a_container_needs_pmix(slurm):
         ({"DGXSYSTEM": "DGXA100", "CONT": "image:1", "DATADIR": ""}, "DATADIR is not set"),
     ],
 )
-def test_a_mistake_is_said_before_anything_is_submitted(slurm, tmp_path, environ, words):
+def test_a_wrong_setting_is_refused_before_the_job_is_submitted(slurm, tmp_path, environ, message):
     done = slurm(**environ)
     assert (
         done.returncode == 2
-        and words in done.stderr
+        and message in done.stderr
         and done.stderr.count("\n") == 1
         and not (tmp_path / "calls").exists()
     )
 
 
-# One or two pretend nodes on this machine, in name spaces of their own: all of it ends with the command.
-PRETEND = """
+# A cluster of one or two nodes on this machine, in namespaces of its own: it ends with the command.
+SLURM_CLUSTER = """
 set -euo pipefail
 folder=$1 nodes=$2; shift 2
 mkdir -p /run/munge /var/log/munge /var/lib/munge "$folder/ctld"
@@ -180,7 +186,8 @@ SlurmdSpoolDir=$folder/d-%n
 SlurmctldLogFile=$folder/ctld.log
 SlurmdLogFile=$folder/d-%n.log
 SlurmdParameters=config_overrides
-NodeName=n[1-$nodes] NodeHostname=$host NodeAddr=127.0.0.1 Port=[17001-$((17000 + nodes))] CPUs=8 RealMemory=2000 State=UNKNOWN
+NodeName=DEFAULT CPUs=8 RealMemory=2000 State=UNKNOWN
+NodeName=n[1-$nodes] NodeHostname=$host NodeAddr=127.0.0.1 Port=[17001-$((17000 + nodes))]
 PartitionName=main Nodes=n[1-$nodes] Default=YES MaxTime=INFINITE State=UP
 C
 printf 'CgroupPlugin=cgroup/v1\\nCgroupAutomount=no\\n' >"$folder/cgroup.conf"
@@ -196,7 +203,7 @@ exit "$status"
 
 
 def job(folder, nodes, *flags, timeout=120, **environ):
-    """Submit run.sub to a Slurm of its own and wait; return the job's status and what it said."""
+    """Run run.sub as a job of a new Slurm cluster; return the exit status and output of the job."""
     path = os.environ["PATH"] + ":/usr/sbin:/sbin"
     missing = [
         tool
@@ -204,9 +211,7 @@ def job(folder, nodes, *flags, timeout=120, **environ):
         if not shutil.which(tool, path=path)
     ]
     if os.getuid() != 0 or missing:
-        pytest.skip(
-            "a pretend Slurm needs root and apt-get install slurmctld slurmd slurm-client munge"
-        )
+        pytest.skip("Slurm needs root and apt-get install slurmctld slurmd slurm-client munge")
     env = {
         "PATH": path,
         "HOME": str(folder),
@@ -221,7 +226,7 @@ def job(folder, nodes, *flags, timeout=120, **environ):
     alone = [
         "flock",
         "--no-fork",
-        "/run/pretend-slurm",
+        "/run/test-slurm",
         "unshare",
         "-m",
         "-p",
@@ -239,7 +244,7 @@ def job(folder, nodes, *flags, timeout=120, **environ):
         "2",
         *flags,
     ]
-    command = [*alone, "bash", "-c", PRETEND, "-", str(folder / "slurm"), str(nodes), *submit]
+    command = [*alone, "bash", "-c", SLURM_CLUSTER, "-", str(folder / "slurm"), str(nodes), *submit]
     done = subprocess.run(
         command, cwd=ROOT, text=True, capture_output=True, env=env, timeout=timeout
     )
@@ -249,11 +254,11 @@ def job(folder, nodes, *flags, timeout=120, **environ):
 
 @pytest.mark.slow
 def test_a_real_job_whose_trial_misses_its_target(few, tmp_path):
-    status, said = job(tmp_path, 1, "--lr", "1e-9", DATADIR=str(few))
-    assert status == 3, said
+    status, output = job(tmp_path, 1, "--lr", "1e-9", DATADIR=str(few))
+    assert status == 3, output
     assert (
-        "2 x cpu" in said
-        and re.search(r"^1 +9 .*target MISSED$", said, re.M)
+        "2 x cpu" in output
+        and re.search(r"^1 +9 .*target MISSED$", output, re.M)
         and (tmp_path / "results" / "s_1.log").exists()
     )
 
@@ -261,11 +266,11 @@ def test_a_real_job_whose_trial_misses_its_target(few, tmp_path):
 @pytest.mark.slow
 def test_a_real_job_on_two_nodes_without_pmix(few, tmp_path):
     sizes = {"DGXNGPU": "1", "DGXNNODES": "2", "SLURM_MPI_TYPE": "none", "OMP_NUM_THREADS": "1"}
-    status, said = job(tmp_path, 2, "--accuracy-threshold", "0", DATADIR=str(few), **sizes)
-    assert status == 4, said  # reached, but the official checker wants 0.759
+    status, output = job(tmp_path, 2, "--accuracy-threshold", "0", DATADIR=str(few), **sizes)
+    assert status == 4, output  # reached, but the official checker wants 0.759
     assert (
-        "mpirun starts the ranks" in said
-        and "2 x cpu" in said
-        and "RESULT,IMAGE_CLASSIFICATION" in said
-        and "MLLOG" not in said
+        "mpirun starts the ranks" in output
+        and "2 x cpu" in output
+        and "RESULT,IMAGE_CLASSIFICATION" in output
+        and "MLLOG" not in output
     )

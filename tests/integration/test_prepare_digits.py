@@ -1,66 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The built-in data set: complete, stratified, repeatable, never half there."""
+"""Test that the digits data set is complete, stratified, reproducible and written as a whole."""
 
 import os
-import subprocess
-import sys
 
 import pytest
-from support import image_trees as trees
+from support.image_fixtures import run_prepare, run_program
 
 pytest.importorskip("sklearn")
-pytest.importorskip("cv2")
+cv2 = pytest.importorskip("cv2")
 
 
 def test_digits(tmp_path):
-    result = trees.prepare(tmp_path / "digits", module="prepare.digits")
+    folder = tmp_path / "digits"
+    result = run_prepare(folder, module="prepare.digits")
     assert result.returncode == 0, result.stderr
     counts = {
-        half: {
-            name: len(os.listdir(str(tmp_path / "digits" / half / name)))
-            for name in os.listdir(str(tmp_path / "digits" / half))
-        }
-        for half in ("train", "val")
+        split: {name: len(os.listdir(folder / split / name)) for name in os.listdir(folder / split)}
+        for split in ("train", "val")
     }
     assert sum(counts["train"].values()) + sum(counts["val"].values()) == 1797
-    assert (
-        sorted(counts["train"])
-        == sorted(counts["val"])
-        == ["digit_%d" % digit for digit in range(10)]
-    )
+    assert sorted(counts["train"]) == sorted(counts["val"]) == [f"digit_{n}" for n in range(10)]
     for name, count in counts["val"].items():
         assert count == (count + counts["train"][name]) // 5
-    import cv2
+    first_image = folder / "train" / "digit_0" / "0000.jpg"
+    assert cv2.imread(str(first_image)).shape == (32, 32, 3)
 
-    image = cv2.imread(str(tmp_path / "digits" / "train" / "digit_0" / "0000.jpg"))
-    assert image.shape == (32, 32, 3)
-    assert "already there" in trees.prepare(tmp_path / "digits", module="prepare.digits").stdout
-    (tmp_path / "digits" / "train" / "digit_0" / "0000.jpg").write_bytes(b"another")
-    result = trees.prepare(tmp_path / "digits", module="prepare.digits")
+    assert "already there" in run_prepare(folder, module="prepare.digits").stdout
+    first_image.write_bytes(b"another")
+    result = run_prepare(folder, module="prepare.digits")
     assert result.returncode == 2 and "is not the digits data set" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_nothing_is_left_of_a_failure(tmp_path):
+def test_nothing_is_left_after_a_failure(tmp_path):
     program = """
 import sys
 from prepare import digits
-digits.os.rename = lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+def fail(*_):
+    raise OSError(28, "No space left on device")
+digits.os.rename = fail
 sys.exit(digits.main(sys.argv[1:]))
 """
-    result = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "digits")],
-        cwd=trees.REPOSITORY,
-        stderr=subprocess.PIPE,
-    )
-    assert result.returncode == 2 and os.listdir(str(tmp_path)) == []
+    result = run_program(program, tmp_path / "digits")
+    assert result.returncode == 2 and "No space left" in result.stderr
+    assert os.listdir(tmp_path) == []
 
 
 def test_any_folder_can_be_printed(tmp_path):
-    from support import image_trees as trees
-
-    odd = os.fsdecode(os.fsencode(str(tmp_path)) + b"/digits\xe9")
-    result = trees.prepare(
-        odd, module="prepare.digits", env=dict(os.environ, PYTHONIOENCODING="utf-8:strict")
-    )
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/digits\xe9")
+    environment = dict(os.environ, PYTHONIOENCODING="utf-8:strict")
+    result = run_prepare(folder, module="prepare.digits", env=environment)
     assert result.returncode == 0 and "digits\\udce9: 10 classes" in result.stdout, result.stderr

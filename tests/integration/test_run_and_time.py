@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""run_and_time.sh as a user starts it: results, statuses, signals."""
+"""run_and_time.sh as a user starts it: results, exit statuses, messages, signals."""
 
 import os
 import re
@@ -9,31 +9,7 @@ import time
 
 import pytest
 from support.commands import ROOT, mpirun, python
-
-QUICK = ["--batch-size", "16", "--num-epochs", "2"]
-
-
-def environment(records, tmp_path, **more):
-    """A clean environment in which the CPU configuration uses the given records."""
-    keep = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    return {
-        **keep,
-        "DATAROOT": str(records),
-        "LOGDIR": str(tmp_path / "results"),
-        "DGXSYSTEM": "CPU_digits",
-        **more,
-    }
-
-
-def run_and_time(*flags, env, timeout=120):
-    return subprocess.run(
-        ["./run_and_time.sh", *flags],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        env=env,
-        timeout=timeout,
-    )
+from support.launchers import QUICK, environment, run_and_time
 
 
 def test_a_run_to_its_target_ends_with_one_result_line_and_a_compliant_log(few, tmp_path):
@@ -84,21 +60,32 @@ def test_a_missed_target_prints_no_result(few, tmp_path):
         ([], {"DGXSYSTEM": "", "CUDA_VISIBLE_DEVICES": ""}, ["DATAROOT=", "no GPU", "DGXSYSTEM"]),
     ],
 )
-def test_a_mistake_is_said_once_and_has_status_2(few, tmp_path, flags, more, words):
+def test_a_mistake_is_reported_once_and_has_status_2(few, tmp_path, flags, more, words):
     done = run_and_time(*flags, env=environment(few, tmp_path, **more))
     assert done.returncode == 2 and done.stdout == "", done.stderr
-    said = [
-        line
-        for line in done.stderr.splitlines()
-        if line.startswith(("mxresnet: ", "run_and_time.sh: "))
-    ]
-    assert len(said) == 1, done.stderr
+    lines = done.stderr.splitlines()
+    causes = [line for line in lines if line.startswith(("mxresnet: ", "run_and_time.sh: "))]
+    assert len(causes) == 1, done.stderr
     for word in words:
-        assert word in said[0]
+        assert word in causes[0]
+
+
+def test_a_variable_that_the_configuration_overrides_is_reported(few, tmp_path):
+    env = environment(few, tmp_path, LR="3", DGXNGPU="1")
+    done = run_and_time("--print-config", env=env)
+    note = (
+        "note: LR=3 from the environment is overridden by config_CPU_digits.sh (LR=4): use --lr 3\n"
+    )
+    assert (done.returncode, done.stderr) == (0, note) and '"lr": 4.0' in done.stdout
+    done = run_and_time("--print-config", "--lr", "3", env=env)
+    assert (done.returncode, done.stderr) == (0, "") and '"lr": 3.0' in done.stdout
+    # Every rank finds it, rank 0 reports it.
+    rank = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}
+    assert run_and_time("--print-config", env={**env, **rank}).stderr == ""
 
 
 @pytest.mark.parametrize("ranks", ["0", "many"])
-def test_a_number_of_ranks_that_is_none_is_refused(few, tmp_path, ranks):
+def test_an_impossible_number_of_ranks_is_refused(few, tmp_path, ranks):
     done = run_and_time(env=environment(few, tmp_path, DGXNGPU=ranks))
     assert (
         done.returncode == 2
@@ -124,7 +111,7 @@ def test_the_built_in_data_does_not_take_the_place_of_other_data(few, tmp_path):
 @pytest.mark.parametrize(
     "flag, words", [("--help", "usage: python -m mxresnet"), ("--print-config", '"batch_size": 64')]
 )
-def test_what_is_only_shown_is_no_run(few, tmp_path, flag, words):
+def test_showing_help_or_settings_is_no_run(few, tmp_path, flag, words):
     done = run_and_time(flag, env=environment(few, tmp_path))
     assert done.returncode == 0 and done.stdout.count(words) == 1 and "RESULT" not in done.stdout, (
         done.stderr
@@ -162,7 +149,7 @@ def test_inside_mpirun_it_is_one_rank_and_rank_0_prints_the_result(few, tmp_path
     assert len(list((tmp_path / "results").iterdir())) == 1
 
 
-def ranks_of(log_folder):
+def processes_of(log_folder):
     return subprocess.run(
         ["pgrep", "-f", f"{log_folder}|-m mxresnet --num-epochs 77"], text=True, capture_output=True
     ).stdout.split()
@@ -183,9 +170,9 @@ def test_a_signal_ends_every_rank(few, tmp_path, number, to_group):
     for line in process.stderr:
         if "epoch" in line and "images/s" in line:
             break
-    assert len(ranks_of(tmp_path)) >= 3
+    assert len(processes_of(tmp_path)) >= 3
     (os.killpg if to_group else os.kill)(process.pid, number)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 128 + number and "stopped by SIG" in err and out == ""
     time.sleep(1)
-    assert ranks_of(tmp_path) == []
+    assert processes_of(tmp_path) == []

@@ -1,55 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""run_trials.sh, run_with_docker.sh and run.sub: what they start in which order, and what they make of the outcome."""
+"""Trials on this machine: their order, seeds and logs, the summary, and the exit status."""
 
 import json
 import os
 import re
 import signal
-import subprocess
-import time
+import sys
 
 import pytest
 from support.commands import ROOT
-from test_bind import stand_in
-from test_system_configs import exported
+from support.scripts import finish, start_script, wait_for
+
+from mxresnet.launch.backends.local import drop_page_cache
 
 QUICK = ["--batch-size", "16", "--num-epochs", "2"]
-# A stand-in for a trial: PLAN has "status:minutes" for each; the log is that of a real run with another end.
-TRIAL = """
-one_trial() {
-    local plan; read -ra plan <<<"$PLAN"; plan=${plan[TRIAL - 1]}
-    echo "$TRIAL $SEED $CACHE_CLEARED" >>"$LOGDIR.trials"
-    [ "$plan" != hang ] || exec sleep 60
-    sed "s/STOP/$((1600000000000 + 60000 * ${plan#*:}))/; s/ACCURACY/${ACCURACY:-0.76}/; ${LEFT_OUT:+/$LEFT_OUT/d}" "$TEMPLATE" \\
-        >"$LOGDIR/${DATESTAMP}_$TRIAL.log"
-    exit "${plan%:*}"
-}
-"""
-SCRIPT = f"source ./run_trials.sh; {TRIAL} show_settings() {{ :; }}; check_log() {{ grep -q 'eval_accuracy.*0.76' \"$1\"; }}; drop_caches() {{ $DROP; }}; trials"
-
-
-def start(command, tmp_path, **environ):
-    env = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(tmp_path),
-        "LOGDIR": str(tmp_path / "results"),
-        **environ,
-    }
-    return subprocess.Popen(
-        command, cwd=ROOT, text=True, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-
-
-def finish(process, timeout=120):
-    out, err = process.communicate(timeout=timeout)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 @pytest.fixture(scope="module")
 def two_trials(few, tmp_path_factory):
     """A real run of two trials, to any accuracy."""
     folder = tmp_path_factory.mktemp("trials")
-    process = start(
+    process = start_script(
         ["./run_trials.sh", *QUICK, "--accuracy-threshold", "0"],
         folder,
         DATAROOT=str(few),
@@ -65,7 +36,7 @@ def two_trials(few, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def template(two_trials, tmp_path_factory):
-    """The log of a real trial, with STOP for the time of its end and ACCURACY for what it reached."""
+    """The log of a real trial, with STOP for the time of its end and ACCURACY for its accuracy."""
     text = (two_trials[0] / "now_1.log").read_text()
     text = re.sub(r'"time_ms": \d+(.*"key": "run_start")', r'"time_ms": 1600000000000\1', text)
     text = re.sub(r'"time_ms": \d+(.*"key": "run_stop")', r'"time_ms": STOP\1', text)
@@ -75,29 +46,37 @@ def template(two_trials, tmp_path_factory):
 
 
 @pytest.fixture
-def trials(template, tmp_path):
-    def run(plan, drop="true", script=SCRIPT, **environ):
-        process = start(
-            ["bash", "-c", script],
-            tmp_path,
-            PLAN=plan,
-            DROP=drop,
-            TEMPLATE=str(template),
-            **{"NEXP": str(len(plan.split())), "DATESTAMP": "s", **environ},
-        )
-        return finish(process)
+def start_trials(template, tmp_path):
+    """Start trials on the fake backend, by a plan; return the process."""
 
-    return run
+    def start(plan, **environ):
+        defaults = {"NEXP": str(len(plan.split())), "DATESTAMP": "s", "CAN_DROP_CACHES": "1"}
+        return start_script(
+            [sys.executable, "-m", "support.fake_backend"],
+            tmp_path,
+            PYTHONPATH=str(ROOT / "tests"),
+            PLAN=plan,
+            TEMPLATE=str(template),
+            **{**defaults, **environ},
+        )
+
+    return start
+
+
+@pytest.fixture
+def trials(start_trials):
+    """Run trials on the fake backend, by a plan, to their end."""
+    return lambda plan, **environ: finish(start_trials(plan, **environ))
 
 
 def rows(text):
-    """The summary's lines by trial: seed, minutes, epochs, accuracy, checker, outcome."""
+    """Return the rows of the summary: seed, minutes, epochs, accuracy, checker, outcome."""
     return [line.split(maxsplit=6)[1:] for line in text.splitlines() if re.match(r"\d+ ", line)]
 
 
-def test_two_trials_for_real(two_trials):
+def test_two_real_trials(two_trials):
     results, done = two_trials
-    # Nothing reaches 0.759 in two epochs on 100 images, so the official checker refuses what reached its target of 0.
+    # Two epochs on 100 images do not reach 0.759: the official checker refuses both logs.
     assert done.returncode == 4, done.stderr
     assert done.stdout.count("RESULT,IMAGE_CLASSIFICATION,,") == 2
     assert [(row[0], row[4], row[5]) for row in rows(done.stdout)] == [
@@ -113,8 +92,8 @@ def test_two_trials_for_real(two_trials):
         "now_summary.txt",
     ]
     (system,) = (results / "now_package" / "results").iterdir()
-    laid_out = [(system / "resnet" / f"result_{number}.txt").read_text() for number in (0, 1)]
-    assert laid_out == [(results / f"now_{trial}.log").read_text() for trial in (1, 2)]
+    copied = [(system / "resnet" / f"result_{number}.txt").read_text() for number in (0, 1)]
+    assert copied == [(results / f"now_{trial}.log").read_text() for trial in (1, 2)]
     assert (results / "now_package" / "systems" / f"{system.name}.json").exists()
     for trial, seed in ((1, 7), (2, 8)):
         events = [
@@ -137,8 +116,7 @@ def test_two_trials_for_real(two_trials):
 
 
 def test_the_official_checker_accepts_a_good_log(trials):
-    script = SCRIPT.replace("check_log()", "unused()")
-    done = trials("0:10", script=script)
+    done = trials("0:10", CHECKER="real")
     assert done.returncode == 0 and rows(done.stdout)[0][4:] == ["accepts", "reached"], done.stdout
 
 
@@ -160,8 +138,8 @@ def test_one_missed_target_is_the_slowest_and_does_not_stop_the_rest(trials):
     assert "dropped: 12.000 minutes" in done.stdout
 
 
-def test_trials_that_evaluated_nothing_reached_nothing(trials):
-    done = trials("0:1 0:2 0:3", LEFT_OUT="eval_accuracy")
+def test_trials_without_an_evaluation_did_not_reach_the_target(trials):
+    done = trials("0:1 0:2 0:3", WITHOUT_KEY="eval_accuracy")
     assert (
         done.returncode == 3
         and {row[5] for row in rows(done.stdout)} == {"nothing EVALUATED"}
@@ -170,19 +148,17 @@ def test_trials_that_evaluated_nothing_reached_nothing(trials):
 
 
 @pytest.mark.parametrize(
-    "flags, words",
+    "flags, message",
     [
         (["--seed", "5"], "--seed: every trial"),
         (["--log-file=x"], "--log-file: the logs"),
-        (["--print-config"], "./run_and_time.sh shows that"),
+        (["--print-config"], "use ./run_and_time.sh --print-config"),
         (["--lr", "fast"], "--lr: 'fast'"),
     ],
 )
-def test_a_flag_that_is_wrong_for_trials_is_refused_before_anything_is_done(
-    few, tmp_path, flags, words
-):
+def test_a_wrong_flag_is_refused_before_the_first_trial(few, tmp_path, flags, message):
     done = finish(
-        start(
+        start_script(
             ["./run_trials.sh", *flags],
             tmp_path,
             DATAROOT=str(few),
@@ -192,23 +168,23 @@ def test_a_flag_that_is_wrong_for_trials_is_refused_before_anything_is_done(
     )
     assert (
         done.returncode == 2
-        and words in done.stderr
+        and message in done.stderr
         and "trial 1" not in done.stderr
         and done.stdout == ""
     ), done.stderr
 
 
 @pytest.mark.parametrize(
-    "system, words",
+    "system, message",
     [("DGXA100_multi_8x8x51", "is for 8 machines"), ("PDP11", "DGXSYSTEM=PDP11 has no")],
 )
-def test_a_configuration_for_other_machines_is_refused_before_anything_is_done(
-    tmp_path, system, words
+def test_a_configuration_for_other_machines_is_refused_before_the_first_trial(
+    tmp_path, system, message
 ):
-    done = finish(start(["./run_trials.sh"], tmp_path, DGXSYSTEM=system))
+    done = finish(start_script(["./run_trials.sh"], tmp_path, DGXSYSTEM=system))
     assert (
         done.returncode == 2
-        and words in done.stderr
+        and message in done.stderr
         and done.stderr.count("\n") == 1
         and not (tmp_path / "results").exists()
     )
@@ -234,38 +210,35 @@ def test_a_failed_trial_stops_the_rest_and_is_reported(trials, tmp_path):
     )
 
 
-def test_a_refused_log_is_not_a_success(trials):
+def test_a_log_that_the_checker_refuses_has_a_status_of_its_own(trials):
     done = trials("0:12", ACCURACY="0.75")
     assert done.returncode == 4 and rows(done.stdout)[0][4] == "REFUSES"
 
 
 @pytest.mark.parametrize(
-    "drop, wanted, told, said",
-    [("true", "1", "1", False), ("false", "1", "0", True), ("true", "0", "0", False)],
+    "can_drop, clear_caches, logged, noted",
+    [("1", "1", "1", False), ("0", "1", "0", True), ("1", "0", "0", False)],
 )
-def test_the_log_says_of_the_cache_what_was_done(trials, tmp_path, drop, wanted, told, said):
-    done = trials("0:12 0:12", drop=drop, CLEAR_CACHES=wanted)
-    assert [line.split()[2] for line in (tmp_path / "results.trials").read_text().splitlines()] == [
-        told,
-        told,
-    ]
-    assert ("could not be dropped" in done.stderr) == said
+def test_the_log_has_whether_the_cache_was_dropped(
+    trials, tmp_path, can_drop, clear_caches, logged, noted
+):
+    done = trials("0:12 0:12", CAN_DROP_CACHES=can_drop, CLEAR_CACHES=clear_caches)
+    rows_of_trials = (tmp_path / "results.trials").read_text().splitlines()
+    assert [row.split()[2] for row in rows_of_trials] == [logged, logged]
+    assert ("could not be dropped" in done.stderr) == noted
 
 
 def test_without_root_the_cache_is_not_dropped():
-    user = ["setpriv", "--reuid=65534", "--clear-groups"] if os.getuid() == 0 else []
-    (function,) = re.findall(r"^drop_caches\(\) .*", (ROOT / "run_trials.sh").read_text(), re.M)
-    done = subprocess.run(
-        [*user, "bash"],
-        input=f"set -euo pipefail; {function}\ndrop_caches",
-        text=True,
-        capture_output=True,
-        cwd="/",
-    )
-    assert done.returncode != 0 and done.stderr == ""
+    child = os.fork()
+    if child == 0:
+        if os.getuid() == 0:
+            os.setgroups([])
+            os.setuid(65534)
+        os._exit(int(drop_page_cache()))
+    assert os.waitpid(child, 0)[1] == 0
 
 
-def test_seeds_are_drawn_different_or_counted_up(trials, tmp_path):
+def test_seeds_are_random_and_different_or_count_up(trials, tmp_path):
     trials("0:1 0:1 0:1 0:1 0:1", DATESTAMP="a")
     trials("0:1 0:1 0:1", SEED="41", DATESTAMP="b")
     seeds = [
@@ -275,7 +248,7 @@ def test_seeds_are_drawn_different_or_counted_up(trials, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "environ, words",
+    "environ, message",
     [
         ({"NEXP": "0"}, "NEXP=0"),
         ({"NEXP": "five"}, "NEXP=five"),
@@ -287,32 +260,25 @@ def test_seeds_are_drawn_different_or_counted_up(trials, tmp_path):
         ({"LOGDIR": "/proc/nothing"}, "LOGDIR=/proc/nothing"),
     ],
 )
-def test_a_mistake_is_said_before_anything_runs(trials, tmp_path, environ, words):
+def test_a_wrong_setting_is_refused_before_the_first_trial(trials, tmp_path, environ, message):
     done = trials("0:1", **environ)
     assert (
         done.returncode == 2
-        and words in done.stderr
+        and message in done.stderr
         and done.stderr.count("\n") == 1
         and done.stdout == ""
     )
     assert not (tmp_path / "results.trials").exists()
 
 
-def test_logs_are_never_mixed(trials):
+def test_a_stamp_that_has_files_is_refused(trials):
     assert trials("0:1").returncode == 0
     done = trials("0:1")
     assert done.returncode == 2 and "has files of that stamp" in done.stderr
 
 
-def test_a_signal_ends_the_trial_and_what_was_done_is_summed_up(template, tmp_path):
-    process = start(
-        ["bash", "-c", SCRIPT],
-        tmp_path,
-        PLAN="0:1 hang 0:1",
-        NEXP="3",
-        DROP="true",
-        TEMPLATE=str(template),
-    )
+def test_a_signal_ends_the_trial_and_the_summary_is_written(start_trials, tmp_path):
+    process = start_trials("0:1 hang 0:1")
     wait_for(lambda: "2 " in (tmp_path / "results.trials").read_text())
     process.send_signal(signal.SIGTERM)
     done = finish(process, 10)
@@ -321,158 +287,3 @@ def test_a_signal_ends_the_trial_and_what_was_done_is_summed_up(template, tmp_pa
         "FAILED (status 143)",
         "NOT RUN",
     ]
-
-
-def wait_for(condition, seconds=20):
-    end = time.time() + seconds
-    while time.time() < end:
-        try:
-            if condition():
-                return
-        except OSError:
-            pass
-        time.sleep(0.1)
-    raise AssertionError("it did not come")
-
-
-# Containers: a docker that writes down what it is asked to do, and runs the trial's stand-in.
-DOCKER = """
-printf '%s\\037' "$@" >>"$CALLS"; echo >>"$CALLS"
-case "$*" in
-    *--print-config*) [ -z "${WRONG:-}" ] || { echo "mxresnet: $WRONG" >&2; exit 2; } ;;
-    *" ./run_and_time.sh"*)
-        for word do case $word in TRIAL=*) n=${word#*=} ;; DATESTAMP=*) stamp=${word#*=} ;; esac; done
-        [ -z "${HANG:-}" ] || exec sleep 60
-        sed 's/STOP/1600000600000/; s/ACCURACY/0.76/' "$TEMPLATE" >"$LOGDIR/${stamp}_$n.log" ;;
-esac
-"""
-
-
-@pytest.fixture
-def docker(template, tmp_path):
-    stand_in(tmp_path / "bin", "docker", DOCKER)
-    (tmp_path / "data").mkdir()
-
-    def run(*flags, **environ):
-        return start(
-            ["./run_with_docker.sh", *flags],
-            tmp_path,
-            **{
-                "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
-                "CALLS": str(tmp_path / "calls"),
-                "TEMPLATE": str(template),
-                "CONT": "image:1",
-                "DATADIR": str(tmp_path / "data"),
-                "NEXP": "2",
-                "DATESTAMP": "s",
-                "CLEAR_CACHES": "0",
-                **environ,
-            },
-        )
-
-    return run
-
-
-def asked(tmp_path):
-    """What docker was asked to do, word by word."""
-    return [call.split("\037")[:-1] for call in (tmp_path / "calls").read_text().splitlines()]
-
-
-def test_docker_gets_the_configuration_and_the_container_goes_away(docker, tmp_path):
-    done = finish(
-        docker(
-            "--lr",
-            "3",
-            DGXSYSTEM="A100-40GB_4gpu",
-            SUBMISSION_ORG="My Org",
-            LR="1",
-            DISP_BATCHES="7",
-            NCCL_DEBUG="INFO",
-            SOMETHING="else",
-        )
-    )
-    assert done.returncode == 0, done.stderr
-    calls = asked(tmp_path)
-    assert [call[0] for call in calls] == ["run"] + ["exec"] * 7 + ["rm"]
-    assert calls.pop(2)[-4:] == ["./run_and_time.sh", "--print-config", "--lr", "3"]
-    assert (
-        "mxresnet.results.submission" in calls[6]
-        and "/results/s_package" in calls[6]
-        and "/results/s_2.log" in calls[6]
-    )
-    assert (
-        calls[0][calls[0].index("--gpus") + 1] == "all"
-        and f"{tmp_path}/data:/data:ro" in calls[0]
-        and "image:1" in calls[0]
-    )
-    assert (
-        calls[2][-3:] == ["./run_and_time.sh", "--lr", "3"]
-        and "mlperf_logging.compliance_checker" in calls[3]
-    )
-    handed_over = dict(
-        calls[2][i + 1].split("=", 1) for i, word in enumerate(calls[2]) if word == "-e"
-    )
-    own = {
-        "DGXSYSTEM": "A100-40GB_4gpu",
-        "CONFIG_LOADED": "A100-40GB_4gpu",
-        "DATAROOT": "/data",
-        "LOGDIR": "/results",
-        "SUBMISSION_ORG": "My Org",
-        "DISP_BATCHES": "7",
-        "NCCL_DEBUG": "INFO",
-        "TRIAL": "1",
-        "DATESTAMP": "s",
-        "CACHE_CLEARED": "0",
-        "SEED": handed_over["SEED"],
-    }
-    assert handed_over == {**exported("A100-40GB_4gpu"), **own}
-
-
-def test_docker_hears_of_wrong_settings_before_a_trial(docker, tmp_path):
-    done = finish(
-        docker(
-            "--lr",
-            "fast",
-            DGXSYSTEM="DGXA100",
-            WRONG="--lr: 'fast' is not a value",
-            CLEAR_CACHES="1",
-        )
-    )
-    assert (
-        done.returncode == 2
-        and "'fast'" in done.stderr
-        and [call[0] for call in asked(tmp_path)] == ["run", "exec", "exec", "rm"]
-    )
-
-
-def test_docker_for_the_cpu_asks_for_no_gpus(docker, tmp_path):
-    assert finish(docker(DGXSYSTEM="CPU_digits")).returncode == 0
-    first = asked(tmp_path)[0]
-    assert "--gpus" not in first and f"{tmp_path}/data:/data:rw" in first
-
-
-def test_a_signal_takes_the_container_away(docker, tmp_path):
-    process = docker(DGXSYSTEM="DGXA100", HANG="1")
-    wait_for(lambda: "run_and_time" in (tmp_path / "calls").read_text())
-    process.send_signal(signal.SIGTERM)
-    done = finish(process, 10)
-    assert done.returncode == 143 and asked(tmp_path)[-1][:2] == ["rm", "--force"]
-
-
-@pytest.mark.parametrize(
-    "environ, words",
-    [
-        ({"CONT": ""}, "CONT is not set"),
-        ({"DATADIR": "/nowhere"}, "DATADIR=/nowhere"),
-        ({"DGXSYSTEM": ""}, "DGXSYSTEM is not set"),
-        ({"DGXSYSTEM": "PDP11"}, "PDP11"),
-    ],
-)
-def test_a_mistake_starts_no_container(docker, tmp_path, environ, words):
-    done = finish(docker(**{"DGXSYSTEM": "DGXA100", **environ}))
-    assert (
-        done.returncode == 2
-        and words in done.stderr
-        and done.stderr.count("\n") == 1
-        and not (tmp_path / "calls").exists()
-    )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run the project's own commands: python and mpirun on this machine, with settings that fit the digits."""
+"""Run the project's commands in tests: python or mpirun on this machine, on the digits data set."""
 
 import os
 import pathlib
@@ -10,41 +10,21 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")
-# Settings that the shell of whoever runs the tests may have must not reach them.
+# Settings exported in the shell that starts the tests must not change what the tests do.
 for name in ("DGXSYSTEM", "DATAROOT", "SEED", "LOGDIR", "BATCHSIZE", "LR"):
     os.environ.pop(name, None)
 
+# Flags of `python -m mxresnet` for a run of seconds on the digits data set.
 SMALL = [
-    "--image-shape",
-    "3,32,32",
-    "--resize",
-    "32",
-    "--batch-size",
-    "16",
-    "--optimizer",
-    "sgdwfastlars",
-    "--lr",
-    "4",
-    "--lr-step-epochs",
-    "pow2",
-    "--num-epochs",
-    "3",
-    "--warmup-epochs",
-    "1",
-    "--eval-period",
-    "1",
-    "--eval-offset",
-    "0",
-    "--dali-threads",
-    "1",
-    "--rand-mirror",
-    "0",
-    "--disp-batches",
-    "0",
+    *("--image-shape", "3,32,32", "--resize", "32", "--rand-mirror", "0"),
+    *("--batch-size", "16", "--num-epochs", "3", "--eval-period", "1", "--eval-offset", "0"),
+    *("--optimizer", "sgdwfastlars", "--lr", "4", "--lr-step-epochs", "pow2"),
+    *("--warmup-epochs", "1", "--dali-threads", "1", "--disp-batches", "0"),
 ]
 
 
 def python(*arguments, **options):
+    """Run this Python with the arguments in the project's folder; return the finished process."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=ROOT,
@@ -56,26 +36,26 @@ def python(*arguments, **options):
 
 
 def mpirun(ranks, *arguments, env=None, timeout=300):
-    """Run python with the arguments on some ranks of this machine."""
-    launcher = shutil.which("mpirun", path=os.path.dirname(sys.executable)) or shutil.which(
-        "mpirun"
-    )
+    """Run this Python with the arguments as `ranks` MPI ranks on this machine.
+
+    Args:
+        ranks: number of ranks; may exceed the number of cores.
+        *arguments: arguments of python.
+        env: environment variables to set in addition.
+        timeout: seconds after which the run is killed and the test fails.
+    """
+    folder = os.path.dirname(sys.executable)
     command = [
-        launcher,
-        "-np",
-        str(ranks),
-        "--oversubscribe",
-        "--bind-to",
-        "none",
-        "--mca",
-        "mpi_yield_when_idle",
-        "1",
+        shutil.which("mpirun", path=folder) or shutil.which("mpirun"),
+        *("-np", str(ranks), "--oversubscribe", "--bind-to", "none"),
+        *("--mca", "mpi_yield_when_idle", "1"),
     ]
     if os.getuid() == 0:
         command.append("--allow-run-as-root")
     environ = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
+        # One host needs no remote shell, but mpirun refuses to start when it finds none.
         "OMPI_MCA_plm_rsh_agent": "/bin/false",
         **(env or {}),
     }

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Machines for tests: network namespaces with names, files and variables as mpi-operator (v2beta1) gives them to pods.
+"""Machines for tests: network namespaces with names, files and variables as mpi-operator sets.
 
-Each has its own network, host name, processes, /dev/shm, /etc and /root/.ssh, and shares the rest of the file system.
+Each machine has its own network, host name, processes, /dev/shm, /etc and /root/.ssh; the rest of
+the file system is shared.
 """
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -14,48 +16,74 @@ import time
 from support.commands import ROOT
 
 JOB = "resnet"
-IN_POD = """
+POD_SETUP = """
 set -e
 hostname "$1"; folder=$2; shift 2
 mount --make-rprivate /
 mount -t tmpfs tmpfs /dev/shm; mount -t tmpfs tmpfs /run; mkdir /run/sshd /run/etc
 mount -t tmpfs tmpfs /run/etc; mkdir /run/etc/new /run/etc/work
 mount -t overlay overlay -o lowerdir=/etc,upperdir=/run/etc/new,workdir=/run/etc/work /etc
-ompi=/tmp/ompi.$(hostname).0; mkdir -p "$ompi"; mount -t tmpfs tmpfs "$ompi"  # what Open MPI keeps in a pod's own /tmp
+# The files of Open MPI in a pod's own /tmp.
+ompi=/tmp/ompi.$(hostname).0; mkdir -p "$ompi"; mount -t tmpfs tmpfs "$ompi"
 cp "$folder/hosts" /etc/hosts; echo "hosts: files" >/etc/nsswitch.conf
 mkdir -p /etc/ssh/ssh_config.d /etc/ssh/sshd_config.d
-cp ROOT/k8s/image/ssh_config /etc/ssh/ssh_config.d/mpi.conf; cp ROOT/k8s/image/sshd_config /etc/ssh/sshd_config.d/mpi.conf
+cp ROOT/k8s/image/ssh_config /etc/ssh/ssh_config.d/mpi.conf
+cp ROOT/k8s/image/sshd_config /etc/ssh/sshd_config.d/mpi.conf
 ls /etc/ssh/ssh_host_*_key >/dev/null 2>&1 || ssh-keygen -q -A
-mkdir -p /root/.ssh; mount -t tmpfs tmpfs /root/.ssh; cp "$folder"/ssh/* /root/.ssh; mount -o remount,ro /root/.ssh
+mkdir -p /root/.ssh; mount -t tmpfs tmpfs /root/.ssh
+cp "$folder"/ssh/* /root/.ssh; mount -o remount,ro /root/.ssh
 [ "$K_MPI_JOB_ROLE" = worker ] || cp -r "$folder/mpi" /etc/mpi
 exec "$@"
 """.replace("ROOT", str(ROOT))
+TOOLS = ("ip", "unshare", "setpriv", "ssh", "ssh-keygen", "/usr/sbin/sshd")
+PROBE = """
+mount -t tmpfs t /mnt && mkdir /mnt/u /mnt/w &&
+mount -t overlay o -o lowerdir=/etc,upperdir=/mnt/u,workdir=/mnt/w /etc
+"""
 
 
-def why_not():
-    """Return why no such machines can be made here, or None."""
+def unavailable_reason():
+    """Return why such machines cannot be made here, or None."""
     if os.getuid() != 0:
         return "network namespaces need root"
-    for tool in ("ip", "unshare", "setpriv", "ssh", "ssh-keygen", "/usr/sbin/sshd"):
+    for tool in TOOLS:
         if not shutil.which(tool):
             return (
                 f"{tool} is not installed (apt-get install iproute2 openssh-client openssh-server)"
             )
-    probe = "mount -t tmpfs t /mnt && mkdir /mnt/u /mnt/w && mount -t overlay o -o lowerdir=/etc,upperdir=/mnt/u,workdir=/mnt/w /etc"
     done = subprocess.run(
-        ["unshare", "--net", "--mount", "--uts", "--pid", "--fork", "sh", "-c", probe],
+        ["unshare", "--net", "--mount", "--uts", "--pid", "--fork", "sh", "-c", PROBE],
         capture_output=True,
         text=True,
     )
     return f"no namespaces here: {done.stderr.strip()}" if done.returncode else None
 
 
-def ip(*arguments):
+def run_ip(*arguments):
     subprocess.run(["ip", *map(str, arguments)], check=True)
 
 
+def _command_line(pid):
+    """Return the command line of a process, with a space after each word, or None if it ended."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return None
+
+
+def _start_time(pid):
+    """Return when a process started, in clock ticks, or None if it ended."""
+    try:
+        return int(pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return None
+
+
 class Cluster:
-    """A launcher and some workers of one MPIJob. Use as a context manager: all processes and namespaces end with it."""
+    """A launcher and some workers of one MPIJob.
+
+    A context manager: all processes and namespaces end with it.
+    """
 
     def __init__(self, folder, workers=2, slots=1):
         self.folder, self.slots = pathlib.Path(folder), slots
@@ -83,23 +111,8 @@ class Cluster:
         ssh, mpi = self.folder / "ssh", self.folder / "mpi"
         ssh.mkdir()
         mpi.mkdir()
-        subprocess.run(
-            [
-                "ssh-keygen",
-                "-q",
-                "-t",
-                "ecdsa",
-                "-b",
-                "521",
-                "-m",
-                "PEM",
-                "-N",
-                "",
-                "-f",
-                ssh / "id_rsa",
-            ],
-            check=True,
-        )
+        key_type = ["-t", "ecdsa", "-b", "521", "-m", "PEM", "-N", ""]
+        subprocess.run(["ssh-keygen", "-q", *key_type, "-f", ssh / "id_rsa"], check=True)
         shutil.copy(ssh / "id_rsa.pub", ssh / "authorized_keys")
         for file in ssh.iterdir():
             file.chmod(0o600)
@@ -108,64 +121,33 @@ class Cluster:
         )
         lines = ["127.0.0.1 localhost"]
         for i, name in enumerate(self.names):
-            lines.append(
-                f"10.77.0.{10 + i} {name}.{JOB}.default.svc.cluster.local {name}.{JOB}.default.svc {name}"
-            )
+            service = f"{name}.{JOB}.default.svc"
+            lines.append(f"10.77.0.{10 + i} {service}.cluster.local {service} {name}")
         (self.folder / "hosts").write_text("\n".join(lines) + "\n")
 
     def _make_network(self):
-        ip("netns", "add", self._switch)
-        ip("-n", self._switch, "link", "add", "br0", "type", "bridge")
-        ip("-n", self._switch, "link", "set", "br0", "up")
+        switch = self._switch
+        run_ip("netns", "add", switch)
+        run_ip("-n", switch, "link", "add", "br0", "type", "bridge")
+        run_ip("-n", switch, "link", "set", "br0", "up")
         for i, name in enumerate(self.names):
-            space = self.namespace(name)
-            ip("netns", "add", space)
-            ip(
-                "link",
-                "add",
-                "eth0",
-                "netns",
-                space,
-                "type",
-                "veth",
-                "peer",
-                "name",
-                f"v{i}",
-                "netns",
-                self._switch,
-            )
-            ip("-n", self._switch, "link", "set", f"v{i}", "master", "br0", "up")
-            ip("-n", space, "addr", "add", f"10.77.0.{10 + i}/24", "dev", "eth0")
-            ip("-n", space, "link", "set", "eth0", "up")
-            ip("-n", space, "link", "set", "lo", "up")
-            ip("-n", space, "route", "add", "default", "via", "10.77.0.1")
+            space, port = self.namespace(name), f"v{i}"
+            run_ip("netns", "add", space)
+            end = ["eth0", "netns", space, "type", "veth"]
+            run_ip("link", "add", *end, "peer", "name", port, "netns", switch)
+            run_ip("-n", switch, "link", "set", port, "master", "br0", "up")
+            run_ip("-n", space, "addr", "add", f"10.77.0.{10 + i}/24", "dev", "eth0")
+            run_ip("-n", space, "link", "set", "eth0", "up")
+            run_ip("-n", space, "link", "set", "lo", "up")
+            run_ip("-n", space, "route", "add", "default", "via", "10.77.0.1")
 
     def _start(self, name, command, env, **options):
+        # The machines of a test end with it, also when it is killed.
+        enter = ["setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", self.namespace(name)]
+        isolate = ["--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        set_up = ["bash", "-c", POD_SETUP, "pod", name, str(self.folder)]
         return subprocess.Popen(
-            # A test that is killed takes its machines along.
-            [
-                "setpriv",
-                "--pdeathsig",
-                "KILL",
-                "ip",
-                "netns",
-                "exec",
-                self.namespace(name),
-                "unshare",
-                "--mount",
-                "--uts",
-                "--pid",
-                "--fork",
-                "--kill-child",
-                "--mount-proc",
-                "bash",
-                "-c",
-                IN_POD,
-                "pod",
-                name,
-                str(self.folder),
-                *command,
-            ],
+            [*enter, "unshare", *isolate, *set_up, *command],
             env={"HOME": "/root", "PATH": os.environ["PATH"], **env},
             cwd=ROOT,
             text=True,
@@ -173,10 +155,9 @@ class Cluster:
         )
 
     def start_worker(self, name):
-        pod = self._start(
+        self._pods[name] = self._start(
             name, ["/usr/sbin/sshd", "-De"], {"K_MPI_JOB_ROLE": "worker"}, stderr=subprocess.DEVNULL
         )
-        self._pods[name] = pod
 
     def launch(self, command, env=None, **options):
         """Start the launcher's command with the operator's variables; return its process."""
@@ -193,76 +174,76 @@ class Cluster:
         self._pods[self.names[0]] = pod
         return pod
 
-    def inside(self, name, pattern):
-        """Process ids (as seen from outside) in a machine whose command line contains the pattern, oldest first."""
-        pids = subprocess.run(
+    def _all_process_ids(self, name):
+        """Return the ids of a machine's processes, as seen from outside."""
+        done = subprocess.run(
             ["ip", "netns", "pids", self.namespace(name)], text=True, capture_output=True
-        ).stdout.split()
-        found = []
-        for pid in map(int, pids):
-            try:
-                command = (
-                    pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-                )
-                started = int(
-                    pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-                )
-            except OSError:
-                continue
-            if pattern in command:
-                found.append((started, pid))
-        return [pid for _, pid in sorted(found)]  # ids start from the beginning again now and then
+        )
+        return [int(pid) for pid in done.stdout.split()]
 
-    def ranks(self, name):
-        """The Python processes of a machine's ranks."""
-        return self.inside(name, "python -m mxresnet") or self.inside(name, "/fault.py")
+    def process_ids(self, name, pattern):
+        """Return the ids of processes with this in their command lines, oldest first."""
+        found = []
+        for pid in self._all_process_ids(name):
+            command, started = _command_line(pid), _start_time(pid)
+            if command is not None and started is not None and pattern in command:
+                found.append((started, pid))
+        return [pid for _, pid in sorted(found)]  # ids wrap around: a higher one may be older
+
+    def rank_process_ids(self, name):
+        """Return the ids of the Python processes of a machine's ranks."""
+        return self.process_ids(name, "python -m mxresnet ")
 
     def remove(self, name):
         """End everything on a machine at once, as when its pod is deleted or its power fails."""
-        for _ in range(10):  # what was just being started may not have been in the namespace yet
-            for pid in subprocess.run(
-                ["ip", "netns", "pids", self.namespace(name)], text=True, capture_output=True
-            ).stdout.split():
-                try:
-                    os.kill(int(pid), signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
+        for _ in range(10):  # a process that was being started may not have been in the namespace
+            for pid in self._all_process_ids(name):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             if name in self._pods:
                 self._pods[name].kill()
             time.sleep(0.1)
 
-    def cut(self, name):
-        """Take away a machine's network, without a word to anybody."""
-        ip("-n", self._switch, "link", "set", f"v{self.names.index(name)}", "down")
+    def cut_link(self, name):
+        """Take the network from a machine. No peer is notified."""
+        self._set_link(name, "down")
 
-    def mend(self, name):
-        ip("-n", self._switch, "link", "set", f"v{self.names.index(name)}", "up")
+    def restore_link(self, name):
+        """Give a machine its network back."""
+        self._set_link(name, "up")
 
-    def left(self):
-        """What runs on all machines, but for sshd and the pods' own processes."""
+    def _set_link(self, name, state):
+        run_ip("-n", self._switch, "link", "set", f"v{self.names.index(name)}", state)
+
+    def remaining_processes(self):
+        """Return the processes of all machines by id, but for sshd and the pods' own processes."""
         found = {}
         for name in self.names:
-            for pid in self.inside(name, ""):
-                try:
-                    command = (
-                        pathlib.Path(f"/proc/{pid}/cmdline")
-                        .read_bytes()
-                        .replace(b"\0", b" ")
-                        .decode()
-                    )
-                except OSError:
-                    continue
+            for pid in self._all_process_ids(name):
+                command = _command_line(pid)
                 if command and not command.startswith(("/usr/sbin/sshd -De", "sshd: ", "unshare ")):
                     found[pid] = f"{name}: {command}"
         return found
 
-    def wait_until_nothing_is_left(self, seconds, but=()):
-        """Return what is left after at most so many seconds: {} when nothing is. But for machines where nobody can end anything."""
+    def wait_until_idle(self, seconds, ignored=()):
+        """Wait until no process remains, at most this long.
+
+        Args:
+            seconds: Time limit.
+            ignored: Machines whose processes nothing can end.
+
+        Returns:
+            The processes that remain, by id.
+        """
         end = time.monotonic() + seconds
         while True:
-            left = {pid: what for pid, what in self.left().items() if not what.startswith(but)}
-            if not left or time.monotonic() > end:
-                return left
+            remaining = {
+                pid: command
+                for pid, command in self.remaining_processes().items()
+                if not command.startswith(tuple(ignored))
+            }
+            if not remaining or time.monotonic() > end:
+                return remaining
             time.sleep(0.2)
 
     def __exit__(self, *_):

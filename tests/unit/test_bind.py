@@ -1,27 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bind.sh on machines of several shapes, built as a stand-in for / with stand-ins for the tools."""
+"""bind.sh on fake machines of several shapes: files in place of /proc and /sys, fake tools."""
 
 import os
 import shutil
+import signal
 import subprocess
+import sys
 
 import pytest
 from support.commands import ROOT
+from support.fake_programs import fake_program
 
-TOOLS = ("bash", "env", "seq", "sort", "awk", "paste", "readlink", "true")
+from mxresnet.errors import UserError
+from mxresnet.launch.bind import bound_command
+
+TOOLS = ("bash", "env", "dirname", "true")  # and Python
 # A DGX A100 as NVIDIA documents it: 8 NUMA nodes of 16 cores, the GPUs in pairs on four of them.
 DGX_NODES = [3, 3, 1, 1, 7, 7, 5, 5]
 
 
-def stand_in(folder, name, text):
-    folder.mkdir(exist_ok=True)
-    path = folder / name
-    path.write_text("#!/bin/sh\n" + text)
-    path.chmod(0o755)
-
-
 class Machine:
-    """A made-up machine: NUMA nodes of cores, GPUs and adapters on some of them. SMT siblings come after all cores."""
+    """A fake machine: NUMA nodes of cores, with GPUs and adapters on some of them.
+
+    The second hardware threads of all cores are numbered after the first ones.
+    """
 
     def __init__(
         self, folder, nodes, cores, smt, gpus, binders=("numactl", "taskset"), allowed=None
@@ -44,11 +46,12 @@ class Machine:
         self.path.mkdir()
         for tool in TOOLS:
             os.symlink(shutil.which(tool), self.path / tool)
+        os.symlink(sys.executable, self.path / "python3")
         for binder in binders:
-            stand_in(self.path, binder, f'echo {binder} "$@"\n')
+            fake_program(self.path, binder, f'echo {binder} "$@"\n')
         rows = [self.add_gpu(index, node) for index, node in enumerate(gpus)]
         if rows:
-            stand_in(self.path, "nvidia-smi", "".join(f"echo '{row}'\n" for row in rows))
+            fake_program(self.path, "nvidia-smi", "".join(f"echo '{row}'\n" for row in rows))
 
     def write(self, name, text):
         (self.root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +73,7 @@ class Machine:
         os.symlink(self.root / place, self.root / "sys/class/infiniband" / name / "device")
 
     def bind(self, rank, ranks, *options, command=("env",), **environ):
-        """Return what the rank's command was run with, and what bind.sh said."""
+        """Return the standard output of the command of a rank, and the report of bind.sh."""
         env = {
             "PATH": str(self.path),
             "BIND_ROOT": str(self.root),
@@ -117,10 +120,10 @@ def dgx(tmp_path):
     return machine
 
 
-def test_on_a_dgx_each_rank_gets_its_share_of_the_node_of_its_gpu(dgx):
+def test_each_rank_of_a_dgx_gets_its_share_of_the_node_of_its_gpu(dgx):
     given = []
     for rank, node in enumerate(DGX_NODES):
-        output, said = dgx.bind(rank, 8, "--cpu=exclusive")
+        output, report = dgx.bind(rank, 8, "--cpu=exclusive")
         assert output.startswith("numactl ") and f"--preferred={node} env" in output
         mine = bound(output)
         assert mine <= set(range(16 * node, 16 * node + 16)) | set(
@@ -130,23 +133,25 @@ def test_on_a_dgx_each_rank_gets_its_share_of_the_node_of_its_gpu(dgx):
             "8 cores with their hyper-threads"
         )
         given += mine
-        assert f"GPU 0000:{16 * rank + 7:02x}:00.0" in said and f"NUMA node {node}" in said
+        assert f"GPU 0000:{16 * rank + 7:02x}:00.0" in report and f"NUMA node {node}" in report
     assert len(given) == len(set(given)) == 128
 
 
-def test_on_a_dgx_each_rank_gets_its_own_adapter_beside_its_gpu_and_never_a_storage_port(dgx):
+def test_each_rank_of_a_dgx_gets_its_own_adapter_near_its_gpu_and_no_storage_port(dgx):
     used = []
     for rank in range(8):
-        _, said = dgx.bind(rank, 8, "--cpu=off", "--mem=off", "--ib=single")
-        used.append(said.split("adapter ")[1].strip())
+        _, report = dgx.bind(rank, 8, "--cpu=off", "--mem=off", "--ib=single")
+        used.append(report.split("adapter ")[1].strip())
     assert used == [f"mlx5_{n}" for n in (0, 1, 2, 3, 6, 7, 8, 9)]
-    output, said = dgx.bind(0, 8, "--cpu=off", "--mem=off", "--ib=single")
+    output, report = dgx.bind(0, 8, "--cpu=off", "--mem=off", "--ib=single")
     assert (
         "UCX_NET_DEVICES=mlx5_0:1" in output.split()
         and "CUDA_DEVICE_ORDER=PCI_BUS_ID" in output.split()
     )
-    output, said = dgx.bind(0, 8, "--cpu=off", "--mem=off", "--ib=single", UCX_NET_DEVICES="mine:1")
-    assert "UCX_NET_DEVICES=mine:1" in output.split() and "adapter" not in said
+    output, report = dgx.bind(
+        0, 8, "--cpu=off", "--mem=off", "--ib=single", UCX_NET_DEVICES="mine:1"
+    )
+    assert "UCX_NET_DEVICES=mine:1" in output.split() and "adapter" not in report
 
 
 def test_an_adapter_that_is_down_is_not_used(tmp_path):
@@ -158,17 +163,21 @@ def test_an_adapter_that_is_down_is_not_used(tmp_path):
 
 
 @pytest.mark.parametrize("binders, begins", [(("taskset",), "taskset -c 4-7 "), ((), "OMPI")])
-def test_without_numactl_or_taskset_it_does_what_it_can_and_says_so(tmp_path, binders, begins):
+def test_a_missing_numactl_or_taskset_is_reported(tmp_path, binders, begins):
     machine = Machine(tmp_path, nodes=2, cores=4, smt=1, gpus=[0, 1], binders=binders)
-    output, said = machine.bind(1, 2, command=("env",))
+    output, report = machine.bind(1, 2, command=("env",))
     assert (
-        begins in output and "memory not bound" in said and ("NOT bound" in said) == (not binders)
+        begins in output
+        and "memory not bound" in report
+        and ("NOT bound" in report) == (not binders)
     )
 
 
 def test_a_forbidden_numactl_is_not_used(tmp_path):
     machine = Machine(tmp_path, nodes=2, cores=4, smt=1, gpus=[0, 1])
-    stand_in(machine.path, "numactl", "echo 'set_mempolicy: Operation not permitted' >&2; exit 1\n")
+    fake_program(
+        machine.path, "numactl", "echo 'set_mempolicy: Operation not permitted' >&2; exit 1\n"
+    )
     assert machine.bind(1, 2)[0] == "taskset -c 4-7 env"
 
 
@@ -180,12 +189,12 @@ def test_a_forbidden_numactl_is_not_used(tmp_path):
         (2, "exclusive,nosmt", [{0, 1}, {2, 3}]),
     ],
 )
-def test_hyper_threads(tmp_path, smt, option, expected):
+def test_exclusive_cores_with_hyper_threads(tmp_path, smt, option, expected):
     machine = Machine(tmp_path, nodes=1, cores=4, smt=smt, gpus=[0, 0])
     assert [bound(machine.bind(rank, 2, f"--cpu={option}")[0]) for rank in range(2)] == expected
 
 
-def test_shares_that_do_not_divide_leave_no_core_out(tmp_path):
+def test_uneven_shares_use_every_core(tmp_path):
     machine = Machine(tmp_path, nodes=1, cores=7, smt=1, gpus=[0, 0, 0])
     assert [bound(machine.bind(rank, 3, "--cpu=exclusive")[0]) for rank in range(3)] == [
         {0, 1},
@@ -194,16 +203,16 @@ def test_shares_that_do_not_divide_leave_no_core_out(tmp_path):
     ]
 
 
-def test_only_cpus_that_the_process_may_use_are_given_out(tmp_path):
+def test_only_allowed_cpus_are_used(tmp_path):
     machine = Machine(tmp_path, nodes=4, cores=4, smt=1, gpus=[3, 1], allowed="2-6")
-    output, said = machine.bind(1, 2)
-    assert bound(output) == {4, 5, 6} and "NUMA node 1" in said
+    output, report = machine.bind(1, 2)
+    assert bound(output) == {4, 5, 6} and "NUMA node 1" in report
     assert bound(machine.bind(0, 2)[0]) == {2, 3}, (
-        "its GPU's node is closed to it: the nodes are shared out in turn"
+        "this process may use no CPU of its GPU's node: it gets one of the nodes in turn"
     )
 
 
-def test_fewer_gpus_than_nodes_and_a_gpu_that_does_not_say_where_it_is(tmp_path):
+def test_a_gpu_without_a_known_node_gets_one_of_the_nodes(tmp_path):
     machine = Machine(tmp_path, nodes=8, cores=2, smt=1, gpus=[5, 2, -1, 7])
     assert [bound(machine.bind(rank, 4, "--cpu=exclusive")[0]) for rank in range(4)] == [
         {10, 11},
@@ -213,10 +222,10 @@ def test_fewer_gpus_than_nodes_and_a_gpu_that_does_not_say_where_it_is(tmp_path)
     ]
 
 
-def test_more_ranks_than_cores_share(tmp_path):
+def test_more_ranks_than_cores_share_the_cores(tmp_path):
     machine = Machine(tmp_path, nodes=1, cores=2, smt=1, gpus=[])
-    output, said = machine.bind(2, 3, "--cpu=exclusive")
-    assert bound(output) == {0, 1} and "shared" in said
+    output, report = machine.bind(2, 3, "--cpu=exclusive")
+    assert bound(output) == {0, 1} and "shared" in report
 
 
 @pytest.mark.parametrize("visible, node", [("2,0", 2), ("GPU-0001,GPU-0000", 1), ("0", 0)])
@@ -244,8 +253,8 @@ def test_without_gpus_the_ranks_take_the_nodes_in_turn(tmp_path):
         {"OMPI_COMM_WORLD_LOCAL_RANK": "1", "DGXNGPU": "2"},
     ],
 )
-def test_this_machine_for_real(variables):
-    """The command sees the CPUs that bind.sh gave it: all of one node, or half of them."""
+def test_the_command_is_bound_on_this_machine(variables):
+    """The command may use the CPUs that bind.sh chose: half of those of a node."""
     mine = os.sched_getaffinity(0)
     env = {"PATH": os.environ["PATH"], **variables}
     command = ["sh", "-c", "grep Cpus_allowed_list /proc/self/status"]
@@ -262,24 +271,59 @@ def test_this_machine_for_real(variables):
 
 
 @pytest.mark.parametrize(
-    "options, words",
+    "options, message",
     [
         (["--cpu=some", "true"], "--cpu=some"),
-        (["--ib"], "--ib wants a value"),
+        (["--ib"], "--ib needs a value"),
         ([], "no command"),
         (["--gpu=1", "true"], "--gpu=1"),
         (["--cluster=selene", "true"], "--cluster is not needed"),
     ],
 )
-def test_a_mistake_in_the_options_is_said(options, words):
+def test_a_wrong_option_is_a_user_error(options, message):
     done = subprocess.run(["./bind.sh", *options], cwd=ROOT, text=True, capture_output=True)
-    assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_the_status_of_the_command_is_that_of_bind():
+def test_the_exit_status_is_that_of_the_command():
     assert (
         subprocess.run(
             ["./bind.sh", "sh", "-c", "exit 3"], cwd=ROOT, capture_output=True
         ).returncode
         == 3
     )
+
+
+def test_the_command_keeps_working_directory_environment_and_signals(tmp_path):
+    """The command must not notice that a launcher in Python started it."""
+    (tmp_path / "json.py").write_text("raise RuntimeError('imported from the working directory')")
+    script = 'pwd; echo "${PYTHONPATH-unset}"; grep SigIgn /proc/self/status'
+    for python_path in ({}, {"PYTHONPATH": "/some/where"}):
+        done = subprocess.run(
+            [ROOT / "bind.sh", "sh", "-c", script],
+            cwd=tmp_path,
+            env={"PATH": os.environ["PATH"], **python_path},
+            text=True,
+            capture_output=True,
+        )
+        folder, path, ignored = done.stdout.splitlines()
+        assert (folder, path) == (str(tmp_path), python_path.get("PYTHONPATH", "unset"))
+        assert int(ignored.split()[1], 16) & 1 << (signal.SIGPIPE - 1) == 0
+
+
+@pytest.mark.parametrize("name, status", [("no-such-command", 127), ("/proc/version", 126)])
+def test_a_command_that_cannot_be_run_ends_as_in_a_shell(name, status):
+    command = ["./bind.sh", "--cpu=off", "--mem=off", name]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == status
+    assert f"bind.sh: {name} cannot be started" in done.stderr
+
+
+def test_a_launcher_in_python_gets_the_bound_command(tmp_path):
+    machine = Machine(tmp_path, nodes=2, cores=4, smt=1, gpus=[0, 1])
+    environ = {"PATH": str(machine.path), "BIND_ROOT": str(machine.root), "LOCAL_RANK": "1"}
+    command, bound_environ = bound_command(["--cpu=node"], ["train"], environ)
+    assert command == ["numactl", "--physcpubind=4-7", "--preferred=1", "train"]
+    assert bound_environ == {**environ, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    with pytest.raises(UserError, match="--gpu=1 is not an option"):
+        bound_command(["--gpu=1"], ["train"], environ)

@@ -14,7 +14,7 @@ from support import image_trees as trees
 
 from prepare import cpus, imagenet_spec, val_labels
 from prepare.listing import Folder, Listing, SourceError
-from prepare.plan import make_plan
+from prepare.plan import make_plan, record_order
 from prepare.progress_bar import Progress
 
 
@@ -39,7 +39,7 @@ def plan_of(folders, prefix="train"):
     ],
 )
 def test_order_is_im2recs(count, begins):
-    order = imagenet_spec.record_order(count)
+    order = record_order(count)
     assert order[: len(begins)].tolist() == begins
     assert len(order) == count
 
@@ -62,7 +62,7 @@ def test_planning_imagenet_takes_seconds_and_little_memory():
     program = """
 import re, time
 from prepare.listing import Folder, Listing
-from prepare.plan import make_plan
+from prepare.plan import make_plan, record_order
 from prepare.progress_bar import Progress
 listing = Listing("top")
 for number in range(1000):
@@ -99,17 +99,17 @@ def imagenet_plan(prefix, count_of):
 
 def test_counts_are_checked_when_the_classes_are_imagenets(monkeypatch):
     plan = imagenet_plan("val", lambda number: 50 if number else 49)
-    assert imagenet_spec.count_problems(plan, {}) == []
+    assert imagenet_spec.image_count_problems(plan, {}) == []
     monkeypatch.setattr(imagenet_spec, "is_imagenet", lambda classes: True)
-    reasons = [str(problem) for problem in imagenet_spec.count_problems(plan, {})]
+    reasons = [str(problem) for problem in imagenet_spec.image_count_problems(plan, {})]
     assert reasons == [
         "top: ImageNet has 50000 images here, this has 49999",
         "top/n00000000: ImageNet has 50 images in this class, this has 49",
     ]
-    assert imagenet_spec.count_problems(imagenet_plan("val", lambda number: 50), {}) == []
+    assert imagenet_spec.image_count_problems(imagenet_plan("val", lambda number: 50), {}) == []
     reasons = [
         str(problem)
-        for problem in imagenet_spec.count_problems(
+        for problem in imagenet_spec.image_count_problems(
             imagenet_plan("train", lambda number: 3), {"n00000007": 4, "n00000008": 3}
         )
     ]
@@ -255,7 +255,7 @@ def test_a_missing_validation_image_does_not_move_the_others_labels(source):
         sorted(os.listdir(str(folder))),
     )
     result = trees.prepare(source / "archives", source / "out")
-    assert result.returncode == 1 and "ILSVRC2012_val_00000003.JPEG: not there" in result.stderr
+    assert result.returncode == 1 and "ILSVRC2012_val_00000003.JPEG: does not exist" in result.stderr
     assert trees.prepare(source / "archives", source / "out", "--on-error=skip").returncode == 0
     for line in (source / "out" / "val.lst").read_text().splitlines():
         _, label, path = line.split("\t")
@@ -279,7 +279,7 @@ def test_a_missing_validation_image_does_not_move_the_others_labels(source):
 def test_bad_label_files(tmp_path, content, reason):
     (tmp_path / "labels").write_bytes(content)
     with pytest.raises(SourceError, match=reason):
-        val_labels.read_labels(str(tmp_path / "labels"))
+        val_labels.read_label_file(str(tmp_path / "labels"))
 
 
 def test_usable_cpus_follow_the_control_group(tmp_path):

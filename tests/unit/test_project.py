@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Promises about the source itself: who imports whom, sizes, configurations, shell."""
+"""Rules for the source files: allowed imports, sizes, references, configurations, shell options."""
 
 import ast
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 
@@ -14,10 +13,28 @@ from support.commands import ROOT
 
 from mxresnet.config import FIELDS
 
-MODULES = sorted(
-    path for folder in ("mxresnet", "prepare") for path in (ROOT / folder).rglob("*.py")
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+MAX_COLUMNS = 100
+
+
+def files(*patterns):
+    """Return the project's files that match, sorted; build products are left out."""
+    found = {path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()}
+    return sorted(path for path in found if "build" not in path.relative_to(ROOT).parts)
+
+
+def relative(path):
+    return str(path.relative_to(ROOT))
+
+
+MODULES = files("mxresnet/**/*.py", "prepare/**/*.py")
+PYTHON_FILES = sorted([*MODULES, *files("setup.py", "tests/**/*.py", "benchmarks/**/*.py")])
+SHELL_FILES = files("*.sh", "run.sub", ".ci/*", "k8s/**/*.sh")
+SOURCE_FILES = sorted(
+    [*PYTHON_FILES, *SHELL_FILES, *files("mxresnet/**/*.h", "mxresnet/**/*.cc", "tests/**/*.cc")]
 )
-# Modules of mxresnet that may import a heavy library.
+# The only modules of mxresnet that may import a heavy library.
 OWNERS = {
     "horovod": {"parallel.world"},
     "mpi4py": {"parallel.world"},
@@ -28,7 +45,9 @@ OWNERS = {
         "data.image_record_iter",
         "data.synthetic",
         "lars",
+        "model.cudnn_bn.__main__",
         "model.cudnn_bn.runtime",
+        "model.cudnn_bn.self_test",
         "model.ops",
         "model.ops_nvidia",
         "model.resnet",
@@ -37,80 +56,154 @@ OWNERS = {
         "trainer",
     },
 }
-# What each module of mxresnet may import of mxresnet; a module that is not listed may import nothing of it.
+# What each module of mxresnet may import from mxresnet; a module that is not listed: nothing.
 EDGES = {
     "__main__": {"cli"},
     "cli": {
         "config",
+        "config_parser",
         "data.dataset",
         "data.loader",
         "errors",
-        "lr_schedule",
         "mllog",
+        "model.ops",
         "model.select_ops",
         "parallel.world",
         "profiling",
         "progress",
+        "run_plan",
         "train_loop",
         "trainer",
     },
-    "config": {"errors"},
+    "config": {"setting"},
+    "config_parser": {"config", "errors"},
     "data.dali": {"config", "data.shard"},
     "data.dataset": {"config", "errors"},
     "data.image_record_iter": {"config", "data.shard"},
     "data.loader": {"config", "data.dataset", "data.shard", "errors", "parallel.world"},
     "data.shard": {"errors"},
     "data.synthetic": {"config", "data.dataset", "data.shard"},
-    "lr_schedule": {"config", "errors"},
-    "mllog": {"config", "errors", "lr_schedule"},
-    "model.cudnn_bn.__main__": {"model.cudnn_bn.runtime"},
+    "launch.backends.base": {"errors", "launch.processes"},
+    "launch.backends.docker": {
+        "errors",
+        "launch.backends.base",
+        "launch.backends.local",
+        "launch.processes",
+        "launch.system_config",
+    },
+    "launch.backends.local": {
+        "errors",
+        "launch.backends.base",
+        "launch.processes",
+        "launch.run",
+        "launch.system_config",
+    },
+    "launch.backends.slurm": {
+        "errors",
+        "launch.backends.base",
+        "launch.processes",
+        "launch.run",
+        "launch.system_config",
+        "launch.terminal",
+        "launch.trial_settings",
+    },
+    "launch.bind": {"errors", "launch.processes", "launch.terminal", "launch.topology"},
+    "launch.hardware": {"errors", "launch.processes", "launch.system_config"},
+    "launch.kubernetes": {
+        "errors",
+        "launch.mpi",
+        "launch.processes",
+        "launch.system_config",
+        "launch.terminal",
+    },
+    "launch.mpi": {"errors", "launch.processes", "launch.terminal"},
+    "launch.processes": {"errors"},
+    "launch.run": {
+        "errors",
+        "launch.hardware",
+        "launch.kubernetes",
+        "launch.mpi",
+        "launch.processes",
+        "launch.system_config",
+        "launch.terminal",
+        "results.log_reader",
+    },
+    "launch.system_config": {"config", "errors", "launch.terminal"},
+    "launch.topology": {"errors", "launch.processes"},
+    "launch.trial_settings": {"errors", "launch.system_config"},
+    "launch.trial_summary": {"launch.trial_settings", "results.log_reader"},
+    "launch.trials": {
+        "errors",
+        "launch.backends.base",
+        "launch.backends.docker",
+        "launch.backends.local",
+        "launch.backends.slurm",
+        "launch.processes",
+        "launch.run",
+        "launch.terminal",
+        "launch.trial_settings",
+        "launch.trial_summary",
+    },
+    "lr_schedule": {"config"},
+    "metrics": {"errors"},
+    "mllog": {"config", "errors", "lr_schedule", "run_plan"},
+    "model.cudnn_bn.__main__": {
+        "errors",
+        "model.cudnn_bn.build",
+        "model.cudnn_bn.runtime",
+        "model.cudnn_bn.self_test",
+    },
     "model.cudnn_bn.build": {"errors"},
-    "model.cudnn_bn.runtime": {"errors", "model.cudnn_bn.build"},
+    "model.cudnn_bn.runtime": {"model.cudnn_bn.build"},
+    "model.cudnn_bn.self_test": {"model.cudnn_bn.runtime"},
     "model.ops": {"config", "model.cudnn_bn.runtime", "model.sync_batch_norm"},
     "model.ops_nvidia": {"model.ops"},
     "model.resnet": {"config", "model.ops"},
-    "model.select_ops": {"config", "model.cudnn_bn.runtime", "model.ops", "model.ops_nvidia"},
+    "model.select_ops": {"config", "model.ops", "model.ops_nvidia"},
     "parallel.world": {"errors", "parallel.watchdog"},
     "profiling": {"config"},
-    "progress": {"config", "errors", "lr_schedule", "metrics"},
+    "progress": {"config", "errors", "metrics", "run_plan"},
     "results.submission": {"errors"},
+    "run_plan": {"config", "errors", "lr_schedule"},
     "train_loop": {
         "config",
         "data.dataset",
+        "data.loader",
         "errors",
-        "lr_schedule",
         "metrics",
         "mllog",
         "profiling",
         "progress",
+        "run_plan",
     },
     "trainer": {
         "config",
         "data.loader",
         "errors",
         "lars",
-        "lr_schedule",
         "metrics",
+        "model.ops",
         "model.resnet",
-        "model.select_ops",
         "model.sync_batch_norm",
         "parallel.world",
+        "run_plan",
     },
 }
 
 
 def module_name(path):
-    """The dotted name of a file below its top-level package."""
+    """Return the dotted name of a file below its top-level package."""
     return ".".join(path.with_suffix("").relative_to(ROOT).parts[1:])
 
 
 def is_module(name):
+    """Return whether a dotted name is a module or a package of this project."""
     path = ROOT / name.replace(".", "/")
-    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+    return path.with_suffix(".py").is_file() or path.is_dir()
 
 
 def imports(path):
-    """Yield what a file imports, as dotted names of modules where these are the project's."""
+    """Yield what a file imports as dotted names, those of the project down to the module."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -121,7 +214,7 @@ def imports(path):
                 yield name if is_module(name) else node.module
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", MODULES, ids=relative)
 def test_imports(path):
     package = path.relative_to(ROOT).parts[0]
     module = module_name(path)
@@ -135,32 +228,77 @@ def test_imports(path):
             assert top != "mxresnet" or rest in EDGES.get(module, ()), f"{path} imports {name}"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_sizes_and_python_3_8(path):
-    text = path.read_text()
-    assert len(text.splitlines()) <= 400
-    for node in ast.walk(ast.parse(text, feature_version=(3, 8))):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"
+def importable_modules(folder):
+    """Return the full names of the modules in a folder of mxresnet, except scripts."""
+    return [
+        "mxresnet." + module_name(path)
+        for path in files(f"mxresnet/{folder}/**/*.py")
+        if path.stem not in ("__init__", "__main__")
+    ]
 
 
-LAUNCHERS = {
-    "BIND",
-    "BUILTIN_DATA",
-    "DGXNGPU",
-    "DGXNNODES",
-    "WALLTIME",
-}  # read by the shell scripts
+def import_modules(modules, before="", options=()):
+    """Import modules in a new Python that first executes the statement `before`."""
+    script = (
+        f"import importlib, sys\n{before}\nfor name in sys.argv[1:]: importlib.import_module(name)"
+    )
+    done = subprocess.run(
+        [sys.executable, *options, "-c", script, *modules], cwd=ROOT, text=True, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
-def configurations():
-    return sorted(
-        path.name for path in ROOT.glob("config_*.sh") if not path.name.endswith("common.sh")
+def test_launch_imports_only_the_standard_library():
+    """Launchers also run where the environment is not installed, on any Python 3.8 or newer."""
+    # -S: without site-packages.
+    import_modules(importable_modules("launch"), options=("-E", "-S"))
+
+
+def test_results_imports_no_training_library():
+    blocked = ("mxnet", "horovod", "mpi4py", "nvidia")
+    import_modules(
+        importable_modules("results"), before=f"sys.modules.update(dict.fromkeys({blocked}))"
     )
 
 
+@pytest.mark.parametrize("path", SOURCE_FILES, ids=relative)
+def test_file_size(path):
+    lines = path.read_text().splitlines()
+    assert len(lines) <= MAX_FILE_LINES
+    too_long = [number for number, line in enumerate(lines, 1) if len(line) > MAX_COLUMNS]
+    assert not too_long, f"lines of more than {MAX_COLUMNS} columns: {too_long}"
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=relative)
+def test_function_size_and_python_3_8(path):
+    too_long = {
+        node.name: node.end_lineno - node.lineno + 1
+        for node in ast.walk(ast.parse(path.read_text(), feature_version=(3, 8)))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        and node.end_lineno - node.lineno >= MAX_FUNCTION_LINES
+    }
+    assert not too_long, f"functions of more than {MAX_FUNCTION_LINES} lines: {too_long}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_license_line_and_docstring(path):
+    text = path.read_text()
+    tree = ast.parse(text)
+    if tree.body:
+        assert text.startswith("# SPDX-License-Identifier: Apache-2.0\n")
+        assert ast.get_docstring(tree), "no module docstring"
+
+
+# Variables of the configurations that the launchers read, not mxresnet.
+LAUNCHERS = {"BIND", "BUILTIN_DATA", "DGXNGPU", "DGXNNODES", "WALLTIME"}
+
+
+def configurations():
+    return [path.name for path in files("config_*.sh") if not path.name.endswith("common.sh")]
+
+
 def exported(name):
-    """What a configuration exports, sourced in an empty environment."""
+    """Return the variables that a configuration exports when sourced in an empty environment."""
     command = f"set -euo pipefail; source ./{name}; env -0"
     done = subprocess.run(
         ["env", "-i", f"PATH={os.environ['PATH']}", "bash", "-c", command],
@@ -170,11 +308,8 @@ def exported(name):
     )
     assert done.returncode == 0, done.stderr
     values = dict(item.split("=", 1) for item in done.stdout.split("\0") if item)
-    return {
-        key: value
-        for key, value in values.items()
-        if key not in ("PATH", "PWD", "SHLVL", "_", "OLDPWD")
-    }
+    set_by_bash = ("PATH", "PWD", "SHLVL", "_", "OLDPWD")
+    return {key: value for key, value in values.items() if key not in set_by_bash}
 
 
 @pytest.mark.parametrize("name", configurations())
@@ -201,15 +336,7 @@ def test_a_configuration_is_accepted(name):
     assert json.loads(done.stdout)["batch_size"] == int(exported(name)["BATCHSIZE"])
 
 
-def test_shell_scripts_are_strict_and_clean():
-    scripts = sorted([*ROOT.glob("*.sh"), ROOT / "run.sub", ROOT / ".ci" / "run"])
-    for script in scripts:
-        if os.access(script, os.X_OK):
-            assert "\nset -euo pipefail\n" in script.read_text(), script
-    shellcheck = shutil.which(
-        "shellcheck", path=os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
-    )
-    done = subprocess.run(
-        [shellcheck, "-x", *map(str, scripts)], cwd=ROOT, text=True, capture_output=True
-    )
-    assert done.returncode == 0, done.stdout
+@pytest.mark.parametrize("path", SHELL_FILES, ids=relative)
+def test_shell_scripts_stop_at_the_first_error(path):
+    if os.access(path, os.X_OK):
+        assert "\nset -euo pipefail\n" in path.read_text()

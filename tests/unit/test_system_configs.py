@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hardware configurations: what they export against what NVIDIA and others published, and which GPUs get which."""
+"""Configurations: their values against the published ones, and which GPUs get which."""
 
 import dataclasses
 import json
@@ -8,12 +8,15 @@ import pathlib
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 from support.commands import ROOT
+from support.launchers import exported
 
-from mxresnet.config import FIELDS, parse
-from mxresnet.lr_schedule import make_plan
+from mxresnet.config import FIELDS
+from mxresnet.config_parser import parse
+from mxresnet.run_plan import make_plan
 
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "published_configs.json").read_text())
 PUBLISHED = sorted(GOLDEN["systems"])
@@ -26,27 +29,9 @@ OURS = {
 }
 FIELD_OF = {field.metadata["env"]: name for name, field in FIELDS.items()}
 LAUNCHERS = {"DGXNGPU", "DGXNNODES", "WALLTIME", "BIND", "BUILTIN_DATA"}
-# Global batch: peak rate, weight decay, epochs of warm-up, horizon; all that ran in the v2.1 round and reached the target.
+# Global batch: peak learning rate, weight decay, epochs of warm-up, epochs. All of these ran in the
+# v2.1 round and reached the target.
 RAN = {408: (3.0, 5e-5, 2, 37), 816: (5.3, 5e-5, 2, 37), 1024: (6.0, 2.5e-5, 2, 37)}
-
-
-def exported(system, **environ):
-    """What a configuration exports, sourced in an empty environment as a shell does that stops at any mistake."""
-    command = f"set -euo pipefail; source ./config_{system}.sh; env -0"
-    done = subprocess.run(
-        ["bash", "-c", command],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        env={"PATH": os.environ["PATH"], **environ},
-    )
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    values = dict(item.split("=", 1) for item in done.stdout.split("\0") if item)
-    return {
-        key: value
-        for key, value in values.items()
-        if key not in ("PATH", "PWD", "SHLVL", "_", "OLDPWD")
-    }
 
 
 def plan_of(values, nodes=1):
@@ -101,7 +86,7 @@ def test_steps_and_learning_rates_are_the_published_ones(system):
 
 
 @pytest.mark.parametrize("system", sorted(OURS))
-def test_a_configuration_that_nobody_published_says_so_and_keeps_to_what_ran(system):
+def test_a_configuration_that_nobody_published_says_so_and_has_values_that_ran(system):
     values = exported(system)
     config, plan = plan_of(values)
     assert config.batch_size * int(values["DGXNGPU"]) == OURS[system]
@@ -139,12 +124,18 @@ def test_a_cpu_configuration_shares_out_the_cores(system):
 
 
 def choice(tmp_path, answer="", status=0, **environ):
-    """What ./run_and_time.sh says and returns when nvidia-smi prints this; a mistaken flag ends it before any work."""
-    stand_in = tmp_path / "nvidia-smi"
-    stand_in.write_text(
-        f"#!/bin/sh\n[ \"$1\" != -i ] || echo \"$2\" > '{tmp_path}/asked'\nprintf '%s' '{answer}'\nexit {status}\n"
+    """Return the messages of ./run_and_time.sh when nvidia-smi prints this answer.
+
+    A wrong flag ends the run before any work.
+    """
+    fake = tmp_path / "nvidia-smi"
+    fake.write_text(
+        "#!/bin/sh\n"
+        f'[ "$1" != -i ] || echo "$2" > \'{tmp_path}/asked\'\n'
+        f"printf '%s' '{answer}'\n"
+        f"exit {status}\n"
     )
-    stand_in.chmod(0o755)
+    fake.chmod(0o755)
     env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path), **environ}
     done = subprocess.run(
         ["./run_and_time.sh", "--lr", "zero"], cwd=ROOT, text=True, capture_output=True, env=env
@@ -175,7 +166,7 @@ def gpus(count, name, mib):
         (gpus(4, "Tesla T4", 15079), "T4_4gpu"),
     ],
 )
-def test_the_system_is_chosen_from_the_gpus_and_said(tmp_path, answer, system):
+def test_the_system_is_chosen_from_the_gpus_and_reported(tmp_path, answer, system):
     said = choice(tmp_path, answer)
     assert said.startswith(f"Configuration {system}, chosen from the hardware found: ")
     assert answer.splitlines()[0] + " MiB" in said and f"{answer.count(chr(10))} x " in said
@@ -256,7 +247,7 @@ def test_a_configuration_of_several_machines_is_not_started_on_one():
 
 
 def test_an_environment_that_an_image_made_is_taken_as_it_is(tmp_path):
-    """As in Dockerfile: .venv first on PATH, neither a compiler nor, without a GPU, an MXNet that can be imported."""
+    """As in Dockerfile: .venv first on PATH, no compiler, an MXNet that needs a GPU to import."""
     for name in ("constraints.txt", "setup.py", "setup_env.sh"):
         shutil.copy(ROOT / name, tmp_path)
     python_path = tmp_path / ".venv" / "bin" / "python"
@@ -269,3 +260,26 @@ def test_an_environment_that_an_image_made_is_taken_as_it_is(tmp_path):
         ["./setup_env.sh"], cwd=tmp_path, env=env, text=True, capture_output=True, timeout=20
     )
     assert (done.returncode, done.stdout) == (0, f"{python_path}\n"), done.stderr
+
+
+def launcher_python(path):
+    return subprocess.run(
+        [ROOT / "setup_env.sh", "--launcher-python"],
+        text=True,
+        capture_output=True,
+        env={"PATH": f"{path}:/usr/bin:/bin"},
+    )
+
+
+def test_launchers_run_on_any_python_from_3_8_on(tmp_path):
+    (tmp_path / "python").symlink_to("/usr/bin/false")  # as a Python 2
+    (tmp_path / "python3").symlink_to(sys.executable)
+    done = launcher_python(tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path}/python3\n", "")
+
+
+def test_launchers_without_a_python_end_with_advice(tmp_path):
+    for name in ("python", "python3", *(f"python3.{minor}" for minor in range(8, 12))):
+        (tmp_path / name).symlink_to("/usr/bin/false")
+    done = launcher_python(tmp_path)
+    assert done.returncode == 1 and done.stdout == "" and "Python 3.9, 3.10 or 3.11" in done.stderr

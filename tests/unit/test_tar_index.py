@@ -13,7 +13,7 @@ from support.image_trees import jpeg
 from prepare import tar_index
 from prepare.listing import SourceError
 from prepare.plan import make_plan
-from prepare.sources import ImageReader
+from prepare.image_reader import ImageReader
 
 
 def read_all(path):

@@ -52,7 +52,7 @@ def test_a_name_that_stands_in_two_classes(source, extra):
     assert trees.prepare(source, source.parent / "good").returncode == 0
     number = next(number for number, name in enumerate(TRUTH) if name == CLASSES[1])
     trees.write(source, {"val/%s/%s" % (CLASSES[extra], val_name(number + 1)): trees.jpeg(b"x")})
-    assert "%s: is in %s, but " % (val_name(number + 1), CLASSES[extra]) in one_line(source)
+    assert "%s: is in %s, but its class is " % (val_name(number + 1), CLASSES[extra]) in one_line(source)
 
 
 @pytest.mark.parametrize("extension", [".jpg", ".png", ".jpeg"])
@@ -81,7 +81,7 @@ def test_labels_by_number_whatever_the_extension(source, extension, kind):
     result = trees.prepare(source, source.parent / "out")
     assert (
         result.returncode == 1
-        and result.stderr.count("not there") == 1
+        and result.stderr.count("does not exist") == 1
         and val_name(3) in result.stderr
     )
 
@@ -103,7 +103,7 @@ def look(path):
             warnings.simplefilter(
                 "ignore"
             )  # numpy's and scipy's, about odd numbers in a damaged table
-            val_labels.read_labels(str(path))
+            val_labels.read_label_file(str(path))
             val_labels.train_counts([str(path)])
         return False
     except SourceError as error:
@@ -127,7 +127,7 @@ def test_damaged_devkit(tmp_path, form):
         (tmp_path / "damaged").write_bytes(damage(content, seed))
         if not look(tmp_path / "damaged"):
             assert (
-                list(val_labels.read_labels(str(tmp_path / "damaged")).of(names).values()) == truth
+                list(val_labels.read_label_file(str(tmp_path / "damaged")).classes_of(names).values()) == truth
             )
 
 

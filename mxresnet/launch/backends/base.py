@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The interface between the program that runs trials and the places where trials can run."""
+
+from __future__ import annotations
+
+import abc
+import os
+from dataclasses import dataclass
+from typing import Dict, Mapping, Sequence
+
+from mxresnet.errors import UserError
+from mxresnet.launch.processes import Stream
+
+DEFAULT_LOGDIR = "./results"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial, as ./run_and_time.sh gets it in variables."""
+
+    number: int  # from 1; 0: not a trial, only its settings are checked
+    seed: int
+    stamp: str  # DATESTAMP
+    logdir: str  # folder of the logs on this machine
+    cache_cleared: bool  # whether the page cache was dropped before the trial
+
+    def variables(self) -> Dict[str, str]:
+        """Return the environment variables of the trial, without LOGDIR."""
+        return {
+            "SEED": str(self.seed),
+            "TRIAL": str(self.number),
+            "DATESTAMP": self.stamp,
+            "CACHE_CLEARED": str(int(self.cache_cleared)),
+        }
+
+
+class Backend(abc.ABC):
+    """A place where trials run: this machine, a container, or the machines of a Slurm job.
+
+    Attributes:
+        program: Name of the script that the user started, for messages.
+        environ: Environment of the trials; `prepare` may add a configuration to it.
+    """
+
+    program: str
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self.environ: Dict[str, str] = dict(environ)
+
+    @property
+    def logdir(self) -> str:
+        """The folder of the logs on this machine."""
+        return self.environ.get("LOGDIR") or DEFAULT_LOGDIR
+
+    @property
+    def remote_logdir(self) -> str:
+        """The folder of the logs as `run_python` sees it."""
+        return self.logdir
+
+    @abc.abstractmethod
+    def prepare(self, flags: Sequence[str]) -> None:
+        """Check the backend's own settings, and start what all trials share.
+
+        Args:
+            flags: Arguments of the script.
+
+        Raises:
+            UserError: A setting is wrong.
+        """
+
+    @abc.abstractmethod
+    def run_trial(self, trial: Trial, flags: Sequence[str]) -> int:
+        """Run ./run_and_time.sh with flags of mxresnet; return its exit status."""
+
+    @abc.abstractmethod
+    def check_settings(self, trial: Trial, flags: Sequence[str]) -> int:
+        """Let mxresnet check the settings of a trial; return its exit status."""
+
+    @abc.abstractmethod
+    def drop_caches(self) -> bool:
+        """Drop the page cache of each machine; return whether that succeeded."""
+
+    @abc.abstractmethod
+    def run_python(self, arguments: Sequence[str], stdout: Stream, stderr: Stream = None) -> int:
+        """Run the python of the trials' environment with arguments; return its exit status."""
+
+    def close(self) -> None:
+        """Stop what `prepare` started. Called once, also after a failure of `prepare`."""
+        return
+
+    def make_logdir(self) -> None:
+        """Make the folder of the logs.
+
+        Raises:
+            UserError: That failed.
+        """
+        try:
+            os.makedirs(self.logdir, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"LOGDIR={self.logdir} cannot be made ({error.strerror}): "
+                "name a folder that this user may write"
+            ) from error
+
+    def required(self, name: str, reason: str) -> str:
+        """Return the value of a variable.
+
+        Raises:
+            UserError: The variable is not set.
+        """
+        value = self.environ.get(name)
+        if not value:
+            raise UserError(f"{name} is not set: {reason}")
+        return value

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trials in a container on this machine (run_with_docker.sh)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import Dict, List, Mapping, Sequence
+
+from mxresnet.errors import UserError
+from mxresnet.launch.backends.base import Backend, Trial
+from mxresnet.launch.backends.local import DROP_CACHES_FILE, drop_page_cache
+from mxresnet.launch.processes import Stream, find_program, raise_if_stopped, run_to_end
+from mxresnet.launch.system_config import check_system, forwarded_env, load_configuration
+
+DATA_IN_CONTAINER = "/data"
+LOGDIR_IN_CONTAINER = "/results"
+# Differs between trials, or is another path in the container.
+_NOT_FORWARDED = ("LOG_FILE", "LOGDIR", "SEED", "TRIAL", "DATESTAMP")
+_RUN_PYTHON = '"$(./setup_env.sh)" "$@"'
+
+
+def docker_env_args(variables: Mapping[str, str]) -> List[str]:
+    """Return the options of docker exec that set variables."""
+    return [word for name, value in variables.items() for word in ("-e", f"{name}={value}")]
+
+
+class DockerBackend(Backend):
+    """Trials in one container that runs until all trials have ended."""
+
+    program = "run_with_docker.sh"
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        super().__init__(environ)
+        self._container = f"mxresnet_{os.getpid()}"
+        self._container_started = False
+        self._forwarded: Dict[str, str] = {}
+
+    @property
+    def remote_logdir(self) -> str:
+        return LOGDIR_IN_CONTAINER
+
+    def prepare(self, flags: Sequence[str]) -> None:
+        image = self.required("CONT", "name the image")
+        system = self.required("DGXSYSTEM", "it selects config_<DGXSYSTEM>.sh")
+        check_system(system)
+        data = self.environ.get("DATADIR", "")
+        if not os.path.isdir(data):
+            raise UserError(f"DATADIR={data} is not a folder: name the folder of the data set")
+        if find_program("docker", self.environ) is None:
+            raise UserError("docker is not found on PATH")
+        self._load_configuration(system)
+        self.make_logdir()
+        self._start_container(image, data)
+
+    def _load_configuration(self, system: str) -> None:
+        """Load the configuration of this checkout, and select what the container gets of it.
+
+        The container gets what the configuration exports, the user's settings, and what libraries
+        read.
+        """
+        exported = load_configuration(system, {"PATH": self.environ.get("PATH", os.defpath)})
+        self.environ = load_configuration(system, self.environ)
+        self.environ["DATAROOT"] = DATA_IN_CONTAINER
+        submission = [name for name in self.environ if name.startswith("SUBMISSION_")]
+        names = forwarded_env(self.environ, also=[*exported, *submission, "DATAROOT"])
+        skipped = (*_NOT_FORWARDED, "PATH")
+        self._forwarded = {name: self.environ[name] for name in names if name not in skipped}
+        self._forwarded.update(CONFIG_LOADED=system, LOGDIR=LOGDIR_IN_CONTAINER)
+
+    def _run_options(self, data: str) -> List[str]:
+        """Return the options of docker run for the container of the trials."""
+        options = ["--detach", "--rm", "--name", self._container, "--init"]
+        default_gpus = "none" if self.environ["DGXSYSTEM"].startswith("CPU") else "all"
+        gpus = self.environ.get("DOCKER_GPUS") or default_gpus
+        if gpus != "none":
+            options += ["--gpus", gpus]
+        if os.path.isdir("/dev/infiniband"):
+            options += ["--device", "/dev/infiniband"]
+        options += ["--network", "host", "--ipc", "host"]
+        options += ["--ulimit", "memlock=-1", "--ulimit", "stack=67108864"]
+        options += ["--security-opt", "seccomp=unconfined"]
+        mode = "rw" if self.environ.get("BUILTIN_DATA") else "ro"
+        options += ["--volume", f"{os.path.realpath(data)}:{DATA_IN_CONTAINER}:{mode}"]
+        options += ["--volume", f"{os.path.realpath(self.logdir)}:{LOGDIR_IN_CONTAINER}"]
+        return options
+
+    def _start_container(self, image: str, data: str) -> None:
+        """Start the container of the trials.
+
+        Raises:
+            UserError: docker cannot start it, or the image does not have this project.
+        """
+        self._container_started = True
+        command = ["run", *self._run_options(data), "--entrypoint", "sleep", image, "infinity"]
+        if self._docker(command, stdout=subprocess.DEVNULL) != 0:
+            raise_if_stopped()
+            raise UserError(f"docker cannot start a container of CONT={image}")
+        if self._docker(["exec", self._container, "test", "-x", "run_and_time.sh"]) != 0:
+            raise_if_stopped()
+            raise UserError(f"CONT={image} has no run_and_time.sh in its working directory")
+
+    def close(self) -> None:
+        if self._container_started:
+            # Not by run_to_end, which starts nothing after a signal.
+            subprocess.run(
+                ["docker", "rm", "--force", self._container],
+                env=self.environ,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+
+    def _docker(
+        self, arguments: Sequence[str], stdout: Stream = None, stderr: Stream = None
+    ) -> int:
+        """Run docker with arguments; return its exit status."""
+        return run_to_end(["docker", *arguments], env=self.environ, stdout=stdout, stderr=stderr)
+
+    def run_trial(self, trial: Trial, flags: Sequence[str]) -> int:
+        return self._run_and_time(trial, flags, stdout=None)
+
+    def check_settings(self, trial: Trial, flags: Sequence[str]) -> int:
+        return self._run_and_time(trial, ["--print-config", *flags], stdout=subprocess.DEVNULL)
+
+    def _run_and_time(self, trial: Trial, flags: Sequence[str], stdout: Stream) -> int:
+        variables = docker_env_args({**self._forwarded, **trial.variables()})
+        command = ["exec", *variables, self._container, "./run_and_time.sh", *flags]
+        return self._docker(command, stdout=stdout)
+
+    def drop_caches(self) -> bool:
+        """Drop the page cache of this machine, from a privileged container if not as this user."""
+        if drop_page_cache():
+            return True
+        command = ["run", "--rm", "--privileged", "--entrypoint", "sh", self.environ["CONT"]]
+        command += ["-c", f"echo 3 >{DROP_CACHES_FILE}"]
+        return self._docker(command, subprocess.DEVNULL, subprocess.DEVNULL) == 0
+
+    def run_python(self, arguments: Sequence[str], stdout: Stream, stderr: Stream = None) -> int:
+        command = ["exec", self._container, "sh", "-c", _RUN_PYTHON, "-", *arguments]
+        return self._docker(command, stdout, stderr)

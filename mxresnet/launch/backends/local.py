@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trials on this machine, without a container (run_trials.sh)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import Sequence
+
+from mxresnet.errors import UserError
+from mxresnet.launch.backends.base import Backend, Trial
+from mxresnet.launch.processes import Stream, run_to_end
+from mxresnet.launch.run import environment_python
+from mxresnet.launch.system_config import load_configuration
+
+DROP_CACHES_FILE = "/proc/sys/vm/drop_caches"
+
+
+def drop_page_cache() -> bool:
+    """Drop the page cache of this machine, which needs root; return whether that succeeded."""
+    os.sync()
+    try:
+        with open(DROP_CACHES_FILE, "w", encoding="ascii") as file:
+            file.write("3\n")
+    except OSError:
+        return False
+    return True
+
+
+class LocalBackend(Backend):
+    """Trials on this machine."""
+
+    program = "run_trials.sh"
+
+    def prepare(self, flags: Sequence[str]) -> None:
+        """Raise UserError if the configuration is for several machines."""
+        system = self.environ.get("DGXSYSTEM")
+        if not system:
+            return
+        machines = load_configuration(system, self.environ).get("DGXNNODES") or "1"
+        if machines != "1":
+            raise UserError(
+                f"DGXSYSTEM={system} is for {machines} machines: "
+                "./run.sub starts it under Slurm, k8s/ on Kubernetes"
+            )
+
+    def run_trial(self, trial: Trial, flags: Sequence[str]) -> int:
+        return self._run_and_time(trial, flags, stdout=None)
+
+    def check_settings(self, trial: Trial, flags: Sequence[str]) -> int:
+        return self._run_and_time(trial, ["--print-config", *flags], stdout=subprocess.DEVNULL)
+
+    def _run_and_time(self, trial: Trial, flags: Sequence[str], stdout: Stream) -> int:
+        env = {**self.environ, **trial.variables(), "LOGDIR": trial.logdir}
+        return run_to_end(["./run_and_time.sh", *flags], env=env, stdout=stdout)
+
+    def drop_caches(self) -> bool:
+        return drop_page_cache()
+
+    def run_python(self, arguments: Sequence[str], stdout: Stream, stderr: Stream = None) -> int:
+        command = [environment_python(self.environ), *arguments]
+        return run_to_end(command, env=self.environ, stdout=stdout, stderr=stderr)

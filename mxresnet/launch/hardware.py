@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The GPUs of this machine, and the configuration that was published for them."""
+
+from __future__ import annotations
+
+import collections
+import fnmatch
+import subprocess
+from dataclasses import dataclass
+from typing import List, Mapping, Optional
+
+from mxresnet.errors import UserError
+from mxresnet.launch.processes import find_program
+from mxresnet.launch.system_config import systems_text
+
+CPU_SYSTEM = "CPU_digits"
+
+
+@dataclass(frozen=True)
+class GpuSystem:
+    """GPUs that have a configuration."""
+
+    count: int
+    name_pattern: str
+    memory_gib: int
+    system: str
+
+
+# The first that matches counts.
+GPU_SYSTEMS = (
+    GpuSystem(8, "*A100*", 80, "DGXA100"),
+    GpuSystem(8, "*A100*", 40, "A100-40GB_8gpu"),
+    GpuSystem(4, "*A100*PCI[eE]*", 80, "A100-PCIe-80GB_4gpu"),
+    GpuSystem(4, "*A100*", 80, "A100-80GB_4gpu"),
+    GpuSystem(4, "*A100*", 40, "A100-40GB_4gpu"),
+    GpuSystem(2, "* A30", 24, "A30_1x2x204"),
+    GpuSystem(2, "A30", 24, "A30_1x2x204"),
+    # Two RTX A5000 were submitted to v2.1 with the settings of two A30.
+    GpuSystem(2, "*RTX A5000", 24, "A30_1x2x204"),
+    GpuSystem(8, "*V100*", 32, "V100-32GB_8gpu"),
+    GpuSystem(8, "*V100*", 16, "V100-16GB_8gpu"),
+    GpuSystem(4, "* T4", 15, "T4_4gpu"),
+    GpuSystem(4, "* T4", 16, "T4_4gpu"),
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A system and the hardware it was chosen for, in words."""
+
+    system: str
+    hardware: str
+
+
+def choose_system(environ: Mapping[str, str]) -> Choice:
+    """Choose the configuration for the GPUs of this machine, or for its CPU if it has none.
+
+    Args:
+        environ: Its CUDA_VISIBLE_DEVICES restricts the GPUs that count.
+
+    Raises:
+        UserError: The GPUs cannot be queried, have no configuration, or the job has more machines
+            than this one.
+    """
+    gpus = _query_gpus(environ)
+    if not gpus:
+        return Choice(CPU_SYSTEM, "no GPU")
+    counts = sorted(collections.Counter(gpus).items())
+    hardware = "; ".join(f"{count} x {gpu} MiB" for gpu, count in counts)
+    system = _system_for(gpus)
+    if system is None:
+        raise UserError(
+            f"no configuration is known for the GPUs of this machine ({hardware}): "
+            f"set DGXSYSTEM to one of: {systems_text()}"
+        )
+    if _on_several_machines(environ):
+        raise UserError(
+            "this job has several machines, and the hardware of only one of them can be detected: "
+            f"set DGXSYSTEM to one of: {systems_text()}"
+        )
+    return Choice(system, hardware)
+
+
+def _query_gpus(environ: Mapping[str, str]) -> List[str]:
+    """Return "name, memory in MiB" of each visible GPU of this machine."""
+    visible = environ.get("CUDA_VISIBLE_DEVICES", "all")
+    program = find_program("nvidia-smi", environ)
+    if visible in ("", "-1", "NoDevFiles") or program is None:
+        return []
+    only = [] if visible == "all" else ["-i", visible]
+    done = subprocess.run(
+        [program, *only, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"],
+        env=dict(environ),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        errors="replace",
+    )
+    lines = done.stdout.splitlines()
+    if done.returncode == 0:
+        return lines
+    if "No devices were found" in done.stdout:
+        return []
+    raise UserError(
+        f"nvidia-smi fails ({' '.join(lines)}), so the hardware is not known: "
+        f"set DGXSYSTEM to one of: {systems_text()}"
+    )
+
+
+def _system_for(gpus: List[str]) -> Optional[str]:
+    """Return the system with these GPUs ("name, memory in MiB" each), or None."""
+    names = {gpu.partition(", ")[0] for gpu in gpus}
+    memories = [gpu.partition(", ")[2] for gpu in gpus]
+    if len(names) != 1 or not all(memory.isdecimal() for memory in memories):
+        return None
+    (name,) = names
+    # The least memory, rounded up: drivers keep some of it for themselves.
+    memory_gib = (min(map(int, memories)) + 1023) // 1024
+    for known in GPU_SYSTEMS:
+        if (len(gpus), memory_gib) == (known.count, known.memory_gib) and fnmatch.fnmatchcase(
+            name, known.name_pattern
+        ):
+            return known.system
+    return None
+
+
+def _on_several_machines(environ: Mapping[str, str]) -> bool:
+    ranks = environ.get("OMPI_COMM_WORLD_SIZE") or "1"
+    ranks_here = environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") or "1"
+    return ranks != ranks_here or (environ.get("SLURM_JOB_NUM_NODES") or "1") != "1"

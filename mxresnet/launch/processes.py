@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Child processes of the launchers, and the signals that stop a launcher.
+
+A launcher may be the first process of a container. The kernel delivers SIGTERM to such a process
+only if it has a handler, and nothing else ends its children. Call `handle_stop_signals` first; then
+SIGINT, SIGTERM and SIGHUP
+
+- end the command of `run_to_end` that is running, by SIGTERM, and make it return 128 + n;
+- raise `StoppedBySignal` at any other time.
+
+Only the first of these signals counts: mpirun leaves ranks behind when it gets a second one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+from types import FrameType
+from typing import IO, Any, Callable, List, Mapping, NoReturn, Optional, Sequence, Union
+
+from mxresnet.errors import UserError
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Signals that Python ignores and that commands expect to have their default action.
+_IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
+
+Stream = Union[None, int, IO[Any]]
+
+
+class StoppedBySignal(BaseException):
+    """This process received SIGINT, SIGTERM or SIGHUP. Not an Exception, like KeyboardInterrupt."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.name = signal.Signals(number).name
+        self.status = 128 + number
+
+    def __str__(self) -> str:
+        return f"stopped by {self.name}"
+
+
+class _State:
+    """What the signal handler shares with `run_to_end`."""
+
+    stopped_by: Optional[int] = None
+    in_run_to_end = False
+    send_to_child: Optional[Callable[[int], None]] = None
+
+
+_state = _State()
+
+
+def stopped_by() -> Optional[str]:
+    """Return the name of the signal that stopped this process ("SIGTERM"), or None."""
+    return None if _state.stopped_by is None else signal.Signals(_state.stopped_by).name
+
+
+def raise_if_stopped() -> None:
+    """Raise StoppedBySignal if this process was stopped by a signal."""
+    if _state.stopped_by is not None:
+        raise StoppedBySignal(_state.stopped_by)
+
+
+def handle_stop_signals() -> None:
+    """Install the handlers of SIGINT, SIGTERM and SIGHUP; see the head of this module.
+
+    A signal that the caller ignores (nohup) stays ignored.
+    """
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _on_stop_signal)
+
+
+def _on_stop_signal(number: int, frame: Optional[FrameType]) -> None:
+    if _state.stopped_by is not None:
+        return
+    _state.stopped_by = number
+    if _state.send_to_child is not None:
+        _state.send_to_child(signal.SIGTERM)
+    elif not _state.in_run_to_end:
+        raise StoppedBySignal(number)
+
+
+def run_to_end(
+    command: Sequence[str],
+    *,
+    env: Optional[Mapping[str, str]] = None,
+    stdin: Stream = subprocess.DEVNULL,
+    stdout: Stream = None,
+    stderr: Stream = None,
+    new_session: bool = False,
+    signal_group: bool = False,
+    on_start: Optional[Callable[[subprocess.Popen], None]] = None,
+) -> int:
+    """Run a command and wait for its end, also when this process is stopped by a signal.
+
+    Args:
+        command: Program and arguments.
+        env: Environment of the command. Default: that of this process.
+        stdin: As for subprocess.Popen, but nothing to read by default.
+        stdout: As for subprocess.Popen.
+        stderr: As for subprocess.Popen.
+        new_session: Run the command in a session of its own, where a Ctrl-C of the terminal reaches
+            it only through this process.
+        signal_group: Send SIGTERM to all processes of the new session, for a command that does not
+            stop its own children.
+        on_start: Called with the process once it runs.
+
+    Returns:
+        The exit status of the command; 128 + n if signal n ended the command or this process was
+        stopped by signal n.
+
+    Raises:
+        UserError: The command cannot be started.
+    """
+    if _state.stopped_by is not None:
+        return 128 + _state.stopped_by
+    previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    _state.in_run_to_end = True
+    try:
+        # Before the child exists: a signal from here on is remembered, and sent to it once it does.
+        handle_stop_signals()
+        child = _start(
+            command,
+            env=None if env is None else dict(env),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=new_session,
+        )
+        _state.send_to_child = _sender(child, to_group=new_session and signal_group)
+        status = _wait(child, on_start)
+    finally:
+        _state.send_to_child = None
+        _state.in_run_to_end = False
+        for number, handler in previous.items():
+            if handler is not None:
+                signal.signal(number, handler)
+    return status if _state.stopped_by is None else 128 + _state.stopped_by
+
+
+def _start(command: Sequence[str], **options: Any) -> subprocess.Popen:
+    try:
+        return subprocess.Popen(list(command), **options)
+    except OSError as error:
+        raise UserError(f"{command[0]} cannot be started: {error.strerror}") from error
+
+
+def _sender(child: subprocess.Popen, to_group: bool) -> Callable[[int], None]:
+    """Return a function that sends a signal to a child, at most once."""
+    sent: List[int] = []
+
+    def send(number: int) -> None:
+        if sent:
+            return
+        sent.append(number)
+        with contextlib.suppress(OSError):
+            if to_group:
+                os.killpg(child.pid, number)
+            else:
+                child.send_signal(number)
+
+    return send
+
+
+def _wait(child: subprocess.Popen, on_start: Optional[Callable[[subprocess.Popen], None]]) -> int:
+    """Return the status of a child when it has ended."""
+    if _state.stopped_by is not None and _state.send_to_child is not None:
+        _state.send_to_child(signal.SIGTERM)  # The signal came while the child was being started.
+    if on_start is not None:
+        on_start(child)
+    status = child.wait()
+    return status if status >= 0 else 128 - status
+
+
+def replace_process(command: Sequence[str], env: Mapping[str, str]) -> NoReturn:
+    """Become a command (exec).
+
+    Raises:
+        UserError: The command cannot be started.
+    """
+    for number in _IGNORED_BY_PYTHON:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        os.execvpe(command[0], list(command), dict(env))
+    except OSError as error:
+        raise UserError(f"{command[0]} cannot be started: {error.strerror}") from error
+
+
+def find_program(name: str, env: Mapping[str, str]) -> Optional[str]:
+    """Return the path of a program on the PATH of an environment, or None."""
+    return shutil.which(name, path=env.get("PATH", os.defpath))

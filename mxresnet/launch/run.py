@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One timed training run: the program behind ./run_and_time.sh.
+
+It has one of three roles:
+
+- by hand: make the environment and the built-in data, run the ranks of this machine, show their
+  progress;
+- one rank, started by mpirun or srun: run just that rank;
+- the launcher of an MPIJob: run ./run_and_time.sh as every rank on the workers.
+
+Exit status: 0 target accuracy reached (or none to reach: no RESULT line then), 3 target missed, 2 a
+mistake in settings or data, anything else a failure.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import pathlib
+import pwd
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import Dict, List, Mapping, Optional, Sequence
+
+from mxresnet.errors import ExitStatus, UserError
+from mxresnet.launch import hardware, kubernetes, mpi, processes, system_config
+from mxresnet.launch.terminal import print_to_stderr
+from mxresnet.results.log_reader import has_evaluation
+
+NAME = "run_and_time.sh"
+SHOW_FLAGS = ("--help", "-h", "--print-config")
+# A mistake that all ranks find is reported by rank 0, whose end then ends the others.
+MISTAKE_REPORT_DELAY_SECONDS = 5
+
+
+class CommandFailedError(Exception):
+    """A command of the run failed and has shown why."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one process of a run knows.
+
+    Attributes:
+        flags: Flags of python -m mxresnet.
+        environ: Environment, with the configuration.
+        rank: Rank of this process, or None before there are ranks.
+        python: Path of the environment's python.
+    """
+
+    flags: List[str]
+    environ: Dict[str, str]
+    rank: Optional[int]
+    python: str
+
+    @property
+    def train_command(self) -> List[str]:
+        """The command of a rank, not bound to CPUs."""
+        return [self.python, "-m", "mxresnet", *self.flags]
+
+    @property
+    def bound_command(self) -> List[str]:
+        """The command of a rank, bound to CPUs where the configuration asks for it."""
+        bind = self.environ.get("BIND", "").split()
+        return [*(["./bind.sh", *bind, "--"] if bind else []), *self.train_command]
+
+
+def main() -> int:
+    """Run, report an error in one line, and return the exit status."""
+    processes.handle_stop_signals()
+    environ = dict(os.environ)
+    rank = launched_rank(environ)
+    try:
+        return run(sys.argv[1:], environ, rank)
+    except UserError as error:
+        if rank:
+            for number in processes.STOP_SIGNALS:
+                signal.signal(number, signal.SIG_DFL)
+            time.sleep(MISTAKE_REPORT_DELAY_SECONDS)
+        report(str(error))
+        return ExitStatus.USER_ERROR
+    except CommandFailedError as error:
+        return error.status
+    except processes.StoppedBySignal as stop:
+        report(str(stop))
+        return stop.status
+
+
+def report(message: str) -> None:
+    """Show a message of this program."""
+    print_to_stderr(f"{NAME}: {message}")
+
+
+def launched_rank(environ: Mapping[str, str]) -> Optional[int]:
+    """Return the rank that mpirun or srun gave this process, or None if neither started it."""
+    rank = environ.get("OMPI_COMM_WORLD_RANK") or environ.get("PMIX_RANK")
+    if not rank and environ.get("SLURM_STEP_ID"):
+        rank = environ.get("SLURM_PROCID")
+    return int(rank) if rank else None
+
+
+def run(flags: List[str], environ: Dict[str, str], rank: Optional[int]) -> int:
+    """Run in the role of this process; return the exit status.
+
+    Raises:
+        UserError: A mistake in settings or data.
+        CommandFailedError: A command failed.
+    """
+    system_config.reject_log_file(flags, environ)
+    if rank is None and kubernetes.is_launcher(environ):
+        return run_mpijob(flags, environ)
+    environ = configured_environment(flags, environ, rank)
+    this = Run(flags, environ, rank, environment_python(environ))
+    if any(flag in SHOW_FLAGS for flag in flags):
+        if rank:
+            return ExitStatus.SUCCESS
+        processes.replace_process(this.train_command, environ)
+    if rank:
+        processes.replace_process(this.bound_command, environ)
+    check_number_of_ranks(this)
+    check_settings(this)
+    return run_timed(this)
+
+
+def run_mpijob(flags: List[str], environ: Dict[str, str]) -> int:
+    """Run the ranks of an MPIJob on its workers; return their status."""
+    system = environ.get("DGXSYSTEM")
+    if not system:
+        raise UserError(
+            "DGXSYSTEM is not set, and an MPIJob's launcher cannot detect the hardware of the "
+            f"workers: set it to one of: {system_config.systems_text()}"
+        )
+    system_config.check_system(system)
+    python = environment_python(environ)
+    result = kubernetes.run_job(python, flags, environ)
+    cause = mpi.explain_exit(
+        result.status, environ, result, lambda: kubernetes.unreachable_workers(environ)
+    )
+    if cause:
+        report(cause)
+    return result.status
+
+
+def configured_environment(
+    flags: Sequence[str], environ: Dict[str, str], rank: Optional[int]
+) -> Dict[str, str]:
+    """Return the environment with the configuration of DGXSYSTEM, or of the hardware found.
+
+    Rank 0, or the launcher, shows which configuration was chosen and which variables it overrides.
+    """
+    notes = []
+    system = environ.get("DGXSYSTEM")
+    if not system:
+        choice = hardware.choose_system(environ)
+        system = choice.system
+        _check_builtin_data_root(system, environ)
+        notes.append(
+            f"Configuration {system}, chosen from the hardware found: {choice.hardware} "
+            f"(DGXSYSTEM=<name> picks another: {system_config.systems_text()})"
+        )
+    environ = {**environ, "DGXSYSTEM": system}
+    # A launcher that loaded a configuration outside a container names it: the file of that name in
+    # the container may be another.
+    if environ.get("CONFIG_LOADED") != system:
+        before = environ
+        environ = system_config.load_configuration(system, before)
+        notes += system_config.overridden_settings(system, before, environ, flags)
+    if not rank:
+        for note in notes:
+            print_to_stderr(note)
+    return environ
+
+
+def _check_builtin_data_root(system: str, environ: Mapping[str, str]) -> None:
+    """Raise UserError if the built-in data would go to a folder that the caller has data in."""
+    if system == hardware.CPU_SYSTEM and environ.get("DATAROOT"):
+        raise UserError(
+            f"DATAROOT={environ['DATAROOT']} is set and this machine has no GPU: set DGXSYSTEM too "
+            "(CPU trains on the data in it, CPU_digits writes the built-in digits to it)"
+        )
+
+
+def environment_python(environ: Mapping[str, str]) -> str:
+    """Return the path of the environment's python; make the environment if needed."""
+    with tempfile.TemporaryFile() as output:
+        status = processes.run_to_end(
+            ["./setup_env.sh"], env=environ, stdout=output, new_session=True, signal_group=True
+        )
+        processes.raise_if_stopped()
+        if status != 0:
+            raise CommandFailedError(status)
+        output.seek(0)
+        return os.fsdecode(output.read()).strip()
+
+
+def check_number_of_ranks(this: Run) -> None:
+    """Compare the number of ranks with the configuration's: another is another global batch.
+
+    Raises:
+        UserError: Started by hand, with a configuration for several machines.
+    """
+    environ = this.environ
+    system, machines = environ["DGXSYSTEM"], environ.get("DGXNNODES") or "1"
+    expected = system_config.number_of_ranks(environ)
+    ranks = environ.get("OMPI_COMM_WORLD_SIZE") or environ.get("SLURM_NTASKS")
+    if this.rank is None:
+        if machines != "1":
+            raise UserError(
+                f"DGXSYSTEM={system} is for {machines} machines: start it with run.sub or mpirun "
+                "(this would run the ranks of one machine)"
+            )
+    elif ranks and ranks != str(expected):
+        print_to_stderr(
+            f"note: {ranks} ranks, where DGXSYSTEM={system} is for {expected}: "
+            "the global batch is not that of the configuration"
+        )
+
+
+def check_settings(this: Run) -> None:
+    """Raise CommandFailedError if mxresnet refuses the settings, which shows why."""
+    status = processes.run_to_end(
+        [*this.train_command, "--print-config"], env=this.environ, stdout=subprocess.DEVNULL
+    )
+    processes.raise_if_stopped()
+    if status != 0:
+        raise CommandFailedError(status)
+
+
+def run_timed(this: Run) -> int:
+    """Run the ranks of this machine, or rank 0 as this process's child; print RESULT.
+
+    Returns:
+        The exit status.
+    """
+    log_file = log_file_path(this.environ)
+    environ = {**this.environ, "LOG_FILE": log_file}
+    started = time.time()
+    mpirun_result = None
+    if this.rank is None:
+        make_builtin_data(this)
+        mpirun_result = mpi.run_local_ranks(
+            mpi.find_mpirun(this.python, environ),
+            this.bound_command,
+            int(environ["DGXNGPU"]),
+            environ,
+        )
+        status = mpirun_result.status
+    else:
+        status = processes.run_to_end(this.bound_command, env=environ)
+    # A launcher that started this rank explains the end itself.
+    if not environ.get("STARTED_BY"):
+        cause = mpi.explain_exit(status, environ, mpirun_result)
+        if cause:
+            report(cause)
+    print_to_stderr(f"log: {log_file}")
+    # Without an evaluation there was nothing to reach: --synth-data, --profile, fewer epochs.
+    if status == 0 and has_evaluation(log_file):
+        print(result_line(started, time.time()), flush=True)
+    return status
+
+
+def log_file_path(environ: Mapping[str, str]) -> str:
+    """Return the path of the log: <LOGDIR>/<DATESTAMP>_<TRIAL>.log. Makes LOGDIR.
+
+    Raises:
+        UserError: LOGDIR cannot be made.
+    """
+    folder = environ.get("LOGDIR") or "./results"
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"LOGDIR={folder} cannot be made ({error.strerror}): "
+            "name a folder that this user may write"
+        ) from error
+    stamp = environ.get("DATESTAMP") or time.strftime("%y%m%d%H%M%S")
+    return f"{folder}/{stamp}_{environ.get('TRIAL') or '1'}.log"
+
+
+def make_builtin_data(this: Run) -> None:
+    """Make the built-in data set where the configuration asks for it and it is not complete.
+
+    Raises:
+        UserError: The configuration asks for an unknown data set, or DATAROOT cannot be made.
+        CommandFailedError: The data set could not be made.
+    """
+    name, root = this.environ.get("BUILTIN_DATA"), this.environ.get("DATAROOT", "")
+    manifests = [pathlib.Path(root, f"{split}.json") for split in ("train", "val")]
+    if not name or all(manifest.is_file() for manifest in manifests):
+        return
+    if name != "digits":
+        raise UserError(f"BUILTIN_DATA={name} is not a built-in data set: use digits")
+    try:
+        os.makedirs(os.path.dirname(root) or ".", exist_ok=True)
+    except OSError as error:
+        raise UserError(f"DATAROOT={root} cannot be made: {error.strerror}") from error
+    images = f"{root}.images"
+    for arguments in (["prepare.digits", images], ["prepare.imagenet", images, root]):
+        # Standard output is for RESULT.
+        status = processes.run_to_end(
+            [this.python, "-m", *arguments], env=this.environ, stdout=sys.stderr
+        )
+        processes.raise_if_stopped()
+        if status != 0:
+            report(
+                f"the built-in data set could not be made in DATAROOT={root} "
+                "(DGXSYSTEM=CPU trains on other data)"
+            )
+            # 3 of prepare.imagenet: the folder holds other data. Here 3 would be a missed target.
+            raise CommandFailedError(ExitStatus.USER_ERROR if status == 3 else status)
+
+
+def result_line(started: float, ended: float) -> str:
+    """Return the RESULT line of MLPerf's run_and_time.sh.
+
+    Args:
+        started: Unix time of the start, seconds.
+        ended: Unix time of the end, seconds.
+    """
+    try:
+        user = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        user = str(os.getuid())
+    start_text = datetime.datetime.fromtimestamp(started).strftime("%Y-%m-%d %I:%M:%S %p")
+    return f"RESULT,IMAGE_CLASSIFICATION,,{int(ended) - int(started)},{user},{start_text}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

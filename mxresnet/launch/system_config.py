@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configurations of systems: their names, the variables they export, the variables a rank reads.
+
+A configuration (config_<system>.sh) is a bash file because it may inspect the machine. A separate
+bash sources it and prints the resulting environment, which becomes the environment of the run.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shlex
+import subprocess
+from typing import Dict, Iterable, List, Mapping, Sequence
+
+from mxresnet.config import FIELDS, flag_of
+from mxresnet.errors import UserError
+from mxresnet.launch.terminal import write_to_stderr
+
+PROJECT_FOLDER = pathlib.Path(__file__).absolute().parents[2]
+
+# Variables that bash sets for itself.
+_OF_BASH = ("PWD", "OLDPWD", "SHLVL", "_")
+# Variables of the launchers that a rank, or run_and_time.sh as a rank, reads.
+_OF_LAUNCHERS = (
+    *("DGXSYSTEM", "DGXNGPU", "DGXNNODES", "BIND"),
+    *("LOGDIR", "DATESTAMP", "TRIAL"),
+)
+# Further variables of the launchers that a configuration may set.
+_OF_CONFIGURATIONS = ("WALLTIME", "BUILTIN_DATA")
+_LIBRARY_PREFIXES = (
+    *("MXNET_", "HOROVOD_", "NCCL_", "OMP_", "DALI_", "UCX_"),
+    *("MALLOC_", "DMLC_"),
+)
+
+_READ_CONFIGURATION = 'set -euo pipefail; source "$1" >&2; env -0'
+
+
+def systems() -> List[str]:
+    """Return the names of all systems that have a configuration, sorted."""
+    names = [path.name[len("config_") : -len(".sh")] for path in PROJECT_FOLDER.glob("config_*.sh")]
+    return sorted(name for name in names if not name.endswith("common"))
+
+
+def systems_text() -> str:
+    """Return the names of all systems for an error message."""
+    return " ".join(systems())
+
+
+def check_system(system: str) -> None:
+    """Raise UserError if a system has no configuration."""
+    if system not in systems():
+        raise UserError(
+            f"DGXSYSTEM={system} has no config_{system}.sh: use one of: {systems_text()}"
+        )
+
+
+def load_configuration(system: str, environ: Mapping[str, str]) -> Dict[str, str]:
+    """Return the environment of a run on a system.
+
+    Args:
+        system: Name of the system, as in DGXSYSTEM.
+        environ: Environment that the configuration sees.
+
+    Returns:
+        The environment with what config_<system>.sh exports.
+
+    Raises:
+        UserError: The system is unknown, or its configuration failed.
+    """
+    check_system(system)
+    name = f"config_{system}.sh"
+    # --norc: under sshd, "bash -c" would read the user's .bashrc, which may change PATH.
+    done = subprocess.run(
+        ["bash", "--norc", "-c", _READ_CONFIGURATION, "bash", f"./{name}"],
+        cwd=PROJECT_FOLDER,
+        env=dict(environ),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+    )
+    if done.returncode != 0:
+        message = os.fsdecode(done.stderr).strip()
+        raise UserError(message or f"{name} failed with status {done.returncode}")
+    write_to_stderr(done.stderr)
+    items = (item.partition("=") for item in os.fsdecode(done.stdout).split("\0") if item)
+    after = {key: value for key, _, value in items if key not in _OF_BASH}
+    return {**after, **{key: environ[key] for key in _OF_BASH if key in environ}}
+
+
+def number_of_ranks(environ: Mapping[str, str]) -> int:
+    """Return the number of ranks that a loaded configuration is for, on all its machines.
+
+    Raises:
+        UserError: DGXNGPU or DGXNNODES is not a number.
+    """
+    ranks, machines = environ.get("DGXNGPU", ""), environ.get("DGXNNODES") or "1"
+    try:
+        return int(ranks) * int(machines)
+    except ValueError:
+        raise UserError(
+            f"DGXNGPU={ranks} ranks on each of DGXNNODES={machines} machines: "
+            "both must be whole numbers from 1 on"
+        ) from None
+
+
+def overridden_settings(
+    system: str,
+    before: Mapping[str, str],
+    after: Mapping[str, str],
+    flags: Sequence[str] = (),
+) -> List[str]:
+    """Return one note for each variable of the caller that a configuration overrides.
+
+    Args:
+        system: Name of the system whose configuration was loaded.
+        before: Environment of the caller.
+        after: Environment that `load_configuration` returned for it.
+        flags: Flags of the run. A setting that has its flag there is not reported, for flags win.
+
+    Returns:
+        Sentences for the terminal, in the order of the names.
+    """
+    flag_of_variable = {field.metadata["env"]: flag_of(name) for name, field in FIELDS.items()}
+    given = {flag.partition("=")[0] for flag in flags}
+    notes = []
+    for name in forwarded_env(before, also=_OF_CONFIGURATIONS):
+        flag = flag_of_variable.get(name)
+        if not before[name] or before[name] == after.get(name) or flag in given:
+            continue
+        advice = f"use {flag} {shlex.quote(before[name])}" if flag else "change it there"
+        notes.append(
+            f"note: {name}={before[name]} from the environment is overridden by "
+            f"config_{system}.sh ({name}={after.get(name, '')}): {advice}"
+        )
+    return notes
+
+
+def forwarded_env(environ: Mapping[str, str], also: Iterable[str] = ()) -> List[str]:
+    """Return the names of the variables of an environment that a rank reads, sorted.
+
+    These are the settings of mxresnet, what launchers hand on, and what libraries read. A launcher
+    that starts ranks on other machines or in a container forwards them and nothing else.
+
+    Args:
+        environ: Environment of the launcher.
+        also: Further names to forward if they are set.
+    """
+    names = {*(field.metadata["env"] for field in FIELDS.values()), *_OF_LAUNCHERS, *also}
+    return sorted(name for name in environ if name in names or name.startswith(_LIBRARY_PREFIXES))
+
+
+def reject_log_file(flags: Sequence[str], environ: Mapping[str, str]) -> None:
+    """Raise UserError if a caller names another file for the log than the launchers do."""
+    reason = "the logs go to LOGDIR, named by DATESTAMP and TRIAL"
+    if any(flag.partition("=")[0] == "--log-file" for flag in flags):
+        raise UserError(f"--log-file: {reason}")
+    if environ.get("LOG_FILE"):
+        raise UserError(f"LOG_FILE={environ['LOG_FILE']}: {reason}")

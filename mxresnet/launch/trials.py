@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A series of timed runs, one after another: the program behind run_trials.sh and its relatives.
+
+Each trial starts from a dropped page cache and has its own seed. The official checker checks each
+log; a summary and a folder for the tools of MLPerf follow.
+
+A trial that misses its target does not stop the others; one that fails does. Exit status: 0 every
+trial reached its target and the official checker accepts every log; 3 some missed it or evaluated
+nothing; 4 none missed, but the checker refuses a log; 2 a mistake in settings or data; anything
+else is that of the failed trial.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from typing import Callable, Dict, List, Mapping, Sequence
+
+from mxresnet.errors import ExitStatus, UserError
+from mxresnet.launch import processes
+from mxresnet.launch.backends.base import Backend, Trial
+from mxresnet.launch.backends.docker import DockerBackend
+from mxresnet.launch.backends.local import LocalBackend
+from mxresnet.launch.backends.slurm import SlurmBackend
+from mxresnet.launch.run import CommandFailedError
+from mxresnet.launch.terminal import print_to_stderr
+from mxresnet.launch.trial_settings import read_trial_settings
+from mxresnet.launch.trial_summary import (
+    MISSED,
+    NOT_EVALUATED,
+    REACHED,
+    TrialResult,
+    read_log_or_empty,
+    summarize,
+)
+
+LOG_REFUSED = 4
+BACKENDS: Dict[str, Callable[[Mapping[str, str]], Backend]] = {
+    "local": LocalBackend,
+    "docker": DockerBackend,
+    "slurm": SlurmBackend,
+}
+CHECKER = (
+    *("-m", "mlperf_logging.compliance_checker", "--usage", "training"),
+    *("--ruleset", "2.1.0", "--log_output", os.devnull),
+)
+
+
+class Trials:
+    """A series of trials on one backend."""
+
+    def __init__(self, backend: Backend, flags: Sequence[str]) -> None:
+        """Check the settings.
+
+        Raises:
+            UserError: A setting is wrong.
+            CommandFailedError: mxresnet refuses the settings, and has shown why.
+        """
+        self._backend, self._flags = backend, list(flags)
+        self._settings = read_trial_settings(flags, backend.environ, backend.logdir)
+        self._results: List[TrialResult] = []
+        # Before anything is changed on the machine.
+        status = backend.check_settings(self._trial(0, cache_cleared=False), self._flags)
+        processes.raise_if_stopped()
+        if status != 0:
+            raise CommandFailedError(status)
+
+    def _trial(self, number: int, cache_cleared: bool) -> Trial:
+        settings = self._settings
+        seed = settings.seeds[max(number - 1, 0)]
+        return Trial(number, seed, settings.stamp, settings.logdir, cache_cleared)
+
+    def run(self) -> int:
+        """Run the trials, show the summary, write the submission; return the exit status."""
+        status = self._run_all()
+        summary = summarize(self._settings, self._results)
+        with open(f"{self._settings.prefix}_summary.txt", "w", encoding="utf-8") as file:
+            file.write(summary)
+        print(summary, end="", flush=True)
+        complete = len(self._results) == len(self._settings.seeds)
+        if complete and status in (ExitStatus.SUCCESS, ExitStatus.TARGET_MISSED, LOG_REFUSED):
+            self._write_submission()
+        print_to_stderr(f"logs: {self._settings.prefix}_*.log")
+        return status
+
+    def _run_all(self) -> int:
+        """Run the trials until one fails; return the exit status."""
+        program, count = self._backend.program, len(self._settings.seeds)
+        for number, seed in enumerate(self._settings.seeds, start=1):
+            print_to_stderr(f"trial {number} of {count}, seed {seed}")
+            trial = self._trial(number, self._clear_caches())
+            status = self._backend.run_trial(trial, self._flags)
+            if status not in (ExitStatus.SUCCESS, ExitStatus.TARGET_MISSED):
+                self._results.append(TrialResult(f"FAILED (status {status})"))
+                print_to_stderr(
+                    f"{program}: trial {number} failed (status {status}): "
+                    "the remaining trials are not run"
+                )
+                return status
+            self._results.append(self._judge(number, status))
+        if any(result.outcome != REACHED for result in self._results):
+            return ExitStatus.TARGET_MISSED
+        if not all(result.compliant for result in self._results):
+            return LOG_REFUSED
+        return ExitStatus.SUCCESS
+
+    def _judge(self, number: int, status: int) -> TrialResult:
+        """Return the result of a trial that ended with status 0 or 3."""
+        compliant = self._check_log(number)
+        if status == ExitStatus.TARGET_MISSED:
+            return TrialResult(MISSED, compliant)
+        log = read_log_or_empty(self._settings.log_path(number))
+        return TrialResult(REACHED if log.last_evaluation else NOT_EVALUATED, compliant)
+
+    def _clear_caches(self) -> bool:
+        """Drop the page cache if the user wants that; return whether it was dropped."""
+        if not self._settings.clear_caches:
+            return False
+        cleared = self._backend.drop_caches()
+        processes.raise_if_stopped()
+        if not cleared:
+            print_to_stderr(
+                "note: the page cache could not be dropped (this needs root), so the log has "
+                "cache_clear false; CLEAR_CACHES=0 does not try"
+            )
+        return cleared
+
+    def _remote_path(self, path: str) -> str:
+        """Return the path of a file in LOGDIR as the environment's python sees it."""
+        return f"{self._backend.remote_logdir}/{os.path.basename(path)}"
+
+    def _check_log(self, number: int) -> bool:
+        """Return whether the official checker accepts the log of a trial; keep its output."""
+        path = self._settings.log_path(number)
+        with open(f"{self._settings.prefix}_{number}.check", "wb") as output:
+            status = self._backend.run_python(
+                [*CHECKER, self._remote_path(path)], stdout=output, stderr=subprocess.STDOUT
+            )
+        processes.raise_if_stopped()
+        return status == 0
+
+    def _write_submission(self) -> None:
+        """Write the folder that the tools of MLPerf read.
+
+        Raises:
+            CommandFailedError: That failed.
+        """
+        settings, environ = self._settings, self._backend.environ
+        folder = f"{settings.prefix}_package"
+        numbers = range(1, len(settings.seeds) + 1)
+        arguments = ["-m", "mxresnet.results.submission", self._remote_path(folder)]
+        arguments += [self._remote_path(settings.log_path(number)) for number in numbers]
+        platform = environ.get("SUBMISSION_PLATFORM", "")
+        if re.fullmatch("[A-Za-z0-9_.+-]+", platform):
+            arguments += ["--system", platform]
+        arguments += ["--nodes", environ.get("DGXNNODES") or "1"]
+        status = self._backend.run_python(arguments, stdout=subprocess.DEVNULL)
+        processes.raise_if_stopped()
+        if status != 0:
+            raise CommandFailedError(status)
+        print_to_stderr(f"for MLPerf's package_checker and result_summarizer: {folder}")
+
+
+def run_trials(backend: Backend, flags: Sequence[str]) -> int:
+    """Run trials on a backend, report an error in one line, and return the exit status."""
+    try:
+        processes.handle_stop_signals()
+        try:
+            backend.prepare(flags)
+            return Trials(backend, flags).run()
+        finally:
+            backend.close()
+    except UserError as error:
+        print_to_stderr(f"{backend.program}: {error}")
+        return ExitStatus.USER_ERROR
+    except CommandFailedError as error:
+        return error.status
+    except processes.StoppedBySignal as stop:
+        print_to_stderr(f"{backend.program}: {stop}")
+        return stop.status
+
+
+def main() -> int:
+    """Run trials; the arguments are the name of a backend and flags of mxresnet."""
+    name, *flags = sys.argv[1:]
+    return run_trials(BACKENDS[name](os.environ), flags)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read the MLPerf log of a run: the `:::MLLOG` lines of a log file, as typed events.
+
+The only reader of these lines. A log file also holds progress lines, and the last line of a run
+that was killed may be cut. Lines without the prefix are skipped. Lines with the prefix that
+cannot be parsed are kept as `damaged_lines`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, NamedTuple, Optional
+
+PREFIX = b":::MLLOG "
+# Keys of the events without which a log does not describe a whole run.
+REQUIRED_KEYS = ("submission_org", "run_start", "eval_accuracy", "run_stop")
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event of the MLPerf log."""
+
+    key: str
+    value: Any = None
+    metadata: Dict[str, Any] = field(default_factory=dict)
+    time_ms: Optional[float] = None  # since the epoch; None: the line has no valid time
+
+
+class DamagedLine(NamedTuple):
+    """A line that has the prefix of an event and is not one."""
+
+    number: int  # in the file, from 1
+    text: str
+
+
+class Evaluation(NamedTuple):
+    """The result of one evaluation."""
+
+    accuracy: float  # top-1, a fraction
+    epoch: int  # from 1
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """The MLPerf log of one run."""
+
+    events: List[Event]
+    damaged_lines: List[DamagedLine]
+
+    def last_event(self, key: str) -> Optional[Event]:
+        """Return the last event with this key, or None when there is none."""
+        return next((event for event in reversed(self.events) if event.key == key), None)
+
+    @property
+    def missing_keys(self) -> List[str]:
+        """The keys in REQUIRED_KEYS that no event has."""
+        found = {event.key for event in self.events}
+        return [key for key in REQUIRED_KEYS if key not in found]
+
+    @property
+    def minutes(self) -> Optional[float]:
+        """Minutes from run_start to run_stop; None when one of them or its time is missing."""
+        start, stop = self.last_event("run_start"), self.last_event("run_stop")
+        if not start or not stop or start.time_ms is None or stop.time_ms is None:
+            return None
+        return (stop.time_ms - start.time_ms) / 60_000
+
+    @property
+    def last_evaluation(self) -> Optional[Evaluation]:
+        """The last evaluation; None when the run evaluated nothing."""
+        event = self.last_event("eval_accuracy")
+        if event is None:
+            return None
+        accuracy, epoch = _number(event.value), _number(event.metadata.get("epoch_num"))
+        return None if accuracy is None or epoch is None else Evaluation(accuracy, int(epoch))
+
+    @property
+    def submission(self) -> Dict[str, Any]:
+        """The values of the submission_* events by key."""
+        return {
+            event.key: event.value for event in self.events if event.key.startswith("submission_")
+        }
+
+
+def _number(value: Any) -> Optional[float]:
+    """Return a JSON value as a finite float, or None when it is not one."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def parse_event(text: str) -> Event:
+    """Parse the JSON of one line, without the prefix.
+
+    Raises:
+        ValueError: The text is not the JSON of an event.
+    """
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(content, dict) or not isinstance(content.get("key"), str):
+        raise ValueError("not an object with a key")
+    metadata = content.get("metadata")
+    return Event(
+        content["key"],
+        content.get("value"),
+        metadata if isinstance(metadata, dict) else {},
+        _number(content.get("time_ms")),
+    )
+
+
+def parse_log(content: bytes) -> RunLog:
+    """Parse the content of a log file, whatever it contains."""
+    events: List[Event] = []
+    damaged: List[DamagedLine] = []
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if not line.startswith(PREFIX):
+            continue
+        text = line[len(PREFIX) :].decode("utf-8", errors="replace")
+        try:
+            events.append(parse_event(text))
+        except ValueError:
+            damaged.append(DamagedLine(number, text))
+    return RunLog(events, damaged)
+
+
+def read_log(path: str) -> RunLog:
+    """Read a log file.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with open(path, "rb") as file:
+        return parse_log(file.read())
+
+
+def has_evaluation(path: str) -> bool:
+    """Return whether the log has an evaluation; False when the file cannot be read."""
+    try:
+        return read_log(path).last_evaluation is not None
+    except OSError:
+        return False

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read the ImageNet devkit (ILSVRC2012_devkit_t12), packed or unpacked: labels and image counts."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from dataclasses import dataclass
+from typing import Dict, List, Optional
+
+from prepare.listing import SourceError
+
+GROUND_TRUTH_FILE, META_FILE = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
+
+
+@dataclass
+class Devkit:
+    """What the devkit contains that matters here."""
+
+    ground_truth: bytes  # one ILSVRC2012_ID a line, in the order of the validation images
+    ids: List[int]  # ILSVRC2012_ID of each synset; not in the order of sorted synsets
+    synsets: List[str]  # in the order of `ids`
+    num_train_images: Optional[List[int]]  # in the order of `ids`; None: not in meta.mat
+
+
+def is_devkit(path: str) -> bool:
+    """Return whether `path` is a folder or a tar archive, which label files of other kinds are not.
+
+    A damaged archive is none.
+    """
+    if os.path.isdir(path):
+        return True
+    try:
+        return tarfile.is_tarfile(path)
+    except Exception:  # each compression raises its own exceptions for damaged files
+        return False
+
+
+def read_validation_synsets(path: str) -> List[str]:
+    """Return the synset of every validation image, in the order of image numbers.
+
+    Raises:
+        SourceError: the devkit is malformed.
+    """
+    devkit = read_devkit(path)
+    synset_of_id = dict(zip(devkit.ids, devkit.synsets))
+    try:
+        return [synset_of_id[int(line)] for line in devkit.ground_truth.decode().split()]
+    except (ValueError, KeyError) as error:
+        raise SourceError(
+            f"{path}: {GROUND_TRUTH_FILE}: {error} is no ILSVRC2012_ID of its {META_FILE}"
+        ) from None
+
+
+def read_train_counts(path: str) -> Optional[Dict[str, int]]:
+    """Return {synset: number of training images}, or None if the devkit does not contain them.
+
+    Raises:
+        SourceError: the devkit is malformed.
+    """
+    devkit = read_devkit(path)
+    if devkit.num_train_images is None:
+        return None
+    return dict(zip(devkit.synsets, devkit.num_train_images))
+
+
+def read_devkit(path: str) -> Devkit:
+    """Read the devkit.
+
+    Raises:
+        SourceError: it is malformed, or SciPy is not installed.
+    """
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        raise SourceError(
+            f"{path}: reading its {META_FILE} needs scipy: install it, or give another --val-labels"
+        ) from None
+    try:
+        files = read_devkit_files(path)
+        table = loadmat(io.BytesIO(files[META_FILE]), squeeze_me=True)["synsets"].reshape(-1)
+        has_counts = "num_train_images" in table.dtype.names
+        return Devkit(
+            ground_truth=files[GROUND_TRUTH_FILE],
+            ids=[int(value) for value in table["ILSVRC2012_ID"]],
+            synsets=[str(value) for value in table["WNID"]],
+            num_train_images=(
+                [int(value) for value in table["num_train_images"]] if has_counts else None
+            ),
+        )
+    except Exception as error:  # SciPy and each compression raise their own for damaged files
+        reason = " ".join(str(error).split())
+        raise SourceError(
+            f"{path}: cannot be read as the devkit "
+            f"({GROUND_TRUTH_FILE} and {META_FILE} in data/): {reason}"
+        ) from None
+
+
+def read_devkit_files(path: str) -> Dict[str, bytes]:
+    """Return {file name: content} of the two files that matter, as far as they exist."""
+    files = {}
+    if os.path.isdir(path):
+        for name in (GROUND_TRUTH_FILE, META_FILE):
+            with open(os.path.join(path, "data", name), "rb") as stream:
+                files[name] = stream.read()
+        return files
+    with tarfile.open(path) as archive:
+        for member in archive:
+            name = os.path.basename(member.name)
+            if name in (GROUND_TRUTH_FILE, META_FILE) and member.isfile():
+                content = archive.extractfile(member)
+                assert content is not None  # as the member is a regular file
+                files[name] = content.read()
+        # Read to the end, where gzip checks its sum: SciPy may crash on a damaged table.
+        while archive.fileobj is not None and archive.fileobj.read(1 << 20):
+            pass
+    return files

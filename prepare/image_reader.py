@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read the bytes of the images of a plan, from files or from archives."""
+
+from __future__ import annotations
+
+import os
+from typing import List
+
+from prepare.listing import SourceError
+from prepare.plan import Plan
+from prepare.storage_errors import raise_if_outage
+
+
+def read_exactly(descriptor: int, view: memoryview, offset: int) -> None:
+    """Fill `view` from the file at `offset` (bytes).
+
+    Raises:
+        SourceError: the file ends too early.
+    """
+    done = 0
+    while done < len(view):
+        count = os.preadv(descriptor, [view[done:]], offset + done)
+        if count == 0:
+            missing = len(view) - done
+            raise SourceError(f"shorter than when it was listed: {missing} bytes are missing")
+        done += count
+
+
+class ImageReader:
+    """Read the images of a plan; a context manager that any number of threads may share."""
+
+    # A folder of a thousand class archives would exceed the process's limit of open files.
+    MAX_OPEN_ARCHIVES = 64
+
+    def __init__(self, plan: Plan) -> None:
+        """Open the plan's archives, unless there are too many.
+
+        Raises:
+            OSError: an archive cannot be opened.
+        """
+        self._plan = plan
+        self._top = os.path.join(plan.top, "")
+        self._descriptors: List[int] = []  # of all archives, or empty
+        if len(plan.archives) <= self.MAX_OPEN_ARCHIVES:
+            for archive in plan.archives:
+                try:
+                    self._descriptors.append(os.open(archive, os.O_RDONLY))
+                except OSError as error:
+                    raise_if_outage(error, archive, archive)
+                    raise
+
+    def __enter__(self) -> ImageReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors = []
+
+    def read(self, record: int, view: memoryview) -> None:
+        """Fill `view` with the image of one record.
+
+        Args:
+            record: the record's index in the plan.
+            view: a writable buffer of exactly the image's size.
+
+        Raises:
+            SourceError: the image's size has changed since it was listed.
+            OSError: the image cannot be read.
+        """
+        plan = self._plan
+        if not plan.archives:
+            self._read_file(self._path(record), view)
+            return
+        archive_index = plan.archive_indices[record]
+        offset = int(plan.offsets[record])
+        if self._descriptors:
+            read_exactly(self._descriptors[archive_index], view, offset)
+        else:
+            descriptor = os.open(plan.archives[archive_index], os.O_RDONLY)
+            try:
+                read_exactly(descriptor, view, offset)
+            finally:
+                os.close(descriptor)
+
+    def raise_if_outage(self, error: OSError, record: int) -> None:
+        """Raise an OSError if `error`, met when this record was read, is not its image's fault."""
+        if self._plan.archives:
+            archive = self._plan.archives[self._plan.archive_indices[record]]
+            raise_if_outage(error, archive, self._plan.top, archive)
+        else:
+            path = self._path(record)
+            # Resolve links, as the image's folder may be on other storage than the top.
+            real_folder = os.path.dirname(os.path.realpath(path))
+            raise_if_outage(error, path, self._plan.top, real_folder)
+
+    def _path(self, record: int) -> str:
+        path = self._plan.paths[record]
+        return self._top + (os.path.basename(path) if self._plan.flat else path)
+
+    @staticmethod
+    def _read_file(path: str, view: memoryview) -> None:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            read_exactly(descriptor, view, 0)
+            if os.fstat(descriptor).st_size != len(view):
+                raise SourceError("longer than when it was listed")
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tell failures of the storage, which may be temporary, from faults of a single image."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+# Failures of the storage or shortages of this process; not every system defines all of them.
+_OUTAGE_NAMES = (
+    "EMFILE",
+    "ENFILE",
+    "ENOMEM",
+    "EIO",
+    "ESTALE",
+    "ETIMEDOUT",
+    "ENOTCONN",
+    "EHOSTDOWN",
+    "ENODEV",
+    "ENXIO",
+    "EREMOTEIO",
+)
+OUTAGE_ERRNOS = frozenset(getattr(errno, name) for name in _OUTAGE_NAMES if hasattr(errno, name))
+
+
+def raise_if_outage(error: OSError, path: str, *containers: str) -> None:
+    """Raise an OSError that names the failed path if `error` is a failure of the storage.
+
+    A missing file is a failure of the storage, too, when a folder or archive that contained it is
+    missing or empty: an unmounted network share leaves an empty folder.
+
+    Args:
+        error: the error met at `path`.
+        path: the file or folder that could not be used.
+        containers: folders and archives that contain `path`.
+
+    Raises:
+        OSError: the storage failed. Return normally if only `path` itself is at fault.
+    """
+    if error.errno in OUTAGE_ERRNOS:
+        raise OSError(error.errno, error.strerror, path) from None
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        for container in containers:
+            is_filled_folder = os.path.isdir(container) and os.listdir(container)
+            if not os.path.isfile(container) and not is_filled_folder:
+                # Not ENOENT: a path that existed before is no mistake in the command line.
+                raise OSError(
+                    errno.ENODEV, "existed before and is missing now", container
+                ) from None
+        if containers and os.path.exists(path):
+            raise OSError(errno.ENODEV, "was missing for a moment", path) from None

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read the headers of a tar archive: the name, kind, size and position of each member.
+
+Reads what GNU tar, bsdtar and Python write in the v7, ustar, GNU and pax formats (POSIX.1-2008,
+`pax`; GNU tar manual, "Basic Tar Format"). Data are skipped, not read.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from dataclasses import dataclass
+from typing import Dict, Iterator
+
+BLOCK_BYTES = 512
+ZERO_BLOCK = bytes(BLOCK_BYTES)
+# Largest long name or set of pax records; a larger one indicates damage.
+MAX_EXTENSION_BYTES = 1 << 20
+MAX_NUMBER_DIGITS = 20  # of a decimal size; 2 ** 64 has 20
+REGULAR, HARD_LINK, SYMBOLIC_LINK, FOLDER = b"0", b"1", b"2", b"5"
+REGULAR_KINDS = (REGULAR, b"\0", b"7")
+KINDS_WITHOUT_DATA = (HARD_LINK, SYMBOLIC_LINK, b"3", b"4", FOLDER, b"6")
+PAX_GLOBAL, PAX_KINDS = b"g", (b"x", b"X")
+GNU_LONG_NAME, GNU_LONG_LINK = b"L", b"K"
+GNU_SPARSE, GNU_FOLDER, GNU_VOLUME_LABEL = b"S", b"D", b"V"
+EXTENSION_KINDS = (*PAX_KINDS, PAX_GLOBAL, GNU_LONG_NAME, GNU_LONG_LINK)
+
+
+class TarDamageError(Exception):
+    """An archive ends too early or is malformed; the message continues "The archive ..."."""
+
+
+@dataclass
+class TarMember:
+    """One member of an archive."""
+
+    name: str  # without leading "./" or "/"; "" for the top folder itself
+    kind: bytes  # the header's type flag
+    size: int  # bytes
+    offset: int  # of the data in the file, bytes
+    target: str  # of a link
+    sparse: bool
+
+
+def read_members(descriptor: int, begin: int, end: int) -> Iterator[TarMember]:
+    """Yield the members of an archive.
+
+    Args:
+        descriptor: an open file.
+        begin: offset of the archive in the file, bytes.
+        end: offset of the archive's end in the file, bytes.
+
+    Raises:
+        TarDamageError: the archive ends too early or is malformed.
+    """
+    at = begin
+    global_pax: Dict[bytes, bytes] = {}
+    member_pax: Dict[bytes, bytes] = {}  # of the next member
+    if end <= begin:
+        raise TarDamageError("is empty")
+    while True:
+        header = read_exactly(descriptor, at, BLOCK_BYTES, end)
+        if header == ZERO_BLOCK:
+            check_zeros(descriptor, at, end)
+            return
+        verify_checksum(header, at)
+        kind, data = header[156:157], at + BLOCK_BYTES
+        size = 0 if kind in KINDS_WITHOUT_DATA else parse_number(header[124:136], at)
+        if kind in EXTENSION_KINDS:
+            extension = read_extension(descriptor, kind, at, size, end)
+            (global_pax if kind == PAX_GLOBAL else member_pax).update(extension)
+        else:
+            pax = {**global_pax, **member_pax} if global_pax or member_pax else member_pax
+            member_pax = {}
+            if kind not in KINDS_WITHOUT_DATA and b"size" in pax:
+                size = parse_pax_size(pax[b"size"], at)
+            if kind == GNU_SPARSE:
+                data = skip_sparse_map(descriptor, header, data, end)
+            member = parse_member(header, kind, size, data, pax)
+            if data + size > end:
+                missing = data + size - end
+                raise TarDamageError(f"is cut short: {member.name} lacks its last {missing} bytes")
+            yield member
+        at = data + (size + BLOCK_BYTES - 1) // BLOCK_BYTES * BLOCK_BYTES
+
+
+def read_exactly(descriptor: int, offset: int, size: int, end: int) -> bytes:
+    """Return `size` bytes at `offset` of an archive that ends at `end`.
+
+    Raises:
+        TarDamageError: the archive ends too early.
+    """
+    data = os.pread(descriptor, min(size, max(end - offset, 0)), offset)
+    while data and len(data) < min(size, end - offset):
+        more = os.pread(descriptor, size - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    if len(data) < size:
+        where = "inside a header" if data else "without its end mark"
+        raise TarDamageError(f"is cut short: it ends at byte {end}, {where}")
+    return data
+
+
+def check_zeros(descriptor: int, offset: int, end: int) -> None:
+    """Check that only zeros follow the end mark at `offset`, so that no image is overlooked.
+
+    Raises:
+        TarDamageError: other data follow.
+    """
+    while offset < end:
+        data = os.pread(descriptor, min(1 << 20, end - offset), offset)
+        if not data:
+            return
+        if data.count(0) != len(data):
+            raise TarDamageError(
+                f"has more data after its end mark (after byte {offset}): "
+                f"a damaged header or two archives in one"
+            )
+        offset += len(data)
+
+
+def verify_checksum(header: bytes, offset: int) -> None:
+    """Check that the sum of a header's bytes, with spaces for the checksum field, is as recorded.
+
+    Args:
+        header: the 512 bytes.
+        offset: position of the header, for messages.
+
+    Raises:
+        TarDamageError: the sum differs.
+    """
+    recorded = parse_number(header[148:156], offset)
+    # The lower half of an Adler-32 is 1 plus the sum of all bytes modulo 65521: a sum in C.
+    adler = zlib.adler32(header[156:], zlib.adler32(header[:148])) & 0xFFFF
+    if adler == (recorded - 256 + 1) % 65521:
+        return
+    # Some old programs added signed bytes.
+    signed = sum(byte - 256 if byte > 127 else byte for byte in header[:148] + header[156:]) + 256
+    if signed != recorded:
+        raise TarDamageError(f"has a damaged header at byte {offset}")
+
+
+def parse_number(field: bytes, offset: int) -> int:
+    """Return the number in a header field: octal digits, or binary if the first bit is set.
+
+    Args:
+        field: the bytes of the field.
+        offset: position of the header, for messages.
+
+    Raises:
+        TarDamageError: the field is malformed or the number is negative.
+    """
+    if field[0] & 0x80:
+        value = int.from_bytes(field, "big") & ((1 << (8 * len(field) - 1)) - 1)
+        if field[0] & 0x40:
+            raise TarDamageError(f"has a negative size at byte {offset}")
+        return value
+    digits = field.split(b"\0", 1)[0].strip()
+    try:
+        value = int(digits, 8) if digits else 0
+    except ValueError:
+        raise TarDamageError(f"has a damaged header at byte {offset}") from None
+    if value < 0:
+        raise TarDamageError(f"has a negative size at byte {offset}")
+    return value
+
+
+def read_extension(
+    descriptor: int, kind: bytes, offset: int, size: int, end: int
+) -> Dict[bytes, bytes]:
+    """Return the pax records that a long name or a pax header at `offset` amounts to.
+
+    Args:
+        descriptor: an open file.
+        kind: the header's type flag, one of EXTENSION_KINDS.
+        offset: position of the header.
+        size: bytes after the header.
+        end: offset of the archive's end.
+
+    Raises:
+        TarDamageError: the content is too long, incomplete or malformed.
+    """
+    if size > MAX_EXTENSION_BYTES:
+        raise TarDamageError(f"has a header of {size} bytes at byte {offset}")
+    content = read_exactly(descriptor, offset + BLOCK_BYTES, size, end)
+    if kind in (GNU_LONG_NAME, GNU_LONG_LINK):
+        key = b"path" if kind == GNU_LONG_NAME else b"linkpath"
+        return {key: content.split(b"\0", 1)[0]}
+    return parse_pax_records(content, offset)
+
+
+def parse_pax_records(content: bytes, offset: int) -> Dict[bytes, bytes]:
+    """Return {keyword: value} of the `length keyword=value` lines of a pax header.
+
+    Args:
+        content: the lines; each length, in decimal, is that of the whole line in bytes.
+        offset: position of the header, for messages.
+
+    Raises:
+        TarDamageError: a line is malformed.
+    """
+    records, begin = {}, 0
+    end = len(content.rstrip(b"\0"))
+    while begin < end:
+        digits, space, _ = content[begin : begin + MAX_NUMBER_DIGITS].partition(b" ")
+        length = int(digits) if space and digits.isdigit() else 0
+        if begin + length > len(content) or length < len(digits) + 4:
+            raise TarDamageError(f"has a damaged pax header at byte {offset}")
+        keyword, _, value = content[begin + len(digits) + 1 : begin + length - 1].partition(b"=")
+        records[keyword] = value
+        begin += length
+    return records
+
+
+def parse_pax_size(value: bytes, offset: int) -> int:
+    """Return the size in bytes that a pax record contains.
+
+    Raises:
+        TarDamageError: the value is no decimal number.
+    """
+    if not value.isdigit() or len(value) > MAX_NUMBER_DIGITS:
+        raise TarDamageError(f"has a damaged pax header at byte {offset}")
+    return int(value)
+
+
+def skip_sparse_map(descriptor: int, header: bytes, data: int, end: int) -> int:
+    """Return the offset of the data of a sparse file in GNU's format.
+
+    The header may be followed by blocks of the sparse map; a flag in each tells if another follows.
+
+    Args:
+        descriptor: an open file.
+        header: the 512 bytes.
+        data: offset of the first block after the header.
+        end: offset of the archive's end.
+
+    Raises:
+        TarDamageError: the archive ends too early.
+    """
+    map_continues = header[482]
+    while map_continues:
+        map_continues = read_exactly(descriptor, data, BLOCK_BYTES, end)[504]
+        data += BLOCK_BYTES
+    return data
+
+
+def parse_member(
+    header: bytes, kind: bytes, size: int, data: int, pax: Dict[bytes, bytes]
+) -> TarMember:
+    """Return the member that a header and the pax records before it describe.
+
+    Args:
+        header: the 512 bytes.
+        kind: the header's type flag.
+        size: bytes of data.
+        data: offset of the data in the file.
+        pax: pax records that apply to this member.
+    """
+    name = header[:100].split(b"\0", 1)[0]
+    if header[257:263] == b"ustar\0":  # GNU's own format ("ustar  ") has other fields at 345
+        prefix = header[345:500].split(b"\0", 1)[0]
+        name = prefix + b"/" + name if prefix else name
+    name = pax.get(b"GNU.sparse.name", pax.get(b"path", name))
+    if kind in REGULAR_KINDS and name.endswith(b"/"):
+        kind = FOLDER  # the v7 format has no type flag for it
+    raw_target = pax.get(b"linkpath", header[157:257].split(b"\0", 1)[0])
+    sparse = kind == GNU_SPARSE or any(
+        key.startswith((b"GNU.sparse.", b"SCHILY.realsize")) for key in pax
+    )
+    # A symbolic link's target is relative to the link; a hard link's target is a member's name.
+    is_symbolic = kind == SYMBOLIC_LINK
+    target = os.fsdecode(raw_target) if is_symbolic else normalize_path(raw_target)
+    return TarMember(normalize_path(name), kind, size, data, target, sparse)
+
+
+def normalize_path(name: bytes) -> str:
+    """Return a member's path as unpacking makes it: relative, without "." and empty parts."""
+    return "/".join(part for part in os.fsdecode(name).split("/") if part not in ("", "."))

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trials in a container, with a fake docker: its arguments, the environment of a trial, signals."""
+
+import json
+import os
+import signal
+import subprocess
+
+import pytest
+from support.commands import ROOT
+from support.fake_programs import fake_program
+from support.scripts import finish, start_script, wait_for
+
+LOG = "".join(
+    ":::MLLOG "
+    + json.dumps({"key": key, "value": value, "time_ms": time_ms, "metadata": metadata})
+    + "\n"
+    for key, value, time_ms, metadata in (
+        ("run_start", None, 1600000000000, {}),
+        ("eval_accuracy", 0.76, 1600000500000, {"epoch_num": 35}),
+        ("run_stop", None, 1600000600000, {"status": "success"}),
+    )
+)
+# Records its arguments; a trial leaves a log.
+DOCKER = """
+printf '%s\\037' "$@" >>"$CALLS"; echo >>"$CALLS"
+case "$*" in
+    *--print-config*) [ -z "${WRONG:-}" ] || { echo "mxresnet: $WRONG" >&2; exit 2; } ;;
+    *" ./run_and_time.sh"*)
+        for word do
+            case $word in TRIAL=*) n=${word#*=} ;; DATESTAMP=*) stamp=${word#*=} ;; esac
+        done
+        [ -z "${HANG:-}" ] || exec sleep 60
+        printf '%s' "$LOG" >"$LOGDIR/${stamp}_$n.log" ;;
+esac
+"""
+
+
+@pytest.fixture
+def docker(tmp_path):
+    fake_program(tmp_path / "bin", "docker", DOCKER)
+    (tmp_path / "data").mkdir()
+
+    def run(*flags, **environ):
+        return start_script(
+            ["./run_with_docker.sh", *flags],
+            tmp_path,
+            **{
+                "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
+                "CALLS": str(tmp_path / "calls"),
+                "LOG": LOG,
+                "CONT": "image:1",
+                "DATADIR": str(tmp_path / "data"),
+                "NEXP": "2",
+                "DATESTAMP": "s",
+                "CLEAR_CACHES": "0",
+                **environ,
+            },
+        )
+
+    return run
+
+
+def docker_calls(tmp_path):
+    """Return the arguments of each call of docker."""
+    return [call.split("\037")[:-1] for call in (tmp_path / "calls").read_text().splitlines()]
+
+
+def exported(system):
+    """Return what a configuration exports in an empty environment."""
+    command = f"set -euo pipefail; source ./config_{system}.sh; env -0"
+    output = subprocess.check_output(
+        ["bash", "-c", command], cwd=ROOT, text=True, env={"PATH": os.environ["PATH"]}
+    )
+    values = dict(item.split("=", 1) for item in output.split("\0") if item)
+    of_bash = ("PATH", "PWD", "SHLVL", "_", "OLDPWD")
+    return {name: value for name, value in values.items() if name not in of_bash}
+
+
+def test_a_trial_gets_the_configuration_and_the_container_is_removed(docker, tmp_path):
+    done = finish(
+        docker(
+            "--lr",
+            "3",
+            DGXSYSTEM="A100-40GB_4gpu",
+            SUBMISSION_ORG="My Org",
+            LR="1",
+            DISP_BATCHES="7",
+            NCCL_DEBUG="INFO",
+            SOMETHING="else",
+        )
+    )
+    assert done.returncode == 0, done.stderr
+    calls = docker_calls(tmp_path)
+    assert [call[0] for call in calls] == ["run"] + ["exec"] * 7 + ["rm"]
+    assert calls.pop(2)[-4:] == ["./run_and_time.sh", "--print-config", "--lr", "3"]
+    assert (
+        "mxresnet.results.submission" in calls[6]
+        and "/results/s_package" in calls[6]
+        and "/results/s_2.log" in calls[6]
+    )
+    assert (
+        calls[0][calls[0].index("--gpus") + 1] == "all"
+        and f"{tmp_path}/data:/data:ro" in calls[0]
+        and "image:1" in calls[0]
+    )
+    assert (
+        calls[2][-3:] == ["./run_and_time.sh", "--lr", "3"]
+        and "mlperf_logging.compliance_checker" in calls[3]
+    )
+    forwarded = dict(
+        calls[2][i + 1].split("=", 1) for i, word in enumerate(calls[2]) if word == "-e"
+    )
+    own = {
+        "DGXSYSTEM": "A100-40GB_4gpu",
+        "CONFIG_LOADED": "A100-40GB_4gpu",
+        "DATAROOT": "/data",
+        "LOGDIR": "/results",
+        "SUBMISSION_ORG": "My Org",
+        "DISP_BATCHES": "7",
+        "NCCL_DEBUG": "INFO",
+        "TRIAL": "1",
+        "DATESTAMP": "s",
+        "CACHE_CLEARED": "0",
+        "SEED": forwarded["SEED"],
+    }
+    assert forwarded == {**exported("A100-40GB_4gpu"), **own}
+
+
+def test_wrong_settings_are_refused_before_the_first_trial(docker, tmp_path):
+    done = finish(
+        docker(
+            "--lr",
+            "fast",
+            DGXSYSTEM="DGXA100",
+            WRONG="--lr: 'fast' is not a value",
+            CLEAR_CACHES="1",
+        )
+    )
+    assert (
+        done.returncode == 2
+        and "'fast'" in done.stderr
+        and [call[0] for call in docker_calls(tmp_path)] == ["run", "exec", "exec", "rm"]
+    )
+
+
+def test_a_cpu_configuration_needs_no_gpus(docker, tmp_path):
+    assert finish(docker(DGXSYSTEM="CPU_digits")).returncode == 0
+    first = docker_calls(tmp_path)[0]
+    assert "--gpus" not in first and f"{tmp_path}/data:/data:rw" in first
+
+
+def test_a_signal_removes_the_container(docker, tmp_path):
+    process = docker(DGXSYSTEM="DGXA100", HANG="1")
+    wait_for(lambda: "run_and_time" in (tmp_path / "calls").read_text())
+    process.send_signal(signal.SIGTERM)
+    done = finish(process, 10)
+    assert done.returncode == 143 and docker_calls(tmp_path)[-1][:2] == ["rm", "--force"]
+
+
+@pytest.mark.parametrize(
+    "environ, message",
+    [
+        ({"CONT": ""}, "CONT is not set"),
+        ({"DATADIR": "/nowhere"}, "DATADIR=/nowhere"),
+        ({"DGXSYSTEM": ""}, "DGXSYSTEM is not set"),
+        ({"DGXSYSTEM": "PDP11"}, "PDP11"),
+    ],
+)
+def test_a_wrong_variable_starts_no_container(docker, tmp_path, environ, message):
+    done = finish(docker(**{"DGXSYSTEM": "DGXA100", **environ}))
+    assert (
+        done.returncode == 2
+        and message in done.stderr
+        and done.stderr.count("\n") == 1
+        and not (tmp_path / "calls").exists()
+    )

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run the project's shell scripts as processes, in a clean environment."""
+
+import os
+import subprocess
+import time
+
+from support.commands import ROOT
+
+
+def start_script(command, folder, **environ):
+    """Start a command; its LOGDIR is <folder>/results. Return the process."""
+    env = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(folder),
+        "LOGDIR": str(folder / "results"),
+        **environ,
+    }
+    return subprocess.Popen(
+        command, cwd=ROOT, text=True, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def finish(process, timeout=120):
+    """Wait for the end of a process; return its result with its output."""
+    out, err = process.communicate(timeout=timeout)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def wait_for(condition, seconds=20):
+    """Wait until a condition holds. A file that is not there yet means that it does not."""
+    end = time.time() + seconds
+    while time.time() < end:
+        try:
+            if condition():
+                return
+        except OSError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError(f"the condition did not hold within {seconds} s")

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""launch.system_config: how launchers read configurations, and which variables they forward."""
+
+import os
+
+import pytest
+from support.commands import ROOT
+from support.launchers import exported
+
+from mxresnet.errors import UserError
+from mxresnet.launch import system_config
+
+
+def clean(**more):
+    return {"PATH": os.environ["PATH"], "HOME": "/nowhere", **more}
+
+
+def test_every_file_of_a_system_is_listed_and_no_shared_one():
+    names = {path.name[len("config_") : -len(".sh")] for path in ROOT.glob("config_*.sh")}
+    shared = {name for name in names if name.endswith("common")}
+    assert len(shared) >= 3 and system_config.systems() == sorted(names - shared)
+
+
+@pytest.mark.parametrize("system", ["PDP11", "CPU_common", "common", "../CPU", ""])
+def test_an_unknown_system_is_refused_with_the_list(system):
+    with pytest.raises(UserError, match=rf"DGXSYSTEM={system} has no config_.* CPU_digits "):
+        system_config.load_configuration(system, clean())
+
+
+def test_the_result_is_what_bash_exports():
+    before = clean(OTHER="two\nlines", SHLVL="7", NOT_UTF8="\udcff")
+    after = system_config.load_configuration("CPU_digits", before)
+    assert after == {**before, **exported("CPU_digits")}
+
+
+def test_a_failed_configuration_is_reported_by_its_own_message():
+    with pytest.raises(UserError, match="^DGXNGPU=0 ranks on each of DGXNNODES=1 machines: both"):
+        system_config.load_configuration("CPU_digits", clean(DGXNGPU="0"))
+
+
+def test_messages_of_a_configuration_are_shown(tmp_path, monkeypatch, capfd):
+    (tmp_path / "config_LOUD.sh").write_text("echo out; echo err >&2; export LR=5\n")
+    monkeypatch.setattr(system_config, "PROJECT_FOLDER", tmp_path)
+    assert system_config.load_configuration("LOUD", clean())["LR"] == "5"
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "out\nerr\n")
+
+
+@pytest.mark.parametrize("text", ["exit 3", "false", "unset X; echo $X", "export LR=$(false)x; $Y"])
+def test_a_configuration_is_strict(tmp_path, monkeypatch, text):
+    (tmp_path / "config_BAD.sh").write_text(text + "\n")
+    monkeypatch.setattr(system_config, "PROJECT_FOLDER", tmp_path)
+    with pytest.raises(UserError):
+        system_config.load_configuration("BAD", clean())
+
+
+def test_a_login_of_sshd_does_not_change_a_configuration(tmp_path):
+    """As on a worker: bash -c under sshd would read the user's .bashrc."""
+    (tmp_path / ".bashrc").write_text("export LR=9 PATH=/elsewhere:$PATH\n")
+    before = {**clean(SSH_CLIENT="10.0.0.1 1 22", SHLVL="0"), "HOME": str(tmp_path)}
+    after = system_config.load_configuration("CPU_digits", before)
+    assert after["LR"] == "4" and after["PATH"] == before["PATH"]
+
+
+def notes(flags=(), **variables):
+    before = clean(**variables)
+    after = system_config.load_configuration("CPU_digits", before)
+    return system_config.overridden_settings("CPU_digits", before, after, flags)
+
+
+def test_a_setting_that_a_configuration_overrides_is_reported_with_its_flag():
+    assert notes(LR="3", NUMEPOCHS="2 ") == [
+        "note: LR=3 from the environment is overridden by config_CPU_digits.sh (LR=4): use --lr 3",
+        "note: NUMEPOCHS=2  from the environment is overridden by config_CPU_digits.sh "
+        "(NUMEPOCHS=12): use --num-epochs '2 '",
+    ]
+
+
+def test_a_variable_without_a_flag_is_reported_without():
+    (note,) = notes(MXNET_ENGINE_TYPE="ThreadedEngine")
+    assert note.endswith("config_CPU_digits.sh (MXNET_ENGINE_TYPE=NaiveEngine): change it there")
+
+
+def test_what_is_not_overridden_is_not_reported():
+    assert not notes(LR="4", DGXNGPU="1", DATAROOT="/x", SEED="3", THR="", OMP_NUM_THREADS="1")
+    assert not notes(["--lr", "5"], LR="3") and not notes(["--lr=5"], LR="3")
+    assert not notes(SHELL="/bin/sh", PWD="/tmp", SHLVL="9", OMPI_MCA_mpi_yield_when_idle="0")
+
+
+def test_a_rank_gets_settings_and_library_variables_and_nothing_else():
+    environ = {
+        **clean(SECRET_TOKEN="x", KUBERNETES_PORT="y", LD_LIBRARY_PATH="z", WALLTIME="9"),
+        **{"LR": "4", "DGXSYSTEM": "CPU", "TRIAL": "2", "BIND": "", "SUBMISSION_ORG": "Us"},
+        **{"NCCL_DEBUG": "INFO", "MXNET_HOME": "/m", "MALLOC_ARENA_MAX": "1"},
+    }
+    names = ["BIND", "DGXSYSTEM", "LR", "MALLOC_ARENA_MAX", "MXNET_HOME", "NCCL_DEBUG"]
+    names += ["SUBMISSION_ORG", "TRIAL"]
+    assert system_config.forwarded_env(environ) == names
+    assert system_config.forwarded_env(environ, ["PATH", "ABSENT"]) == sorted([*names, "PATH"])
+
+
+@pytest.mark.parametrize(
+    "flags, environ",
+    [(["--log-file", "x"], {}), (["--log-file=x"], {}), ([], {"LOG_FILE": "x"})],
+)
+def test_another_log_file_is_refused(flags, environ):
+    with pytest.raises(UserError, match="LOGDIR"):
+        system_config.reject_log_file(flags, environ)
+    system_config.reject_log_file(["--log-files"], {"LOG_FILE": ""})
+
+
+def test_ranks_of_a_configuration():
+    assert system_config.number_of_ranks({"DGXNGPU": "8", "DGXNNODES": "2"}) == 16
+    assert system_config.number_of_ranks({"DGXNGPU": "8"}) == 8
+    with pytest.raises(UserError, match="DGXNGPU= ranks"):
+        system_config.number_of_ranks({})
