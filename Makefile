@@ -3,7 +3,7 @@
 .PHONY: help environment lint format test test-slow clean
 
 help: ## Show this list
-	@sed -nE 's/^([a-z-]+): ##/\1/p' Makefile | awk '{name = $$1; $$1 = ""; printf "make %-12s%s\n", name, $$0}'
+	@sed -nE 's/^([a-z-]+): ## /make \1\t/p' Makefile | expand -t 20
 
 environment: ## Create .venv with what training, the tests and the linters need
 	./setup_env.sh --dev

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# ResNet-50 on the built-in handwritten digits, on any CPU: 2 ranks, a few minutes on 2 cores.
+# ResNet-50 on the built-in handwritten digits, on any CPU: 2 ranks, less than a minute on 2 idle cores.
 
 export DGXNGPU=${DGXNGPU:-2}          # ranks on this machine
 source "$(dirname "${BASH_SOURCE[0]}")/config_CPU_common.sh"
@@ -16,13 +16,17 @@ export BATCHSIZE=64
 export LR=4
 export WD=0.0001
 export WARMUP_EPOCHS=1
-export NUMEPOCHS=12
+# With 12 steps an epoch and a high rate, running statistics that forget slowly describe a network
+# that no longer exists. Residual units that start as the identity learn from the first epoch on.
+export BATCHNORM_MOM=0.3
+export BN_GAMMA_INIT0=1
+export NUMEPOCHS=8
 export EVAL_PERIOD=1
 export EVAL_OFFSET=0
 export DISP_BATCHES=0
 
 # A digit fills its image, and its mirror image is no digit.
 export RAND_MIRROR=0
-export MIN_RANDOM_AREA=0.5
+export MIN_RANDOM_AREA=0.8
 
 export DALI_THREADS=1

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What bfloat16 does to accuracy: python benchmarks/accuracy.py FOLDER [--images 12000] [--epochs 6] [--seeds 5]
+"""Measure the effect of bfloat16 on accuracy, with Fashion-MNIST.
 
-FOLDER holds Fashion-MNIST's four files (train-images-idx3-ubyte.gz ...), as Debian's package dataset-fashion-mnist installs
-them in /usr/share/datasets/fashion-mnist, or as `apt-get download` and `dpkg -x` put them elsewhere. The first --images training
-images and all 10,000 test images become JPEGs of 32 x 32 and go through prepare; then the program itself trains on them, one
-rank x one thread, with each seed in each precision, --jobs runs at a time. Prints the accuracy after the last epoch of each
-run, and for each precision the mean and, in brackets, the standard deviation over its runs.
+    python benchmarks/accuracy.py FOLDER [--images 12000] [--epochs 6] [--seeds 5]
+
+FOLDER holds the four files of Fashion-MNIST (train-images-idx3-ubyte.gz ...). Debian's package
+dataset-fashion-mnist installs them in /usr/share/datasets/fashion-mnist; `apt-get download` and
+`dpkg -x` put them elsewhere. The first --images training images and all 10,000 test images are
+written as JPEGs of 32 x 32 pixels and converted by prepare. Then `python -m mxresnet` trains on
+them, one rank x one thread, with each seed in each precision, --jobs runs at a time. Prints the
+accuracy after the last epoch of each run, and the mean and (in brackets) standard deviation for
+each precision.
 """
 
 import argparse
@@ -55,7 +59,8 @@ FLAGS = [
 ]
 
 
-def idx(path, header_bytes):
+def read_idx(path, header_bytes):
+    """Return the bytes of an IDX file (the format of MNIST) after its header."""
     import numpy as np
 
     with gzip.open(path) as stream:
@@ -63,26 +68,26 @@ def idx(path, header_bytes):
 
 
 def write_jpegs(source, folder, images):
-    """Class folders below folder/train and folder/val."""
+    """Write the images into class folders below folder/train and folder/val."""
     import cv2
 
-    for half, name, most in (("train", "train", images), ("val", "t10k", None)):
-        pixels = idx(source / f"{name}-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)[:most]
+    for split, name, limit in (("train", "train", images), ("val", "t10k", None)):
+        pixels = read_idx(source / f"{name}-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)[:limit]
         for number, (image, label) in enumerate(
-            zip(pixels, idx(source / f"{name}-labels-idx1-ubyte.gz", 8))
+            zip(pixels, read_idx(source / f"{name}-labels-idx1-ubyte.gz", 8))
         ):
-            place = folder / half / f"class_{label}"
-            place.mkdir(parents=True, exist_ok=True)
+            class_folder = folder / split / f"class_{label}"
+            class_folder.mkdir(parents=True, exist_ok=True)
             padded = cv2.copyMakeBorder(image, 2, 2, 2, 2, cv2.BORDER_CONSTANT)
             cv2.imwrite(
-                str(place / f"{number:05d}.jpg"),
+                str(class_folder / f"{number:05d}.jpg"),
                 cv2.cvtColor(padded, cv2.COLOR_GRAY2BGR),
                 [cv2.IMWRITE_JPEG_QUALITY, 95],
             )
 
 
 def train(records, dtype, seed, epochs):
-    """Accuracy after the last epoch, evaluated only there."""
+    """Return the accuracy after the last epoch, the only one that is evaluated."""
     command = [
         sys.executable,
         "-m",
@@ -141,9 +146,9 @@ def main():
             )
     for dtype in ("float32", "bfloat16"):
         values = [value for run, value in found.items() if run[0] == dtype]
-        print(
-            f"{dtype:8} {' '.join(f'{value:.4f}' for value in values)}  mean {statistics.mean(values):.4f} ({statistics.stdev(values):.4f})"
-        )
+        each = " ".join(f"{value:.4f}" for value in values)
+        mean, deviation = statistics.mean(values), statistics.stdev(values)
+        print(f"{dtype:8} {each}  mean {mean:.4f} ({deviation:.4f})")
 
 
 if __name__ == "__main__":

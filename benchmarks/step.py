@@ -1,12 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training step on CPU against its peers: python benchmarks/step.py [--dtype bfloat16] [--rounds 20] [--with torch compiled]
+"""Compare a training step on a CPU with PyTorch's and with the time of its convolutions alone.
 
-Contenders are live processes that step in turn, so that a noisy neighbour meets all of them: `bare` is MXNet's Module with
-this project's network and optimizer in the environment of config_CPU_common.sh, `torch` PyTorch's ResNet-50 (channels last,
-bfloat16 autocast), `compiled` the same after torch.compile; both need PyTorch. `convolutions` is the time that oneDNN's
-convolutions alone take in such a step by its own log: their sum in a step of another process that takes part in the turns,
-and the sum of the least that each of them took in any step, which is the limit were there nothing else.
-Prints median images/s, the quartiles, and each ratio to `bare`.
+    python benchmarks/step.py [--dtype bfloat16] [--rounds 20] [--with torch compiled]
+
+Each contender is a process; they take one step each in turn, so that other load on the machine
+affects all of them.
+
+bare          MXNet's Module with this project's network and optimizer, in the environment of
+              config_CPU_common.sh
+torch         PyTorch's ResNet-50 (channels last, bfloat16 autocast)
+compiled      the same after torch.compile
+convolutions  what oneDNN's convolutions alone take in a step, by oneDNN's log of one more process:
+              their sum in a step, and the sum of the fastest time of each convolution, which is
+              the limit if nothing else took time
+
+Prints median images/s, quartiles, and the ratio of each contender to `bare`. `torch` and `compiled`
+need PyTorch.
 """
 
 import argparse
@@ -26,8 +35,9 @@ def mxnet_stepper(batch, size, dtype):
 
     from mxresnet.config import Config
     from mxresnet.data.loader import Batch
-    from mxresnet.lr_schedule import make_plan
+    from mxresnet.model.select_ops import select_ops
     from mxresnet.parallel.world import World
+    from mxresnet.run_plan import make_plan
     from mxresnet.trainer import Trainer
 
     config = Config(
@@ -42,8 +52,10 @@ def mxnet_stepper(batch, size, dtype):
         fuse_bn_relu=1,
         label_smoothing=0.1,
     )
-    trainer = Trainer(config, make_plan(config, 1000 * batch, 1), World(), 1000, mx.cpu())
-    trainer.initialise()
+    plan = make_plan(config, 1000 * batch, 1)
+    ops = select_ops(config, on_gpu=False)
+    trainer = Trainer(config, plan, World(), 1000, mx.cpu(), ops)
+    trainer.initialize()
     trainer.warm_up()
     random = np.random.RandomState(0)
     data = Batch(
@@ -61,12 +73,15 @@ def mxnet_stepper(batch, size, dtype):
     return step
 
 
-def torch_stepper(batch, size, dtype, compiled=False):
+def torch_resnet50():
     import torch
 
+    norm = torch.nn.BatchNorm2d
+
+    def conv(inside, filters, kernel, stride):
+        return torch.nn.Conv2d(inside, filters, kernel, stride, kernel // 2, bias=False)
+
     def unit(inside, filters, stride, project):
-        norm = torch.nn.BatchNorm2d
-        conv = lambda i, o, k, s: torch.nn.Conv2d(i, o, k, s, k // 2, bias=False)  # noqa: E731
         body = torch.nn.Sequential(
             conv(inside, filters, 1, 1),
             norm(filters),
@@ -105,10 +120,15 @@ def torch_stepper(batch, size, dtype, compiled=False):
         for number in range(units):
             layers.append(unit(inside, filters, 2 if stage and not number else 1, not number))
             inside = 4 * filters
-    net = torch.nn.Sequential(
+    return torch.nn.Sequential(
         *layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(inside, 1000)
     )
-    net = net.to(memory_format=torch.channels_last)
+
+
+def torch_stepper(batch, size, dtype, compiled=False):
+    import torch
+
+    net = torch_resnet50().to(memory_format=torch.channels_last)
     net = torch.compile(net) if compiled else net
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
     images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
@@ -132,14 +152,17 @@ STEPPERS = {"bare": mxnet_stepper, "torch": torch_stepper, "compiled": compiled_
 
 
 def work(kind, batch, size, dtype):
-    """A contender's process."""
+    """Run the process of a contender."""
     step = STEPPERS[kind](batch, size, dtype)
     step()
     serve(step)
 
 
 def serve(turn, first=lambda: None):
-    """What take_turns() talks to: a turn for each line that comes in, its seconds out, without those of what comes first."""
+    """Answer take_turns(): for each line on standard input, run a turn and print its seconds.
+
+    first() runs before each turn and is not timed.
+    """
     print("ready", flush=True)
     for _ in sys.stdin:
         first()
@@ -149,7 +172,10 @@ def serve(turn, first=lambda: None):
 
 
 def environment(kind, threads):
-    """What config_CPU_common.sh sets for libraries. PyTorch too is kept from giving memory back: fresh pages cost it most."""
+    """Return the library variables that config_CPU_common.sh sets.
+
+    PyTorch gets those of malloc too, which keep freed memory: new pages cost it most.
+    """
     command = (
         f"export DGXNGPU=1 OMP_NUM_THREADS={threads}; source {ROOT}/config_CPU_common.sh; env -0"
     )
@@ -190,11 +216,11 @@ def answer(process, word, seen=None):
             return line.split()
         if seen is not None:
             seen.append(line)
-    raise SystemExit("a contender ended; what it said is above")
+    raise SystemExit("a contender ended; its output is above")
 
 
 def primitives(lines):
-    """(description, seconds) of the convolutions in oneDNN's log of a step."""
+    """Return (description, seconds) of each convolution in oneDNN's log of a step."""
     rows = [
         line.rstrip().split(",")
         for line in lines
@@ -204,7 +230,10 @@ def primitives(lines):
 
 
 def take_turns(processes, rounds):
-    """Seconds of each contender's steps, and oneDNN's log of the convolutions in those of the last one."""
+    """Return the seconds of each contender's steps, and the convolutions of the last contender.
+
+    The latter is one list of (description, seconds) for each round.
+    """
     seconds, logs = {kind: [] for kind in processes}, []
     for _ in range(rounds):
         for kind, process in processes.items():
@@ -230,18 +259,21 @@ def report(seconds, logs, batch):
     logged, bare = seconds.pop("logged"), seconds["bare"]
     for kind, values in seconds.items():
         ratios = [other / own for other, own in zip(values, bare)]
-        print(
-            f"{kind:9} {batch / statistics.median(values):6.1f} images/s; bare is {quartiles(ratios)} times as fast"
-        )
-    within = [sum(time for _, time in log) for log in logs]
+        speed = batch / statistics.median(values)
+        print(f"{kind:9} {speed:6.1f} images/s; bare is {quartiles(ratios)} times as fast")
+    convolutions = [sum(time for _, time in log) for log in logs]
+    of_own_step = quartiles([own / step for own, step in zip(convolutions, logged)])
+    own_step_of_bare = quartiles([step / own for step, own in zip(logged, bare)])
+    of_bare = quartiles([own / step for own, step in zip(convolutions, bare)])
     print(
-        f"convolutions take {quartiles([own / step for own, step in zip(within, logged)])} of a step (of the one that logs them, "
-        f"which takes {quartiles([step / own for step, own in zip(logged, bare)])} of bare), {quartiles([own / step for own, step in zip(within, bare)])} of bare's"
+        f"convolutions take {of_own_step} of the step that logs them (which takes "
+        f"{own_step_of_bare} of bare), {of_bare} of bare"
     )
     limit = sum(min(times) for times in zip(*[[time for _, time in log] for log in logs]))
     print(
-        f"limit     {batch / limit:6.1f} images/s, were there nothing but {len(logs[0])} convolutions, each at its fastest: bare reaches "
-        f"{limit / statistics.median(bare):.3f} of it, {limit / min(bare):.3f} in its fastest step"
+        f"limit     {batch / limit:6.1f} images/s for {len(logs[0])} convolutions alone, each at "
+        f"its fastest: bare reaches {limit / statistics.median(bare):.3f} of it, "
+        f"{limit / min(bare):.3f} in its fastest step"
     )
 
 
@@ -260,7 +292,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()
     if options.work:
-        return work(options.work, options.batch, options.size, options.dtype)
+        work(options.work, options.batch, options.size, options.dtype)
+        return
     processes = {kind: contender(kind, options) for kind in ["bare", *options.others]}
     processes["logged"] = contender("bare", options, DNNL_VERBOSE="1", MKLDNN_VERBOSE="1")
     for process in processes.values():
@@ -270,7 +303,8 @@ def main():
     for process in processes.values():
         process.kill()
     print(
-        f"{options.dtype}, batch {options.batch} x {options.size} x {options.size}, {options.threads} threads, {options.rounds} rounds"
+        f"{options.dtype}, batch {options.batch} x {options.size} x {options.size}, "
+        f"{options.threads} threads, {options.rounds} rounds"
     )
     report(seconds, logs, options.batch)
     print(f"bare's memory: {memory / 2**30:.2f} GiB at most")

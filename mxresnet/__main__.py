@@ -1,18 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m mxresnet: one rank of a training run."""
+"""python -m mxresnet: run one rank of a training run."""
 
-import os
-import sys
-
-from mxresnet.cli import main
+from mxresnet.cli import exit_now, main
 
 if __name__ == "__main__":
-    try:
-        status = main()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except SystemExit as end:  # --help
-        sys.exit(end.code)
-    # At once: the ranks have taken leave of each other, so nobody would notice one that is stopped while Python and the
-    # libraries tidy up, for which they take a second. Logs are written line by line.
-    os._exit(status)
+    # The ranks have left MPI together: nothing would end one that hangs in a library's cleanup.
+    exit_now(main())

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The door: settings in, one rank of a run out, and what is said when something is wrong. Wires, does no work itself.
+"""Command-line entry point: parse settings, run one rank, map errors to exit statuses.
 
-Exit status: 0 target reached, or nothing evaluated, 3 target missed, 2 a mistake in settings or data, 1 anything else.
+It only connects the parts. The order of events in a run is in train_loop.py.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import os
 import secrets
 import sys
 import traceback
-from typing import List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, List, NoReturn, Optional, Sequence, TextIO, Tuple
 
-from mxresnet import config as settings
+from mxresnet import config_parser
 from mxresnet.config import Config
-from mxresnet.errors import UserError
+from mxresnet.errors import ExitStatus, UserError
 from mxresnet.parallel.world import (
     CollectiveUserError,
     World,
@@ -26,11 +26,21 @@ from mxresnet.parallel.world import (
     start_horovod,
 )
 
-REACHED, FAILED, MISTAKE, MISSED = 0, 1, 2, 3
+# At run time these are imported when needed: MXNet takes seconds to load, and DALI must be
+# loaded before Horovod.
+if TYPE_CHECKING:
+    from mxresnet.data.dataset import DataSet
+    from mxresnet.model.ops import PlainOps
+    from mxresnet.progress import Progress
+    from mxresnet.run_plan import Plan
 
 
 def start_log(config: Config, rank: int) -> None:
-    """The lines that come before anything that takes time. Raises UserError when --log-file cannot be written."""
+    """Write the log lines that come before anything that takes time.
+
+    Raises:
+        UserError: --log-file cannot be written.
+    """
     from mxresnet import mllog
 
     if rank == 0:
@@ -40,124 +50,187 @@ def start_log(config: Config, rank: int) -> None:
     mllog.init_start()
 
 
-def notes(config: Config, has_manifests: bool, backend: str) -> List[str]:
-    """What a reader of the result must know of where the images came from."""
-    said = []
+def load_dataset_and_plan(config: Config, num_ranks: int) -> Tuple[DataSet, Plan]:
+    """Check the number of ranks and the data set, without reading a record.
+
+    Raises:
+        UserError: a setting does not fit the ranks or the data set.
+    """
+    from mxresnet.data import dataset
+    from mxresnet.run_plan import make_plan
+
+    if config.expected_ranks not in (0, num_ranks):
+        raise UserError(
+            f"{num_ranks} ranks were started and EXPECTED_RANKS is {config.expected_ranks}: the "
+            "launcher and MPI do not agree on the machines (mpirun --version: Open MPI 4 is needed)"
+        )
+    data = dataset.describe(config)
+    if config.top_k > data.classes:
+        raise UserError(
+            f"--top-k {config.top_k} is above the {data.classes} classes of the data set"
+        )
+    return data, make_plan(config, data.train_examples, num_ranks)
+
+
+def data_notes(config: Config, has_manifests: bool, backend: str) -> List[str]:
+    """Return what a reader of the result must know about the origin of the images."""
+    notes = []
     if not has_manifests:
-        said.append(
-            "the data set has no manifest (train.json, val.json): its counts are taken from the settings"
+        notes.append(
+            "the data set has no manifest (train.json, val.json): its counts are taken from the "
+            "settings"
         )
     if backend == "synthetic":
-        said.append("random images (--synth-data): nothing is learned or evaluated")
+        notes.append("random images (--synth-data): nothing is learned or evaluated")
     if backend == "image_record_iter":
-        said.append(
-            "images come from MXNet's ImageRecordIter, not DALI: it resizes without antialiasing, which may change accuracy a little"
+        notes.append(
+            "images come from MXNet's ImageRecordIter, not DALI: it resizes without antialiasing, "
+            "which may change accuracy a little"
         )
-    return said
+    return notes
 
 
-def train(config: Config, world: World) -> Optional[bool]:
-    """One rank of a run, from before MXNet is loaded to the end; return whether the target was reached, or None."""
-    from mxresnet import lr_schedule, mllog, profiling, progress, train_loop
-    from mxresnet.data import dataset, loader
+def start_progress(
+    config: Config, data: DataSet, plan: Plan, world: World, device: Any, notes: List[str]
+) -> Progress:
+    """Open the progress output and describe the run in it."""
+    from mxresnet.progress import Progress
 
-    def look() -> Tuple[dataset.DataSet, lr_schedule.Plan]:
-        if config.expected_ranks not in (0, world.size):
-            raise UserError(
-                f"{world.size} ranks were started and EXPECTED_RANKS is {config.expected_ranks}: the launcher and MPI do not "
-                "agree on the machines (mpirun --version: Open MPI 4 is needed)"
-            )
-        data = dataset.describe(config)
-        if config.top_k > data.classes:
-            raise UserError(
-                f"--top-k {config.top_k} is above the {data.classes} classes of the data set"
-            )
-        return data, lr_schedule.make_plan(config, data.train_examples, world.size)
-
-    data, plan = world.run_on_all_ranks(look)
-    backend = loader.load_backend(config)
-    world = start_horovod(world)
-    seed = world.broadcast(secrets.randbelow(2**16) if config.seed is None else config.seed)
-    config = dataclasses.replace(config, seed=seed)
-    my_seed = rank_seeds(seed, world.size)[world.rank]
-
-    from mxresnet.model.select_ops import cudnn_bn_unavailable_reason, ignored_settings
-    from mxresnet.trainer import Trainer, check_device, choose_device, seed_everything
-
-    device = world.run_on_all_ranks(lambda: choose_device(config, world))
-    # Before the first draw: a device may be tried here, and by another process before this one has it for itself (a GPU in
-    # exclusive mode). All ranks do what the first with a problem must.
-    problems = world.gather(cudnn_bn_unavailable_reason(config, device))
-    without_extension = world.broadcast(next(filter(None, problems), ""))
-    world.run_on_all_ranks(lambda: check_device(device))
-    seed_everything(my_seed)
-    log_files = [open(config.log_file, "a")] if config.log_file and world.rank == 0 else []
-    shown = progress.Progress(
+    streams: List[TextIO] = [sys.stderr]
+    if config.log_file and world.rank == 0:
+        streams.append(open(config.log_file, "a"))  # noqa: SIM115 (open until the process ends)
+    progress = Progress(
         plan,
         data.train_examples,
         config.batch_size * world.size,
         config.disp_batches,
         world.rank,
-        [sys.stderr, *log_files],
+        streams,
     )
-    shown.say(
-        f"ResNet-{config.num_layers}, {world.size} x {device.device_type}, batch {config.batch_size} a rank, seed {seed}: "
-        f"{data.train_examples:,} training and {data.val_examples:,} validation images of {data.classes:,} classes, "
+    progress.write_line(
+        f"ResNet-{config.num_layers}, {world.size} x {device.device_type}, batch "
+        f"{config.batch_size} a rank, seed {config.seed}: {data.train_examples:,} training and "
+        f"{data.val_examples:,} validation images of {data.classes:,} classes, "
         f"{plan.steps_per_epoch:,} steps an epoch"
     )
-    for text in notes(config, data.has_manifests, loader.choose_backend(config)) + ignored_settings(
-        config, device.device_type == "gpu", without_extension
-    ):
-        shown.say(f"note: {text}")
+    for note in notes:
+        progress.write_line(f"note: {note}")
+    return progress
+
+
+def choose_device_and_ops(config: Config, world: World) -> Tuple[Any, PlainOps, List[str]]:
+    """Return this rank's device, the run's operator backend, and notes on what they ignore.
+
+    Raises:
+        UserError: a device cannot be used or does not fit the settings.
+    """
+    from mxresnet.model import select_ops
+    from mxresnet.trainer import check_device, choose_device
+
+    device = world.run_on_all_ranks(lambda: choose_device(config, world))
+    on_gpu = device.device_type == "gpu"
+    # Before anything else uses the device: the self-test of the batch norms runs in another
+    # process, which a GPU in exclusive mode would refuse later. All ranks use these batch norms or
+    # none does.
+    reasons = world.gather(select_ops.cudnn_bn_unavailable_reason(config, device))
+    cudnn_bn_reason = world.broadcast(next(filter(None, reasons), None))
+    world.run_on_all_ranks(lambda: check_device(device))
+    ops = select_ops.select_ops(config, on_gpu, cudnn_bn_reason)
+    return device, ops, select_ops.ignored_settings(config, ops, on_gpu, cudnn_bn_reason)
+
+
+def train(config: Config, world: World) -> Optional[bool]:
+    """Run one rank; return whether the target was reached, None when nothing was evaluated."""
+    from mxresnet import mllog, profiling
+    from mxresnet.data import loader
+    from mxresnet.train_loop import TrainLoop
+
+    data, plan = world.run_on_all_ranks(lambda: load_dataset_and_plan(config, world.size))
+    data_backend = loader.load_backend(config)
+    world = start_horovod(world)
+    seed = world.broadcast(secrets.randbelow(2**16) if config.seed is None else config.seed)
+    config = dataclasses.replace(config, seed=seed)
+    rank_seed = rank_seeds(seed, world.size)[world.rank]
+
+    from mxresnet.trainer import Trainer, seed_everything
+
+    device, ops, ignored = choose_device_and_ops(config, world)
+    seed_everything(rank_seed)
+    notes = data_notes(config, data.has_manifests, loader.choose_backend(config)) + ignored
+    progress = start_progress(config, data, plan, world, device, notes)
     trainer = world.run_on_all_ranks(
-        lambda: Trainer(config, plan, world, data.classes, device, without_extension)
+        lambda: Trainer(config, plan, world, data.classes, device, ops)
     )
-    pipelines = loader.DataLoaders(backend, config, data, world, device, my_seed)
-    timer = profiling.Timing(config, trainer.wait)
-    reached = train_loop.run(
-        config, data, plan, world, mllog.RunLog(world.rank), shown, trainer, pipelines, timer
+    loop = TrainLoop(
+        config,
+        data,
+        plan,
+        world,
+        mllog.RunLog(world.rank),
+        progress,
+        trainer,
+        loader.DataLoaders(data_backend, config, data, world, device, rank_seed),
+        profiling.Timing(config, trainer.wait),
     )
+    reached = loop.run()
     trainer.wait()
     world.shutdown()
     return reached
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    parsed, problem = catch_user_error(
-        lambda: settings.parse(sys.argv[1:] if argv is None else argv, os.environ)
-    )
-    config, only_print = parsed or (None, False)
-    if only_print:
-        print(settings.to_json(config))
-        return REACHED
-    if config:
-        _, problem = catch_user_error(lambda: start_log(config, launched_rank() or 0))
-    alive = config or Config()
+def exit_now(status: ExitStatus) -> NoReturn:
+    """End the process without the cleanup of Python and its libraries, which takes a second."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def join_or_exit(config: Config) -> World:
+    """Return this rank's World. When MPI cannot start, end the process."""
     try:
-        world = join(alive.watchdog_period, alive.watchdog_limit)
+        return join(config.watchdog_period, config.watchdog_limit)
     except Exception:
         sys.stderr.write(
             f"mxresnet: rank {launched_rank()} failed to join the others:\n{traceback.format_exc()}"
         )
-        sys.stderr.flush()
-        os._exit(FAILED)  # not through MPI's own end, which may wait for the others
+        exit_now(ExitStatus.FAILURE)  # MPI's cleanup may wait for the other ranks
+
+
+def run_rank(config: Config, config_error: Optional[UserError], world: World) -> ExitStatus:
+    """Train, unless the settings of any rank are wrong; report an error and end all ranks."""
     try:
-        world.raise_if_any_failed(problem)
-        return MISSED if train(config, world) is False else REACHED
+        world.raise_if_any_failed(config_error)
+        missed = train(config, world) is False
+        return ExitStatus.TARGET_MISSED if missed else ExitStatus.SUCCESS
     except CollectiveUserError as error:
-        # Without MPI's agreement every rank is the first of a world of its own; the launcher knows better.
+        # Every rank is here; rank 0 reports. When MPI did not connect the ranks, each is rank 0 of
+        # a world of its own, and the launcher's rank decides.
         if not (launched_rank() or world.rank):
             sys.stderr.write(f"mxresnet: {error}\n")
             sys.stderr.flush()
-        world.barrier()  # a launcher that sees another rank end may kill rank 0 before it has spoken
+        world.barrier()  # a launcher that sees another rank end may kill rank 0 before its report
         world.stop_watchdog()
-        return MISTAKE
+        return ExitStatus.USER_ERROR
     except UserError as error:
         sys.stderr.write(f"mxresnet: {error}\n")
-        world.abort(MISTAKE)
-        return MISTAKE
+        world.abort(ExitStatus.USER_ERROR)
+        return ExitStatus.USER_ERROR
     except BaseException as error:
         world.wait_if_secondary_failure(error)
         sys.stderr.write(f"mxresnet: rank {world.rank} failed:\n{traceback.format_exc()}")
-        world.abort(FAILED)
-        return FAILED
+        world.abort(ExitStatus.FAILURE)
+        return ExitStatus.FAILURE
+
+
+def main(argv: Optional[Sequence[str]] = None) -> ExitStatus:
+    """Run the command line and return its exit status."""
+    arguments = sys.argv[1:] if argv is None else argv
+    parsed, config_error = catch_user_error(lambda: config_parser.parse(arguments, os.environ))
+    # A rank with wrong settings joins the others all the same, so that all end together.
+    config, only_print = parsed or (Config(), False)
+    if only_print:
+        print(config_parser.to_json(config))
+        return ExitStatus.SUCCESS
+    if config_error is None:
+        _, config_error = catch_user_error(lambda: start_log(config, launched_rank() or 0))
+    return run_rank(config, config_error, join_or_exit(config))

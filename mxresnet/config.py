@@ -1,31 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every setting of a training run, declared once: flag, environment variable, default, meaning, check.
+"""Every setting of a training run, declared once: default, variable, meaning, check.
 
-A value comes from the flag, else from the environment (this is how config_<system>.sh speaks), else from the default.
-The names are those of NVIDIA's MLPerf Training v2.1 MXNet benchmark, and so are the defaults: what its run_and_time.sh
-passes when nothing is set, but for what only a GPU can do (float16, channels last, four channels, fused batch norms, cuDNN's
-algorithm): the configurations for GPUs set that. Settings of our own are marked "(own)".
+To add a setting, add a field to Config. config_parser.py makes its flag and its line in --help and
+in docs/settings.md.
+
+Names and defaults are those of NVIDIA's MLPerf Training v2.1 MXNet benchmark (a default is the
+value that its run_and_time.sh passes when nothing is set), except for what a CPU
+cannot do (float16, channels last, four channels, fused batch norms, cuDNN's algorithm): the system
+configurations for GPUs set those. Settings that the benchmark does not have are marked "(own)".
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
-from dataclasses import dataclass, field
-from typing import Any, Callable, Mapping, Optional, Sequence, Tuple
+from dataclasses import dataclass
+from typing import Optional, Tuple
 
-from mxresnet.errors import UserError
+from mxresnet.setting import (
+    above,
+    at_least,
+    between,
+    one_of,
+    parse_gpu_list,
+    parse_image_shape,
+    parse_lr_step_epochs,
+    setting,
+)
 
-Check = Tuple[Callable[[Any], bool], str]
-
-# Settings that mean something only with the operators of NVIDIA's MXNet, or only on a GPU. Elsewhere they are accepted,
-# and a run says once that they have no effect.
+# Where a setting has an effect (`requires`). Elsewhere it is accepted, and the run reports that it
+# has none.
 NVIDIA_MXNET = "NVIDIA's MXNet"
 FUSED = "NVIDIA's MXNet or this project's batch norms on a GPU"
 GPU = "GPU"
 
-# The reference's networks compute the same function with other operators ("basic" is a toy without residual units).
+# The reference's networks all compute the same function, with different operators. Not listed: its
+# "basic", which has no residual units.
 NETWORKS = tuple(
     "resnet-v1b" + variant
     for variant in (
@@ -40,120 +49,38 @@ NETWORKS = tuple(
     )
 )
 
-# Flags of the reference that nothing in it reads.
-UNSUPPORTED_FLAGS = {
-    "--custom-bn-off": "its networks look for another name",
-    "--initializer": "the initializer is fixed",
-    "--model-prefix": "it writes no checkpoints",
-    "--save-period": "it writes no checkpoints",
-    "--logging-dir": "it logs to standard output (here: --log-file)",
-    "--log": "it logs to standard output (here: --log-file)",
-    "--epoch-size": "the data set decides (--num-examples shortens an epoch)",
-    "--dali-bytes-per-sample-hint": "the decoder, crop and normalize hints took its place",
-    "--profile-server-suffix": "Horovod has no parameter server",
-}
-
-
-def at_least(low: float) -> Check:
-    return (lambda value: value >= low), f"must be at least {low:g}"
-
-
-def above(low: float) -> Check:
-    return (lambda value: value > low), f"must be above {low:g}"
-
-
-def between(low: float, high: float) -> Check:
-    return (lambda value: low <= value <= high), f"must be from {low:g} to {high:g}"
-
-
-def one_of(*choices: Any) -> Check:
-    return (lambda value: value in choices), "must be one of " + ", ".join(map(str, choices))
-
-
-def switch(text: str) -> bool:
-    """Parse the reference's three spellings of a boolean. Raises ValueError."""
-    if text.lower() in ("1", "true", "yes"):
-        return True
-    if text.lower() in ("0", "false", "no"):
-        return False
-    raise ValueError(text)
-
-
-def shape(text: str) -> Tuple[int, int, int]:
-    """Parse "channels,height,width". Raises ValueError."""
-    channels, height, width = (int(part) for part in text.split(","))
-    return channels, height, width
-
-
-def lr_schedule(text: str) -> str:
-    """Accept "pow2" and the like, or epochs as in "30,60,80". Raises ValueError."""
-    if "pow" not in text and text:
-        [int(part) for part in text.split(",")]
-    return text
-
-
-def gpu_list(text: str) -> str:
-    """Accept "0,1" and the like. Raises ValueError."""
-    if any(int(part) < 0 for part in text.split(",")):
-        raise ValueError(text)
-    return text
-
-
-def setting(
-    default: Any,
-    env: str,
-    help: str,
-    check: Optional[Check] = None,
-    kind: Optional[Callable] = None,
-    note: str = "",
-    flag: str = "",
-) -> Any:
-    """A field of Config. note says where it means something, when not everywhere; flag is its name, when not --field-name."""
-    kind = kind or (switch if isinstance(default, bool) else type(default))
-    return field(
-        default=default,
-        metadata={
-            "env": env,
-            "help": help,
-            "check": check,
-            "kind": kind,
-            "note": note,
-            "flag": flag,
-        },
-    )
-
 
 @dataclass(frozen=True)
 class Config:
-    """The effective settings of one run. Field `some_name` is flag --some-name; units are in the help texts."""
+    """The effective settings of one run. Field `some_name` is flag --some-name."""
 
     # Network
     network: str = setting(
         "resnet-v1b-fl",
         "NETWORK",
-        "network of the reference; all mean ResNet v1.5",
+        "the reference's network; all are ResNet v1.5",
         one_of(*NETWORKS),
     )
     num_layers: int = setting(
-        50, "NUM_LAYERS", "depth of the network", one_of(18, 34, 50, 101, 152, 200, 269)
+        50, "NUM_LAYERS", "layers of the network", one_of(18, 34, 50, 101, 152, 200, 269)
     )
     num_classes: int = setting(
-        0, "NUM_CLASSES", "classes; 0: as the data set says, or ImageNet's 1000 (own)", at_least(0)
+        0, "NUM_CLASSES", "classes; 0: as in the manifest, else 1000 (own)", at_least(0)
     )
     image_shape: Tuple[int, int, int] = setting(
         (3, 224, 224),
         "IMAGE_SHAPE",
         "channels,height,width of the network's input; channel 4 is zero padding",
-        kind=shape,
+        parse=parse_image_shape,
     )
     dtype: str = setting(
         "float32",
         "DTYPE",
-        "precision of convolutions and what passes between them; bfloat16 on a CPU, float16 on a GPU",
+        "precision of convolutions and activations; bfloat16 on a CPU, float16 on a GPU",
         one_of("float32", "float16", "bfloat16"),
     )
     input_layout: str = setting(
-        "NCHW", "INPUT_LAYOUT", "layout the input pipeline delivers", one_of("NCHW", "NHWC")
+        "NCHW", "INPUT_LAYOUT", "layout of the input batches", one_of("NCHW", "NHWC")
     )
     conv_layout: str = setting(
         "NCHW", "CONV_LAYOUT", "layout of convolutions", one_of("NCHW", "NHWC")
@@ -166,47 +93,45 @@ class Config:
     )
     batchnorm_eps: float = setting(1e-5, "BATCHNORM_EPS", "batch-norm epsilon", above(0))
     batchnorm_mom: float = setting(
-        0.9, "BATCHNORM_MOM", "decay of the batch-norm running statistics", between(0, 1)
+        0.9, "BATCHNORM_MOM", "momentum of the batch-norm running statistics", between(0, 1)
     )
     bn_group: int = setting(
         1, "BN_GROUP", "ranks of a machine that share batch-norm statistics", one_of(1, 2, 4, 8)
     )
     bn_gamma_init0: bool = setting(
-        False,
-        "BN_GAMMA_INIT0",
-        "start the last gamma of each residual unit at zero, and fc1 like a convolution",
+        False, "BN_GAMMA_INIT0", "start each unit's last gamma at 0, and fc1 like a convolution"
     )
     fuse_bn_relu: int = setting(
-        0, "FUSE_BN_RELU", "let a batch norm compute its ReLU, where its operator can", at_least(0)
+        0, "FUSE_BN_RELU", "fuse ReLU into the batch norm where the operator can", at_least(0)
     )
     fuse_bn_add_relu: int = setting(
         0,
         "FUSE_BN_ADD_RELU",
-        "let a batch norm add the shortcut and compute the ReLU, where its operator can",
+        "fuse the shortcut addition and ReLU into the batch norm where the operator can",
         at_least(0),
-        note=FUSED,
+        requires=FUSED,
     )
     conv_algo: int = setting(
         -1,
         "CONV_ALGO",
-        "cuDNN algorithm forced on convolutions; -1: cuDNN chooses",
+        "cuDNN algorithm of all convolutions; -1: cuDNN chooses",
         at_least(-1),
-        note=NVIDIA_MXNET,
+        requires=NVIDIA_MXNET,
     )
     force_tensor_core: int = setting(
-        0, "FORCE_TENSOR_CORE", "only tensor-core algorithms", at_least(0), note=NVIDIA_MXNET
+        0, "FORCE_TENSOR_CORE", "1: only tensor-core algorithms", at_least(0), requires=NVIDIA_MXNET
     )
     verbose: int = setting(
-        0, "VERBOSE", "report the algorithms that are chosen", at_least(0), note=NVIDIA_MXNET
+        0, "VERBOSE", "1: report the algorithms cuDNN chooses", at_least(0), requires=NVIDIA_MXNET
     )
     e2e_cuda_graphs: int = setting(
-        0, "E2E_CUDA_GRAPHS", "the whole step as one CUDA graph", at_least(0), note=NVIDIA_MXNET
+        0, "E2E_CUDA_GRAPHS", "1: run a step as one CUDA graph", at_least(0), requires=NVIDIA_MXNET
     )
     gpus: str = setting(
         "",
         "GPUS",
-        "numbers of the GPUs, by local rank, as in 0,1; not given: all that are found, or the CPU where there is none",
-        kind=gpu_list,
+        "GPU numbers by local rank, as in 0,1; empty: all GPUs, or the CPU where there is none",
+        parse=parse_gpu_list,
     )
 
     # Optimizer
@@ -218,229 +143,231 @@ class Config:
     lr_step_epochs: str = setting(
         "30,60,80",
         "LRSCHED",
-        '"pow2": decay with power 2 to 1e-4; else the epochs at which the rate drops',
-        kind=lr_schedule,
+        '"pow2": polynomial decay of power 2 to 1e-4; else the epochs at which the rate drops',
+        parse=parse_lr_step_epochs,
     )
     lr_factor: float = setting(
-        0.1,
-        "LR_FACTOR",
-        "factor of each drop; 1 or more: a constant rate, whatever --lr-step-epochs says",
-        above(0),
+        0.1, "LR_FACTOR", "factor of each drop; 1 or more: the rate never changes", above(0)
     )
     num_epochs: int = setting(
-        90, "NUMEPOCHS", "most epochs, and the horizon of the schedule", at_least(1)
+        90, "NUMEPOCHS", "maximum epochs, and length of the learning-rate schedule", at_least(1)
     )
-    warmup_epochs: int = setting(5, "WARMUP_EPOCHS", "epochs of warm-up", at_least(0))
+    warmup_epochs: int = setting(5, "WARMUP_EPOCHS", "epochs of learning-rate warm-up", at_least(0))
     warmup_strategy: str = setting(
         "linear",
         "WARMUP_STRATEGY",
-        "warm-up of the dropping schedule",
+        "form of the warm-up when the rate drops at epochs",
         one_of("linear", "constant"),
     )
     mom: float = setting(0.9, "MOM", "momentum", between(0, 1))
     wd: float = setting(1e-4, "WD", "weight decay", at_least(0))
     lars_eta: float = setting(0.001, "LARSETA", "LARS trust coefficient", above(0))
     lars_eps: float = setting(0.0, "LARS_EPS", "LARS epsilon", at_least(0))
-    label_smoothing: float = setting(0.0, "LABELSMOOTHING", "label smoothing", between(0, 1))
+    label_smoothing: float = setting(
+        0.0, "LABELSMOOTHING", "label smoothing, as a fraction", between(0, 1)
+    )
     kv_store: str = setting("horovod", "KVSTORE", "gradient exchange", one_of("horovod"))
     num_groups: int = setting(
         1,
         "MXNET_HOROVOD_NUM_GROUPS",
-        "groups in which gradients are all-reduced; 0: each by itself",
+        "fused groups of gradients to all-reduce; 0: all-reduce each gradient alone",
         at_least(0),
     )
 
     # Evaluation and stop
     accuracy_threshold: float = setting(
-        0.759, "THR", "stop when top-1 accuracy is above this fraction", between(0, 1)
+        0.759, "THR", "target: stop when top-1 accuracy is above this fraction", between(0, 1)
     )
     eval_period: int = setting(
         4, "EVAL_PERIOD", "epochs from one evaluation to the next", at_least(1)
     )
     eval_offset: int = setting(
-        2, "EVAL_OFFSET", "evaluate after 0-based epoch e when e % period == offset", at_least(0)
+        2, "EVAL_OFFSET", "evaluate after 0-based epoch e if e % period == offset", at_least(0)
     )
     separ_val: bool = setting(False, "SEPAR_VAL", "every rank evaluates the whole validation set")
-    top_k: int = setting(
-        0,
-        "TOP_K",
-        "also report how often the label is among the k likeliest; 0: do not",
-        at_least(0),
-    )
+    top_k: int = setting(0, "TOP_K", "also report top-k accuracy; 0: do not", at_least(0))
 
     # Data
     data_root: str = setting(
         "/data", "DATAROOT", "folder of the data set made by python -m prepare.imagenet (own)"
     )
     data_train: str = setting("", "DATA_TRAIN", "training records; empty: <data-root>/train.rec")
-    data_train_idx: str = setting("", "DATA_TRAIN_IDX", "their index; empty: <data-root>/train.idx")
+    data_train_idx: str = setting(
+        "", "DATA_TRAIN_IDX", "index of the training records; empty: <data-root>/train.idx"
+    )
     data_val: str = setting("", "DATA_VAL", "validation records; empty: <data-root>/val.rec")
-    data_val_idx: str = setting("", "DATA_VAL_IDX", "their index; empty: <data-root>/val.idx")
+    data_val_idx: str = setting(
+        "", "DATA_VAL_IDX", "index of the validation records; empty: <data-root>/val.idx"
+    )
     num_examples: int = setting(
         0,
         "NUMEXAMPLES",
-        "training images in an epoch; 0: as the data set says, or ImageNet's 1281167",
+        "training images an epoch; 0: as in the manifest, else 1281167",
         at_least(0),
     )
     num_val_examples: int = setting(
-        0,
-        "NUMVALEXAMPLES",
-        "validation images; 0: as the data set says, or ImageNet's 50000",
-        at_least(0),
+        0, "NUMVALEXAMPLES", "validation images; 0: as in the manifest, else 50000", at_least(0)
     )
     synth_data: int = setting(
         0, "SYNTH_DATA", "1: random images, no data set, no evaluation", at_least(0)
     )
-    use_dali: bool = setting(True, "USE_DALI", "0: MXNet's own ImageRecordIter in place of DALI")
+    use_dali: bool = setting(True, "USE_DALI", "0: use MXNet's ImageRecordIter instead of DALI")
     input_batch_multiplier: int = setting(
-        1, "INPUT_BATCH_MULTIPLIER", "training batches a pipeline makes at a time", at_least(1)
+        1, "INPUT_BATCH_MULTIPLIER", "training batches that a pipeline makes at a time", at_least(1)
     )
     lazy_init_sanity: bool = setting(
         False,
         "LAZY_INIT_SANITY",
-        "hide the data set from the pipelines until the clock runs",
+        "hide the data set from the input pipelines until the timed run starts",
         flag="--lazy_init_sanity",
     )
     resize: int = setting(
         256,
         "RESIZE",
-        "shorter side of a validation image before the centre crop, pixels (own)",
+        "shorter side of validation images before the crop, pixels (own)",
         at_least(1),
     )
     min_random_area: float = setting(
-        0.05, "MIN_RANDOM_AREA", "least area of the random crop, as a fraction", between(0.001, 1)
+        0.05, "MIN_RANDOM_AREA", "minimum area of the random crop, as a fraction", between(0.001, 1)
     )
     max_random_area: float = setting(
-        1.0, "MAX_RANDOM_AREA", "largest area of the random crop, as a fraction", between(0.001, 1)
+        1.0, "MAX_RANDOM_AREA", "maximum area of the random crop, as a fraction", between(0.001, 1)
     )
     min_random_aspect_ratio: float = setting(
-        3 / 4, "MIN_RANDOM_ASPECT_RATIO", "least width/height of the random crop", above(0)
+        3 / 4, "MIN_RANDOM_ASPECT_RATIO", "minimum width/height of the random crop", above(0)
     )
     max_random_aspect_ratio: float = setting(
-        4 / 3, "MAX_RANDOM_ASPECT_RATIO", "largest width/height of the random crop", above(0)
+        4 / 3, "MAX_RANDOM_ASPECT_RATIO", "maximum width/height of the random crop", above(0)
     )
     rand_mirror: bool = setting(True, "RAND_MIRROR", "mirror half of the training images (own)")
     dali_threads: int = setting(
         3, "DALI_THREADS", "CPU threads of each input pipeline", at_least(1)
     )
     dali_prefetch_queue: int = setting(
-        2, "DALI_PREFETCH_QUEUE", "batches each pipeline works ahead", at_least(1)
+        2, "DALI_PREFETCH_QUEUE", "batches that each input pipeline prefetches", at_least(1)
     )
     dali_dont_use_mmap: bool = setting(
         False, "DALI_DONT_USE_MMAP", "read records with read() instead of mmap()"
     )
     dali_roi_decode: bool = setting(
-        False, "DALI_ROI_DECODE", "decode only the random crop; not with a decoder cache"
+        False, "DALI_ROI_DECODE", "decode only the random crop; not possible with --dali-cache-size"
     )
     dali_cache_size: int = setting(
         0,
         "DALI_CACHE_SIZE",
-        "cache of decoded images, MiB; shards then stay with their rank",
+        "cache of decoded images, MiB; a rank then keeps its shard in every epoch",
         at_least(0),
-        note=GPU,
+        requires=GPU,
     )
     dali_hw_decoder_load: float = setting(
-        0.0, "DALI_HW_DECODER_LOAD", "share of the hardware JPEG decoder", between(0, 1), note=GPU
+        0.0,
+        "DALI_HW_DECODER_LOAD",
+        "share of images for the hardware JPEG decoder, as a fraction",
+        between(0, 1),
+        requires=GPU,
     )
     dali_nvjpeg_memory_padding: int = setting(
-        64, "DALI_NVJPEG_MEMPADDING", "nvJPEG buffers, MiB", at_least(0), note=GPU
+        64, "DALI_NVJPEG_MEMPADDING", "padding of nvJPEG's buffers, MiB", at_least(0), requires=GPU
     )
     dali_tmp_buffer_hint: int = setting(
-        25273239, "DALI_TMP_BUFFER_HINT", "scratch of the resize, bytes", at_least(0), note=GPU
+        25273239, "DALI_TMP_BUFFER_HINT", "resize buffer hint, bytes", at_least(0), requires=GPU
     )
     dali_decoder_buffer_hint: int = setting(
-        1315942, "DALI_DECODER_BUFFER_HINT", "decoded image, bytes", at_least(0), note=GPU
+        1315942, "DALI_DECODER_BUFFER_HINT", "decoder buffer hint, bytes", at_least(0), requires=GPU
     )
     dali_crop_buffer_hint: int = setting(
-        165581, "DALI_CROP_BUFFER_HINT", "cropped image, bytes", at_least(0), note=GPU
+        165581, "DALI_CROP_BUFFER_HINT", "crop buffer hint, bytes", at_least(0), requires=GPU
     )
     dali_normalize_buffer_hint: int = setting(
-        441549, "DALI_NORMALIZE_BUFFER_HINT", "normalized image, bytes", at_least(0), note=GPU
+        441549,
+        "DALI_NORMALIZE_BUFFER_HINT",
+        "normalize buffer hint, bytes",
+        at_least(0),
+        requires=GPU,
     )
     dali_preallocate_width: int = setting(
-        0, "DALI_PREALLOCATE_WIDTH", "widest image expected, pixels", at_least(0), note=GPU
+        0, "DALI_PREALLOCATE_WIDTH", "largest image width, pixels", at_least(0), requires=GPU
     )
     dali_preallocate_height: int = setting(
-        0, "DALI_PREALLOCATE_HEIGHT", "highest image expected, pixels", at_least(0), note=GPU
+        0, "DALI_PREALLOCATE_HEIGHT", "largest image height, pixels", at_least(0), requires=GPU
     )
 
     # The run
     seed: Optional[int] = setting(
-        None, "SEED", "random seed; empty: drawn by rank 0", between(0, 2**31 - 1), kind=int
+        None, "SEED", "random seed; empty: rank 0 draws one", between(0, 2**31 - 1), parse=int
     )
     log_file: str = setting(
-        "",
-        "LOG_FILE",
-        "file that rank 0 appends the MLPerf log and the progress to; empty: only standard output (own)",
+        "", "LOG_FILE", "file to which rank 0 appends MLPerf log and progress; empty: none (own)"
     )
     expected_ranks: int = setting(
-        0, "EXPECTED_RANKS", "refuse to run on another number of ranks; 0: any (own)", at_least(0)
+        0, "EXPECTED_RANKS", "number of ranks to require; 0: any (own)", at_least(0)
     )
     watchdog_period: float = setting(
         2.0,
         "WATCHDOG_PERIOD",
-        "seconds between a rank's signs of life to the others; 0: none, and no silence is noticed (own)",
+        "seconds between heartbeats of a rank; 0: hanging ranks are not detected (own)",
         at_least(0),
     )
     watchdog_limit: float = setting(
         40.0,
         "WATCHDOG_LIMIT",
-        "seconds of a rank's silence, or of waiting for one to start, that end the run (own)",
+        "seconds without a heartbeat, or of waiting for a rank to start, that end the run (own)",
         above(0),
     )
     disp_batches: int = setting(
-        20, "DISP_BATCHES", "steps between two progress lines; 0: one line an epoch", at_least(0)
+        20, "DISP_BATCHES", "steps between two progress lines; 0: one line per epoch", at_least(0)
     )
     profile: int = setting(
-        0, "PROFILE", "above 0: CUDA profiler on, NVTX ranges, no evaluation", at_least(0)
+        0, "PROFILE", "above 0: CUDA profiler and NVTX ranges, no evaluation", at_least(0)
     )
     profile_worker_suffix: str = setting(
         "",
         "PROFILE_WORKER_SUFFIX",
-        "write MXNet's profile to rank<N>_<suffix> in the current folder",
+        "write MXNet's profile to rank<N>_<suffix> in the current folder; empty: no profile",
     )
     time_tags: int = setting(
-        0, "TIME_TAGS", "above 0: time each part of a step; 4 epochs, 2 of warm-up", at_least(0)
+        0, "TIME_TAGS", "above 0: time the parts of each step; 4 epochs, 2 of warm-up", at_least(0)
     )
     nvtx_flag: int = setting(
-        0,
-        "NVTX_FLAG",
-        "above 0: NVTX ranges and the parts' times; 4 epochs, 2 of warm-up",
-        at_least(0),
+        0, "NVTX_FLAG", "above 0: as TIME_TAGS, and mark NVTX ranges", at_least(0)
     )
-    epoch_prof: int = setting(0, "EPOCH_PROF", "above 0: time the epochs", at_least(0))
+    epoch_prof: int = setting(0, "EPOCH_PROF", "above 0: time each epoch", at_least(0))
 
-    # What the log says of the submission and the machine (own)
-    submission_org: str = setting("unknown", "SUBMISSION_ORG", "who runs this, for the log")
-    submission_platform: str = setting("unknown", "SUBMISSION_PLATFORM", "the machine, for the log")
+    # Submission and machine, for the log (own)
+    submission_org: str = setting(
+        "unknown", "SUBMISSION_ORG", "submitting organization, for the log"
+    )
+    submission_platform: str = setting(
+        "unknown", "SUBMISSION_PLATFORM", "name of the machine, for the log"
+    )
     submission_division: str = setting(
-        "closed", "SUBMISSION_DIVISION", "MLPerf division", one_of("closed", "open")
+        "closed", "SUBMISSION_DIVISION", "MLPerf division, for the log", one_of("closed", "open")
     )
     submission_status: str = setting(
         "onprem",
         "SUBMISSION_STATUS",
-        "MLPerf status",
+        "MLPerf status, for the log",
         one_of("cloud", "onprem", "preview", "research"),
     )
     cache_cleared: bool = setting(
-        False, "CACHE_CLEARED", "whether the page cache was dropped before this run"
+        False, "CACHE_CLEARED", "whether the page cache was dropped before this run, for the log"
     )
 
     @property
     def input_dtype(self) -> str:
-        """Type of input batches, and of the network's arguments as MXNet holds them."""
+        """Data type of the input batches and of the network's parameters in MXNet."""
         return "float16" if self.dtype == "float16" else "float32"
 
     @property
     def batch_shape(self) -> Tuple[int, int, int, int]:
-        """Shape of one rank's input batch, in the layout the pipeline delivers."""
+        """Shape of one rank's input batch, in input_layout."""
         channels, height, width = self.image_shape
         if self.input_layout == "NHWC":
             return self.batch_size, height, width, channels
         return self.batch_size, channels, height, width
 
     def path(self, name: str) -> str:
-        """Path of a data file; name is one of data_train, data_train_idx, data_val, data_val_idx."""
+        """Return the path of data_train, data_train_idx, data_val or data_val_idx."""
         default = {
             "data_train": "train.rec",
             "data_train_idx": "train.idx",
@@ -454,135 +381,5 @@ FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 
 
 def flag_of(name: str) -> str:
+    """Return the flag of a field, such as --batch-size."""
     return FIELDS[name].metadata["flag"] or "--" + name.replace("_", "-")
-
-
-def default_of(name: str) -> str:
-    """The default as one would write it, or "none"."""
-    default = FIELDS[name].default
-    if isinstance(default, tuple):
-        return ",".join(map(str, default))
-    if isinstance(default, bool):
-        return str(int(default))
-    return (
-        f"{default:.5g}"
-        if isinstance(default, float)
-        else "none"
-        if default in ("", None)
-        else str(default)
-    )
-
-
-def described(name: str) -> str:
-    metadata = FIELDS[name].metadata
-    return metadata["help"] + (f"; {metadata['note']} only" if metadata["note"] else "")
-
-
-def to_markdown() -> str:
-    """All settings as the table in docs/settings.md."""
-    rows = ["| Flag | Variable | Default | Meaning |", "|---|---|---|---|"]
-    rows += [
-        f"| `{flag_of(n)}` | `{FIELDS[n].metadata['env']}` | {default_of(n)} | {described(n)} |"
-        for n in FIELDS
-    ]
-    return "\n".join(rows) + "\n"
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise UserError(f"{message} (python -m mxresnet --help lists the flags)")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m mxresnet", description=__doc__.splitlines()[0], allow_abbrev=False
-    )
-    for name, item in FIELDS.items():
-        bare = {"nargs": "?", "const": "1"} if isinstance(item.default, bool) else {}
-        meaning = f"{described(name)} (variable {item.metadata['env']}, default {default_of(name)})"
-        parser.add_argument(
-            flag_of(name),
-            dest=name,
-            default=None,
-            metavar="VALUE",
-            **bare,
-            help=meaning.replace("%", "%%"),
-        )
-    parser.add_argument(
-        "--print-config", action="store_true", help="print the effective settings as JSON and exit"
-    )
-    return parser
-
-
-def _value(name: str, text: str, origin: str) -> Any:
-    metadata = FIELDS[name].metadata
-    try:
-        value = metadata["kind"](text)
-    except ValueError:
-        raise UserError(f"{origin}: {text!r} is not a value for {metadata['help']!r}") from None
-    check = metadata["check"]
-    if check and not check[0](value):
-        raise UserError(f"{origin}: {text!r} {check[1]} ({metadata['help']})")
-    return value
-
-
-def _validate_combinations(config: Config) -> None:
-    """Refuse settings that are right alone and wrong together. Raises UserError."""
-    if config.watchdog_limit < 3 * config.watchdog_period:
-        raise UserError(
-            f"--watchdog-limit {config.watchdog_limit:g} is below three times --watchdog-period {config.watchdog_period:g}"
-        )
-    if config.eval_offset >= config.eval_period:
-        raise UserError(
-            f"--eval-offset {config.eval_offset} is not below --eval-period {config.eval_period}: nothing would be evaluated"
-        )
-    if config.warmup_epochs >= config.num_epochs and "pow" in config.lr_step_epochs:
-        raise UserError(
-            f"--warmup-epochs {config.warmup_epochs} is not below --num-epochs {config.num_epochs}"
-        )
-    for low, high in (
-        ("min_random_area", "max_random_area"),
-        ("min_random_aspect_ratio", "max_random_aspect_ratio"),
-    ):
-        if getattr(config, low) > getattr(config, high):
-            raise UserError(
-                f"{flag_of(low)} {getattr(config, low):g} is above {flag_of(high)} {getattr(config, high):g}"
-            )
-    if config.bn_group > 1 and config.dtype == "bfloat16":
-        raise UserError("--bn-group above 1 cannot compute in bfloat16: use --dtype float32")
-    channels, height, width = config.image_shape
-    if channels not in (3, 4) or min(height, width) < 1:
-        raise UserError(
-            f"--image-shape {channels},{height},{width}: wants 3 or 4 channels and positive sizes"
-        )
-    if config.resize < max(height, width):
-        raise UserError(
-            f"--resize {config.resize} is below the crop of {height} x {width} pixels (--image-shape)"
-        )
-
-
-def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Tuple[Config, bool]:
-    """Return the settings and whether they are only to be printed. Raises UserError."""
-    for word in argv:
-        if word.split("=")[0] in UNSUPPORTED_FLAGS:
-            raise UserError(
-                f"{word} does nothing in the reference and is refused here: {UNSUPPORTED_FLAGS[word.split('=')[0]]}"
-            )
-    given = _parser().parse_args(list(argv))
-    values = {}
-    for name, item in FIELDS.items():
-        flag, env = getattr(given, name), item.metadata["env"]
-        if flag is not None:
-            values[name] = _value(name, flag, flag_of(name))
-        elif environ.get(env):
-            values[name] = _value(name, environ[env], f"variable {env}")
-    config = Config(**values)
-    if config.time_tags or config.nvtx_flag:
-        # A run that times its parts is short, as in the reference's run_and_time.sh.
-        config = dataclasses.replace(config, num_epochs=4, warmup_epochs=2)
-    _validate_combinations(config)
-    return config, given.print_config
-
-
-def to_json(config: Config) -> str:
-    return json.dumps(dataclasses.asdict(config), indent=2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors that every package raises, and the exit statuses of a training run."""
+"""The error that every package raises for wrong input, and the exit statuses of a training run."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ import enum
 
 
 class UserError(Exception):
-    """A mistake of the user: shown as one line that names the thing, the value and what to do."""
+    """Wrong settings, data or environment.
+
+    The message is one line that is shown without a traceback. It names the thing and its value, and
+    says what to do.
+    """
 
 
 class ExitStatus(enum.IntEnum):
     """Exit statuses of ``python -m mxresnet`` and of the launchers around it."""
 
     SUCCESS = 0  # the target accuracy was reached, or nothing was evaluated
-    FAILURE = 1
-    USER_ERROR = 2  # in settings or data, shown in one line
-    TARGET_MISSED = 3
+    FAILURE = 1  # anything that the others do not cover; the traceback is on standard error
+    USER_ERROR = 2  # wrong settings or data, reported in one line
+    TARGET_MISSED = 3  # the last epoch ended below the target accuracy

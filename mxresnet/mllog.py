@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The MLPerf log: which line is written when, with which value. The only place that knows MLPerf's keys.
+"""The MLPerf log: keys, values and order of its lines. The only module that knows MLPerf's keys.
 
-Key names and order follow NVIDIA's v2.1 MXNet logs; the rules are mlperf_logging's compliance checker, ruleset 2.1.0.
-Lines go to standard output, and rank 0's to --log-file too. All are rank 0's but init_start, which every rank writes.
+Keys and order are those of NVIDIA's v2.1 MXNet logs; mlperf_logging's compliance checker (ruleset
+2.1.0) defines the rules. Lines go to standard output, and rank 0's also to --log-file. Only rank 0
+writes, except init_start, which every rank writes.
 """
 
 from __future__ import annotations
@@ -16,43 +17,51 @@ from mlperf_logging.mllog import constants
 
 from mxresnet.config import Config
 from mxresnet.errors import UserError
-from mxresnet.lr_schedule import END_LEARNING_RATE, POLYNOMIAL_POWER, Block, Plan
+from mxresnet.lr_schedule import END_LEARNING_RATE, POLYNOMIAL_POWER
+from mxresnet.run_plan import Block, Plan
 
 
 class _LogFile(logging.FileHandler):
-    """A log with lines missing is no log: a full disk ends the run, where logging would only grumble."""
+    """A log file that keeps the error of a failed write: a log with missing lines is worthless.
 
-    problem: Optional[UserError] = None
+    logging itself only prints such an error. It is raised later, outside the logger, which would
+    otherwise report it as an error in the line.
+    """
 
-    def handleError(self, record: logging.LogRecord) -> None:
+    write_error: Optional[UserError] = None
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         error = sys.exc_info()[1]
-        self.problem = UserError(
-            f"--log-file {self.baseFilename} cannot be written ({getattr(error, 'strerror', error)})"
-        )
+        reason = getattr(error, "strerror", error)
+        self.write_error = UserError(f"--log-file {self.baseFilename} cannot be written ({reason})")
 
 
-def _check() -> None:
-    """Raise what happened while a line was written. Not from within the logger, which would take it for a mistake in the line."""
+def _raise_write_error() -> None:
     for handler in mllog.get_mllogger().logger.handlers:
-        if isinstance(handler, _LogFile) and handler.problem:
-            raise handler.problem
+        if isinstance(handler, _LogFile) and handler.write_error:
+            raise handler.write_error
 
 
 def open_file(path: str) -> None:
-    """From now on append every line of this process to a file too. Raises UserError when it cannot be written.
+    """Append every further line of this process to a file.
 
-    The file is this process's own, so that no line is cut by another's, as may happen in what mpirun collects.
+    The file belongs to this process alone, so no line is interrupted by another rank's, as may
+    happen in the output that mpirun collects.
+
+    Raises:
+        UserError: the file cannot be written.
     """
     try:
         mllog.get_mllogger().logger.addHandler(_LogFile(path))
     except OSError as error:
         raise UserError(
-            f"--log-file {path} cannot be written ({error.strerror}): name a file in a folder that you may write"
+            f"--log-file {path} cannot be written ({error.strerror}): name a file in a folder that "
+            "you may write"
         ) from None
 
 
 def header(config: Config) -> None:
-    """Who submits what on which machine; once per run, before init_start."""
+    """Log the submitter and the machine, once per run, before init_start."""
     log = mllog.get_mllogger()
     log.event(constants.SUBMISSION_BENCHMARK, constants.RESNET)
     log.event(constants.SUBMISSION_ORG, config.submission_org)
@@ -60,16 +69,19 @@ def header(config: Config) -> None:
     log.event(constants.SUBMISSION_STATUS, config.submission_status)
     log.event(constants.SUBMISSION_PLATFORM, config.submission_platform)
     log.event(constants.CACHE_CLEAR, config.cache_cleared)
-    _check()
+    _raise_write_error()
 
 
 def init_start() -> None:
     mllog.get_mllogger().start(constants.INIT_START)
-    _check()
+    _raise_write_error()
 
 
 class _Interval:
-    """A pair of start and end lines. A class, not a generator: the logger records the calling line by stack depth."""
+    """A pair of start and stop lines; no stop line after an exception.
+
+    A class, not a generator: the logger finds the file and line to log by stack depth.
+    """
 
     def __init__(self, log: RunLog, kind: str, metadata: Dict[str, Any]):
         self._log, self._kind, self._metadata = log, kind, metadata
@@ -83,7 +95,7 @@ class _Interval:
 
 
 class _Run:
-    """run_start ... run_stop. The end is "aborted" whatever happens, unless succeed() was called."""
+    """run_start and run_stop. The status of run_stop is "aborted" unless succeed() was called."""
 
     def __init__(self, log: RunLog):
         self._log, self._status = log, constants.ABORTED
@@ -100,7 +112,7 @@ class _Run:
 
 
 class RunLog:
-    """The log of one run, after init_start."""
+    """The lines of one run after init_start. Writes nothing on ranks other than 0."""
 
     def __init__(self, rank: int):
         self._logger = mllog.get_mllogger() if rank == 0 else None
@@ -108,42 +120,59 @@ class RunLog:
     def write(
         self, kind: str, key: str, value: Any, metadata: Dict[str, Any], depth: int = 0
     ) -> None:
-        """One line; kind is event, start or end; depth counts the callers to skip for the line's file and number."""
+        """Write one line.
+
+        Args:
+            kind: "event", "start" or "end".
+            key: MLPerf's key.
+            value: any JSON value.
+            metadata: any JSON object.
+            depth: callers to skip for the file and line number that are logged.
+
+        Raises:
+            UserError: the log file cannot be written.
+        """
         if self._logger:
             getattr(self._logger, kind)(key, value, metadata=metadata, stack_offset=2 + depth)
-            _check()
+            _raise_write_error()
 
     def _event(
         self, key: str, value: Any = None, metadata: Optional[Dict[str, Any]] = None
     ) -> None:
         self.write("event", key, value, metadata or {}, depth=1)
 
-    def initialisation(self, seed: int, bn_span: int, parameters: Iterable[str]) -> None:
-        """Seed, images per batch-norm statistic, and the name of every parameter that was initialised."""
+    def initialization(
+        self, seed: Optional[int], bn_span: int, parameter_names: Iterable[str]
+    ) -> None:
+        """Log the seed, the images per batch-norm statistic and every initialized parameter."""
         self._event(constants.SEED, seed)
         self._event(constants.MODEL_BN_SPAN, bn_span)
-        for name in sorted(parameters):
+        for name in sorted(parameter_names):
             self._event(constants.WEIGHTS_INITIALIZATION, metadata={"tensor": name})
 
     def init_stop(self) -> None:
         self.write("end", constants.INIT_STOP, None, {})
 
-    def hyperparameters(self, config: Config, plan: Plan, ranks: int) -> None:
-        """What was set, under the optimizer's own keys. Decay steps are logged in epochs, as the reference does."""
-        if plan.polynomial and not plan.constant_rate:
+    def hyperparameters(self, config: Config, plan: Plan, num_ranks: int) -> None:
+        """Log the settings under the optimizer's keys.
+
+        lars_opt_learning_rate_decay_steps is in epochs, as in the reference benchmark's logs.
+        """
+        schedule = plan.schedule
+        if schedule.polynomial and not schedule.is_constant:
             for family in ("sgd", "lars"):
                 self._event(f"{family}_opt_learning_rate_decay_poly_power", POLYNOMIAL_POWER)
                 self._event(f"{family}_opt_end_learning_rate", END_LEARNING_RATE)
-        elif not plan.constant_rate:
+        elif not schedule.is_constant:
             self._event(
                 "opt_learning_rate_decay_boundary_epochs",
-                [step // plan.steps_per_epoch for step in plan.drop_steps],
+                [step // plan.steps_per_epoch for step in schedule.drop_steps],
             )
         self._event("d_batch_size", config.batch_size)
         self._event("s_optimizer", config.optimizer)
         self._event("s_network", config.network)
         self._event("s_process", config.kv_store)
-        self._event(constants.GLOBAL_BATCH_SIZE, config.batch_size * ranks)
+        self._event(constants.GLOBAL_BATCH_SIZE, config.batch_size * num_ranks)
         self._event(constants.GRADIENT_ACCUMULATION_STEPS, 1)
         lars = "lars" in config.optimizer
         family = "lars" if lars else "sgd"
@@ -185,7 +214,7 @@ class RunLog:
         self._event(constants.EVAL_ACCURACY, fraction, {constants.EPOCH_NUM: epoch})
 
     def times(self, rows_of_ranks: Sequence[Sequence[Tuple[str, float]]]) -> None:
-        """How long parts of the run took on each rank, in the reference's form."""
+        """Log the times of each rank's parts (Timing.report()), in the reference's form."""
         for rank, rows in enumerate(rows_of_ranks):
             for key, value in rows:
                 self._event(key, {"r": rank, "t": value})

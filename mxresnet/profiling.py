@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long the parts of a run take, where that was asked for; and ranges for NVIDIA's profilers.
+"""Optional timing of a run's parts, NVTX ranges and CUDA's profiler.
 
-The tags and the form of the log lines are the reference's ("scaleout bridge"): TIME_TAGS and NVTX_FLAG time everything,
-EPOCH_PROF the epochs. Timing waits for the device at both ends of a part, which slows a run down: without it nothing waits.
+Tags and log lines have the form of the reference benchmark ("scaleout bridge"): TIME_TAGS and
+NVTX_FLAG time every part, EPOCH_PROF the epochs. A timed part waits for the device at both ends,
+which slows the run down. Without these settings nothing waits.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import time
-from typing import Any, Callable, ContextManager, Dict, Iterator, List, Set, Tuple
+from typing import Callable, ContextManager, Dict, Iterator, List, Optional, Set, Tuple
 
 from mxresnet.config import Config
 
 TAGS = ("fwd_time", "bwd_time", "opt_time", "load_time", "eval_time", "iter_time", "epoch_time")
-_NOTHING = contextlib.nullcontext()
+_NO_SPAN = contextlib.nullcontext()
 
 
-def _library(*names: str) -> Any:
+def _load_library(*names: str) -> Optional[ctypes.CDLL]:
+    """Return the first of these libraries that the machine has."""
     for name in names:
         with contextlib.suppress(OSError):
             return ctypes.CDLL(name)
@@ -26,7 +28,7 @@ def _library(*names: str) -> Any:
 
 
 class Timing:
-    """wait() waits for the device. Spans of one tag do not nest in each other; those of different tags may."""
+    """Times of the parts of a run, in seconds, by tag."""
 
     def __init__(
         self,
@@ -34,21 +36,27 @@ class Timing:
         wait: Callable[[], None],
         clock: Callable[[], float] = time.perf_counter,
     ):
+        """Choose what to time.
+
+        Args:
+            config: the run's settings.
+            wait: waits until the device has finished all queued work.
+            clock: returns seconds.
+        """
         everything = config.time_tags > 0 or config.nvtx_flag > 0
-        self._timed: Set[str] = (
-            set(TAGS) if everything else {"epoch_time"} if config.epoch_prof else set()
-        )
-        self._nvtx = _library("libnvToolsExt.so.1") if config.nvtx_flag or config.profile else None
-        self._cuda = (
-            _library("libcudart.so", "libcudart.so.11.0", "libcudart.so.12")
-            if config.profile
-            else None
-        )
+        epochs = {"epoch_time"} if config.epoch_prof else set()
+        self._timed: Set[str] = set(TAGS) if everything else epochs
+        self._nvtx = self._cuda = None
+        if config.nvtx_flag or config.profile:
+            self._nvtx = _load_library("libnvToolsExt.so.1")
+        if config.profile:
+            self._cuda = _load_library("libcudart.so", "libcudart.so.11.0", "libcudart.so.12")
         self._wait, self._clock = wait, clock
         self._seconds: Dict[str, List[float]] = {}
 
     def span(self, tag: str) -> ContextManager[None]:
-        return self._span(tag) if tag in self._timed or self._nvtx else _NOTHING
+        """Return a context that times its body. Spans of the same tag must not nest."""
+        return self._span(tag) if tag in self._timed or self._nvtx else _NO_SPAN
 
     @contextlib.contextmanager
     def _span(self, tag: str) -> Iterator[None]:
@@ -65,12 +73,12 @@ class Timing:
             self._nvtx.nvtxRangePop()
 
     def profiler(self, on: bool) -> None:
-        """Start or stop CUDA's profiler, with --profile on a machine that has it."""
+        """Start or stop CUDA's profiler when --profile is set and the machine has CUDA."""
         if self._cuda:
             (self._cuda.cudaProfilerStart if on else self._cuda.cudaProfilerStop)()
 
     def report(self) -> List[Tuple[str, float]]:
-        """(key, value) for every tag that was timed: seconds in total, count, least and most seconds."""
+        """Return (key, value) rows for each timed tag: total, count, minimum, maximum."""
         rows: List[Tuple[str, float]] = []
         for tag in TAGS:
             seconds = self._seconds.get(tag)

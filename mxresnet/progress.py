@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the person at the terminal sees of a run: plain lines on standard error and in the log file, from rank 0 only."""
+"""Human-readable progress of a run on standard error and in the log file, from rank 0."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Callable, Optional, Sequence, TextIO
 
 from mxresnet.config import Config
 from mxresnet.errors import UserError
-from mxresnet.lr_schedule import Plan
-from mxresnet.metrics import Score
+from mxresnet.metrics import Score, images_per_second
+from mxresnet.run_plan import Plan
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     minutes, rest = divmod(int(round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -22,82 +22,100 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Speaks on rank 0, is silent elsewhere; clock returns seconds."""
+    """Measures the run's speed on every rank and writes lines on rank 0."""
 
     def __init__(
         self,
         plan: Plan,
         images_per_epoch: int,
         images_per_step: int,
-        every_steps: int,
+        interval_steps: int,
         rank: int,
         streams: Sequence[TextIO] = (sys.stderr,),
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._plan, self._images, self._step_images, self._every = (
-            plan,
-            images_per_epoch,
-            images_per_step,
-            every_steps,
-        )
+        """Describe the run.
+
+        Args:
+            plan: steps and epochs of the run.
+            images_per_epoch: training images of all ranks.
+            images_per_step: training images of all ranks.
+            interval_steps: steps between two lines; 0: one line an epoch.
+            rank: this rank.
+            streams: where rank 0 writes.
+            clock: returns seconds.
+        """
+        self._plan = plan
+        self._images_per_epoch, self._images_per_step = images_per_epoch, images_per_step
+        self._interval_steps = interval_steps
         self._streams = streams if rank == 0 else ()
         self._clock = clock
-        self._run_start = self._epoch_start = self._mark = 0.0
-        self._best = 0.0
+        self._run_start = self._epoch_start = self._interval_start = 0.0
+        self._best_accuracy = 0.0
 
-    def say(self, text: str) -> None:
+    def write_line(self, text: str) -> None:
+        """Write a line on rank 0.
+
+        Raises:
+            UserError: a stream cannot be written.
+        """
         for stream in self._streams:
             try:
-                stream.write(text + "\n")  # in one piece: what ranks write is collected by mpirun
+                stream.write(text + "\n")  # one call: mpirun mixes what the ranks write
                 stream.flush()
             except OSError as error:
-                raise UserError(
-                    f"{getattr(stream, 'name', 'a stream')} cannot be written ({error.strerror})"
-                ) from None
+                name = getattr(stream, "name", "a stream")
+                raise UserError(f"{name} cannot be written ({error.strerror})") from None
 
     def run_started(self) -> None:
         self._run_start = self._clock()
 
     def epoch_started(self) -> None:
-        self._epoch_start = self._mark = self._clock()
+        self._epoch_start = self._interval_start = self._clock()
 
     def step_done(self, epoch: int, step: int) -> None:
-        if self._every and step % self._every == 0:
+        if self._interval_steps and step % self._interval_steps == 0:
             now = self._clock()
-            speed = self._every * self._step_images / (now - self._mark)
-            self._mark = now
-            self.say(
+            images = self._interval_steps * self._images_per_step
+            speed = images_per_second(images, now - self._interval_start)
+            self._interval_start = now
+            self.write_line(
                 f"epoch {epoch}, step {step} of {self._plan.steps_per_epoch}: {speed:,.0f} images/s"
             )
 
     def epoch_done(self, epoch: int, learning_rate: float) -> float:
-        """Say how the epoch went; return its images per second."""
-        seconds = self._clock() - self._epoch_start
-        per_epoch = (self._clock() - self._run_start) / epoch  # evaluations included
-        left = per_epoch * (self._plan.num_epochs - epoch)
-        speed = self._images / seconds
-        self.say(
-            f"epoch {epoch:{len(str(self._plan.num_epochs))}d} of at most {self._plan.num_epochs}: {speed:,.0f} images/s, "
-            f"{duration(seconds)}, learning rate {learning_rate:.4g}, at most {duration(left)} left"
+        """Write the epoch's line; return the epoch's images per second over all ranks."""
+        num_epochs = self._plan.num_epochs
+        epoch_seconds = self._clock() - self._epoch_start
+        seconds_per_epoch = (self._clock() - self._run_start) / epoch  # evaluations included
+        seconds_left = seconds_per_epoch * (num_epochs - epoch)
+        speed = images_per_second(self._images_per_epoch, epoch_seconds)
+        self.write_line(
+            f"epoch {epoch:{len(str(num_epochs))}d} of at most {num_epochs}: {speed:,.0f} images/s,"
+            f" {format_duration(epoch_seconds)}, learning rate {learning_rate:.4g}, at most "
+            f"{format_duration(seconds_left)} left"
         )
         return speed
 
     def evaluated(self, epoch: int, score: Score, config: Config) -> None:
-        self._best = max(self._best, score.accuracy)
+        self._best_accuracy = max(self._best_accuracy, score.accuracy)
         target = config.accuracy_threshold
         verdict = "target reached" if score.accuracy > target else f"target above {target:g}"
         top_k = f", top-{config.top_k} {score.top_k_accuracy:.4f}" if config.top_k else ""
-        self.say(
-            f"after epoch {epoch}: accuracy {score.accuracy:.4f} ({score.correct} of {score.total}){top_k}, {verdict}"
+        self.write_line(
+            f"after epoch {epoch}: accuracy {score.accuracy:.4f} "
+            f"({score.correct} of {score.total}){top_k}, {verdict}"
         )
 
     def run_done(self, reached: Optional[bool], target: float) -> None:
-        took = duration(self._clock() - self._run_start)
+        """Write the result; reached is None when nothing was evaluated."""
+        took, best = format_duration(self._clock() - self._run_start), self._best_accuracy
         if reached is None:
-            self.say(f"done in {took}; nothing was evaluated")
+            self.write_line(f"done in {took}; nothing was evaluated")
         elif reached:
-            self.say(f"trained to accuracy {self._best:.4f} (target above {target:g}) in {took}")
+            self.write_line(f"trained to accuracy {best:.4f} (target above {target:g}) in {took}")
         else:
-            self.say(
-                f"target accuracy {target:g} missed: best {self._best:.4f} in {self._plan.num_epochs} epochs, {took}"
+            self.write_line(
+                f"target accuracy {target:g} missed: best {best:.4f} in "
+                f"{self._plan.num_epochs} epochs, {took}"
             )

@@ -1,118 +1,186 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order of a run: what happens when, and what the log says of it. Knows no framework.
+"""The order of events in a run, and the log lines that go with them. Imports no framework.
 
-Timing rules (MLPerf Training): whatever costs time and touches no data comes before run_start; the first read of the
-data set comes after it, with every rank waiting on both sides.
+Timing rules (MLPerf Training): work that takes time and reads no data comes before run_start. The
+data set is read for the first time after run_start, with a barrier of all ranks on both sides of
+it.
 """
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from dataclasses import dataclass
+from typing import Any, Callable, Iterable, Iterator, List, Optional, Protocol, Tuple, TypeVar
 
 from mxresnet.config import Config
 from mxresnet.data.dataset import DataSet
+from mxresnet.data.loader import Batch
 from mxresnet.errors import UserError
-from mxresnet.lr_schedule import Plan
 from mxresnet.metrics import Score
 from mxresnet.mllog import RunLog
 from mxresnet.profiling import Timing
 from mxresnet.progress import Progress
+from mxresnet.run_plan import Plan
+
+Value = TypeVar("Value")
 
 
-def run(
-    config: Config,
-    dataset: DataSet,
-    plan: Plan,
-    world: Any,
-    log: RunLog,
-    progress: Progress,
-    trainer: Any,
-    pipelines: Any,
-    timing: Timing,
-) -> Optional[bool]:
-    """Train until the target accuracy or the last epoch; return whether the target was reached (None: not evaluated).
+class Trainer(Protocol):
+    """What a step is: mxresnet.trainer.Trainer or a fake of it."""
 
-    trainer and pipelines are a Trainer and unopened DataLoaders (or fakes of them).
-    """
-    names = trainer.initialise()
-    log.initialisation(config.seed, config.batch_size * config.bn_group, names)
-    log.init_stop()
-    log.hyperparameters(config, plan, world.size)
-    trainer.warm_up()
-    trainer.start_profile()
-    world.barrier()
-    with log.run() as outcome:
-        world.barrier()
-        progress.run_started()
-        train, val = world.run_on_all_ranks(pipelines.open)
-        val_images = dataset.val_examples
-        log.samples(dataset.train_examples, val_images)
+    def initialize(self) -> List[str]: ...
+
+    def warm_up(self) -> None: ...
+
+    def forward(self, batch: Batch) -> None: ...
+
+    def backward(self) -> None: ...
+
+    def update(self) -> None: ...
+
+    def evaluate(self, batches: Iterable[Batch]) -> Score: ...
+
+    def wait(self) -> None: ...
+
+    def start_profile(self) -> None: ...
+
+    def stop_profile(self) -> None: ...
+
+
+class TrainLoader(Protocol):
+    def batches(self, steps: int) -> Iterator[Batch]: ...
+
+
+class ValLoader(Protocol):
+    def batches(self) -> Iterator[Batch]: ...
+
+
+class DataLoaders(Protocol):
+    """Data loaders that have not read anything yet."""
+
+    def open(self) -> Tuple[TrainLoader, ValLoader]: ...
+
+
+class Ranks(Protocol):
+    """The collective operations of mxresnet.parallel.world.World that a run uses."""
+
+    @property
+    def size(self) -> int: ...
+
+    def barrier(self) -> None: ...
+
+    def gather(self, value: Any) -> List[Any]: ...
+
+    def run_on_all_ranks(self, what: Callable[[], Value]) -> Value: ...
+
+    def raise_if_any_failed(self, problem: Optional[UserError]) -> None: ...
+
+
+@dataclass(frozen=True)
+class TrainLoop:
+    """One rank's run, from the first weights to the target accuracy or the last epoch."""
+
+    config: Config
+    dataset: DataSet
+    plan: Plan
+    ranks: Ranks
+    log: RunLog
+    progress: Progress
+    trainer: Trainer
+    data_loaders: DataLoaders
+    timing: Timing
+
+    def run(self) -> Optional[bool]:
+        """Return whether the target accuracy was reached; None when nothing was evaluated.
+
+        Raises:
+            UserError: the data set is damaged or training diverged.
+        """
+        self._prepare()
+        with self.log.run() as run_status:
+            self.ranks.barrier()
+            self.progress.run_started()
+            train_loader, val_loader = self.ranks.run_on_all_ranks(self.data_loaders.open)
+            self.log.samples(self.dataset.train_examples, self.dataset.val_examples)
+            self.timing.profiler(on=True)
+            reached = self._train_blocks(train_loader, val_loader)
+            self.timing.profiler(on=False)
+            # A profiled run evaluates nothing; the reference benchmark logs it as a success.
+            if reached or self.config.profile:
+                run_status.succeed()
+        self.trainer.stop_profile()
+        self.log.times(self.ranks.gather(self.timing.report()))
+        self.progress.run_done(reached, self.config.accuracy_threshold)
+        return reached
+
+    def _prepare(self) -> None:
+        """Do everything that takes time and needs no data."""
+        config = self.config
+        parameter_names = self.trainer.initialize()
+        self.log.initialization(config.seed, config.batch_size * config.bn_group, parameter_names)
+        self.log.init_stop()
+        self.log.hyperparameters(config, self.plan, self.ranks.size)
+        self.trainer.warm_up()
+        self.trainer.start_profile()
+        self.ranks.barrier()
+
+    def _train_blocks(self, train_loader: TrainLoader, val_loader: ValLoader) -> Optional[bool]:
+        """Train and evaluate block by block until an evaluation is above the target."""
         reached = None
-        timing.profiler(on=True)
-        for block in plan.blocks:
-            with log.block(block):
+        for block in self.plan.blocks:
+            with self.log.block(block):
                 for epoch in block.epochs:
-                    with timing.span("epoch_time"):
-                        _train_epoch(epoch, plan, log, progress, trainer, train, timing)
+                    with self.timing.span("epoch_time"):
+                        self._train_epoch(epoch, train_loader)
                 if block.evaluated:
-                    with timing.span("eval_time"):
-                        score = _evaluate(epoch, val_images, world, log, trainer, val)
-                    progress.evaluated(epoch, score, config)
-                    reached = score.accuracy > config.accuracy_threshold
+                    with self.timing.span("eval_time"):
+                        score = self._evaluate(block.last_epoch, val_loader)
+                    self.progress.evaluated(block.last_epoch, score, self.config)
+                    reached = score.accuracy > self.config.accuracy_threshold
             if reached:
                 break
-        timing.profiler(on=False)
-        # A profiled run has nothing to reach; the reference calls it a success.
-        if reached or config.profile:
-            outcome.succeed()
-    trainer.stop_profile()
-    log.times(world.gather(timing.report()))
-    progress.run_done(reached, config.accuracy_threshold)
-    return reached
+        return reached
 
+    def _train_epoch(self, epoch: int, train_loader: TrainLoader) -> None:
+        """Take the steps of an epoch.
 
-def _train_epoch(
-    epoch: int,
-    plan: Plan,
-    log: RunLog,
-    progress: Progress,
-    trainer: Any,
-    train: Any,
-    timing: Timing,
-) -> None:
-    """plan.steps_per_epoch steps. The next batch is fetched while the device works on the current one."""
-    progress.epoch_started()
-    with log.epoch(epoch):
-        batches = train.batches(plan.steps_per_epoch)
-        batch = next(batches)
-        for step in range(1, plan.steps_per_epoch + 1):
-            with timing.span("iter_time"):
-                with timing.span("fwd_time"):
-                    trainer.forward(batch)
-                with timing.span("load_time"):
-                    batch = next(batches, None)
-                with timing.span("bwd_time"):
-                    trainer.backward()
-                with timing.span("opt_time"):
-                    trainer.update()
-            progress.step_done(epoch, step)
-        trainer.wait()  # the rate below is that of work done, not of work queued
-    log.throughput(
-        progress.epoch_done(epoch, plan.learning_rate(epoch * plan.steps_per_epoch)), epoch
-    )
+        The next batch is fetched while the device works on the current one.
+        """
+        trainer, timing, steps = self.trainer, self.timing, self.plan.steps_per_epoch
+        self.progress.epoch_started()
+        with self.log.epoch(epoch):
+            batches = train_loader.batches(steps)
+            batch = next(batches)
+            for step in range(1, steps + 1):
+                with timing.span("iter_time"):
+                    with timing.span("fwd_time"):
+                        trainer.forward(batch)
+                    with timing.span("load_time"):
+                        if step < steps:
+                            batch = next(batches)
+                    with timing.span("bwd_time"):
+                        trainer.backward()
+                    with timing.span("opt_time"):
+                        trainer.update()
+                self.progress.step_done(epoch, step)
+            trainer.wait()  # the throughput below counts finished work, not queued work
+        learning_rate = self.plan.learning_rate(epoch * steps)
+        throughput = self.progress.epoch_done(epoch, learning_rate)
+        self.log.throughput(throughput, epoch)
 
+    def _evaluate(self, epoch: int, val_loader: ValLoader) -> Score:
+        """Score the validation set.
 
-def _evaluate(
-    epoch: int, val_images: int, world: Any, log: RunLog, trainer: Any, val: Any
-) -> Score:
-    """Score the validation set. Raises UserError when not every image was counted exactly once."""
-    with log.evaluation(epoch):
-        score = trainer.evaluate(val.batches())
-    if score.total != val_images:  # as every rank sees
-        world.raise_if_any_failed(
-            UserError(
-                f"the evaluation after epoch {epoch} counted {score.total} images of {val_images}"
+        Raises:
+            UserError: not every image was counted exactly once.
+        """
+        with self.log.evaluation(epoch):
+            score = self.trainer.evaluate(val_loader.batches())
+        expected = self.dataset.val_examples
+        if score.total != expected:  # the total is the same on every rank
+            self.ranks.raise_if_any_failed(
+                UserError(
+                    f"the evaluation after epoch {epoch} counted {score.total} images of {expected}"
+                )
             )
-        )
-    log.accuracy(score.accuracy, epoch)
-    return score
+        self.log.accuracy(score.accuracy, epoch)
+        return score

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from support.commands import python
+from support.cudnn_bn import install_cuda_wheels
 
 
 def run_prepare(*arguments):
@@ -41,3 +42,9 @@ def few(digits, tmp_path_factory):
 def copied(digits, tmp_path):
     """A copy of the digits data set that a test may change."""
     return pathlib.Path(shutil.copytree(digits, tmp_path / "records"))
+
+
+@pytest.fixture(scope="session")
+def cuda_wheels():
+    """A folder with the headers and libraries of cuDNN 8 and CUDA 11."""
+    return install_cuda_wheels()

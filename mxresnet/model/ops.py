@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators a network is made of, on any build of MXNet. vendor_ops.py has those of NVIDIA's, op_sets.py chooses.
+"""Operator backends for any build of MXNet: the layers that a network is made of, and its loss.
 
-An op set offers input, conv_bn, relu, add_relu, max_pool and head on Features. conv_bn returns a feature whose batch norm
-is still to do: relu or add_relu, which always follow, may fuse it with what they do.
+A backend has the methods input, conv_bn, relu, add_relu, max_pool and head, which map Features to
+Features. conv_bn returns a feature with a pending batch norm: relu or add_relu always follows and
+may fuse the batch norm with its own work. ops_nvidia.py has the backends that need NVIDIA's MXNet;
+select_ops.py selects the backend of a run.
 """
 
 from __future__ import annotations
@@ -10,160 +12,163 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from dataclasses import dataclass
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import mxnet as mx
 import numpy as np
 
 from mxresnet.config import Config
-from mxresnet.model.cudnn_bn import runtime
-from mxresnet.model.sync_batch_norm import GROUP_BATCH_NORM
+from mxresnet.model import sync_batch_norm
+
+cudnn_bn: Any  # the module, or None
+try:
+    from mxresnet.model.cudnn_bn import runtime as cudnn_bn
+except ModuleNotFoundError as error:
+    # cudnn_bn is optional: without its folder MXNet's own operators are used.
+    if not (error.name or "").startswith("mxresnet.model.cudnn_bn"):
+        raise
+    cudnn_bn = None
 
 _AXES = {("NCHW", "NHWC"): (0, 2, 3, 1), ("NHWC", "NCHW"): (0, 3, 1, 2)}
 _CONV_WORKSPACE_MIB = 2048
-_BFLOAT16 = np.dtype([("bfloat16", np.uint16)])  # MXNet's way to say it
+_BFLOAT16 = np.dtype([("bfloat16", np.uint16)])  # how MXNet represents the type in numpy
 
 
 @dataclass(frozen=True)
 class Feature:
-    """A symbol, the layout of its four axes, the name of the batch norm that it still lacks, if any, and what the
-    convolution has already found out for it: sum and sum of squares over all but the channels; how many of these there are.
+    """A feature map of the network.
+
+    Attributes:
+        symbol: MXNet symbol of an array with four axes.
+        layout: Order of the axes: NCHW or NHWC.
+        pending_bn: Name of the batch norm that has yet to be applied, or None.
+        sums: For a pending batch norm, where the convolution computed them: per channel, the sum
+            and the sum of squares.
+        channels: Number of channels, where a batch norm is pending.
     """
 
     symbol: Any
     layout: str
-    norm: str = ""
+    pending_bn: Optional[str] = None
     sums: Tuple[Any, ...] = ()
     channels: int = 0
 
+    @property
+    def bn_name(self) -> str:
+        """Return the name of the pending batch norm.
+
+        Raises:
+            ValueError: No batch norm is pending.
+        """
+        if self.pending_bn is None:
+            raise ValueError(f"no batch norm of {self.symbol} is pending")
+        return self.pending_bn
+
 
 def channel_first(config: Config) -> Config:
-    """The same network with all that is between its input and its output in NCHW."""
+    """Return the configuration with every layer in NCHW; the input keeps its layout."""
     return dataclasses.replace(
         config, conv_layout="NCHW", batchnorm_layout="NCHW", pooling_layout="NCHW"
     )
 
 
 def accepts(operator: str, *attributes: str) -> bool:
-    """Whether this build of MXNet has the operator, with these attributes: an unknown one is an error when it is used."""
-    found = getattr(mx.sym, operator, None)
-    return found is not None and set(attributes) <= set(inspect.signature(found).parameters)
+    """Return whether this build of MXNet has the operator with all of the attributes."""
+    function = getattr(mx.sym, operator, None)
+    if function is None:
+        return False
+    return set(attributes) <= set(inspect.signature(function).parameters)
+
+
+def softmax_cross_entropy_loss(logits: Any, label_smoothing: float) -> Any:
+    """Return the class probabilities, with the gradient of the loss as their backward pass.
+
+    For logits x of K classes, label l and label smoothing a, the loss of one image is
+
+        loss = -sum_k t_k log p_k,    p = softmax(x),    t_k = 1 - a if k = l else a / (K - 1)
+
+    MXNet does not evaluate it: SoftmaxOutput returns p in the forward pass and d loss / d x = p - t
+    in the backward pass, not divided by the batch size.
+
+    Source: MXNet's documentation of SoftmaxOutput (smooth_alpha); label smoothing: Szegedy et al.,
+    "Rethinking the Inception Architecture" (2016), which shares a among all K classes instead.
+
+    Args:
+        logits: Symbol of shape (batch, K), float32.
+        label_smoothing: a, from 0 to 1.
+
+    Returns:
+        A symbol of shape (batch, K) named softmax; the labels are its input softmax_label.
+    """
+    return mx.sym.SoftmaxOutput(logits, smooth_alpha=label_smoothing, name="softmax")
 
 
 class PlainOps:
-    """MXNet's stock operators: the meaning that every other op set must reproduce."""
+    """MXNet's stock operators. They define the function that every other backend must compute.
 
-    networks: Tuple[str, ...] = (
-        "resnet-v1b",
-        "resnet-v1b-fl",
-    )  # of the reference: whose operators these are
-    supported_settings: Tuple[
-        str, ...
-    ] = ()  # settings that mean nothing to the stock operators, and something to these
+    Attributes:
+        networks: The reference's names of the networks that use these operators.
+        supported_settings: Settings that have an effect here and none on the stock operators.
+    """
+
+    networks: Tuple[str, ...] = ("resnet-v1b", "resnet-v1b-fl")
+    supported_settings: Tuple[str, ...] = ()
 
     def __init__(self, config: Config):
         self._config = config
 
     def for_evaluation(self) -> PlainOps:
-        """The op set of the network that is evaluated: another one where these operators can only train."""
+        """Return the backend of the evaluation network: another one if this can only train."""
         return self
 
-    def _to(self, x: Feature, layout: str) -> Any:
-        return (
-            x.symbol
-            if x.layout == layout
-            else mx.sym.transpose(x.symbol, axes=_AXES[x.layout, layout])
-        )
-
-    def _low(self, x: Any) -> Any:
-        """To bfloat16, where that is asked for. Arguments, gradients and optimizer stay in float32: the master weights."""
-        return mx.sym.amp_cast(x, dtype=_BFLOAT16) if self._config.dtype == "bfloat16" else x
-
     def input(self, name: str) -> Feature:
-        return Feature(
-            self._low(mx.sym.var(name, dtype=self._config.input_dtype)), self._config.input_layout
-        )
+        """Return the input of the network."""
+        config = self._config
+        symbol = mx.sym.var(name, dtype=config.input_dtype)
+        return Feature(self._cast_bf16(symbol), config.input_layout)
 
     def conv_bn(
         self, x: Feature, conv: str, bn: str, filters: int, kernel: int, stride: int
     ) -> Feature:
-        """Convolution without bias, padded to keep the size at stride 1, then batch norm over the channels."""
+        """Return a convolution of x, without bias, with a pending batch norm over its channels.
+
+        Args:
+            x: Input.
+            conv: Name of the convolution.
+            bn: Name of the batch norm.
+            filters: Number of output channels.
+            kernel: Height and width of the kernel. Padding keeps the size at stride 1.
+            stride: Stride along both axes.
+        """
         config = self._config
         y = mx.sym.Convolution(
-            self._to(x, config.conv_layout),
-            self._weight(conv),
-            **self._window(conv, filters, kernel, stride),
+            self._to_layout(x, config.conv_layout),
+            self._conv_weight(conv),
+            **self._conv_attrs(conv, filters, kernel, stride),
             no_bias=True,
             workspace=_CONV_WORKSPACE_MIB,
-            **self._cudnn(),
+            **self._cudnn_conv_attrs(),
         )
         layout = config.batchnorm_layout
-        return Feature(
-            self._to(Feature(y, config.conv_layout), layout), layout, bn, channels=filters
-        )
-
-    def _weight(self, conv: str) -> Any:
-        return self._low(mx.sym.var(f"{conv}_weight", dtype=self._config.input_dtype))
-
-    def _window(self, conv: str, filters: int, kernel: int, stride: int) -> Dict[str, Any]:
-        return {
-            "name": conv,
-            "num_filter": filters,
-            "kernel": (kernel, kernel),
-            "stride": (stride, stride),
-            "pad": (kernel // 2, kernel // 2),
-            "layout": self._config.conv_layout,
-        }
-
-    def _cudnn(self) -> Dict[str, Any]:
-        """What NVIDIA's MXNet lets one say of cuDNN's algorithms, where this is it."""
-        algo = self._config.conv_algo
-        said = {
-            "cudnn_algo_verbose": bool(self._config.verbose),
-            "cudnn_tensor_core_only": bool(self._config.force_tensor_core),
-            "cudnn_algo_fwd": algo,
-            "cudnn_algo_bwd_data": algo,
-            "cudnn_algo_bwd_filter": algo,
-        }
-        return said if accepts("Convolution", *said) else {}
-
-    def _norm_attributes(self, name: str) -> Dict[str, Any]:
-        config = self._config
-        return {
-            "name": name,
-            "fix_gamma": False,
-            "eps": config.batchnorm_eps,
-            "momentum": config.batchnorm_mom,
-            "axis": config.batchnorm_layout.index("C"),
-        }
-
-    def _statistics(self, norm: str) -> Dict[str, Any]:
-        """The running ones, with their first values, for operators that do not bring them."""
-        first = {"moving_mean": mx.init.Zero(), "moving_var": mx.init.One()}
-        return {kind: mx.sym.var(f"{norm}_{kind}", init=value) for kind, value in first.items()}
-
-    def _normed(self, x: Feature) -> Feature:
-        return (
-            Feature(mx.sym.BatchNorm(x.symbol, **self._norm_attributes(x.norm)), x.layout)
-            if x.norm
-            else x
-        )
+        y = self._to_layout(Feature(y, config.conv_layout), layout)
+        return Feature(y, layout, bn, channels=filters)
 
     def relu(self, x: Feature, name: str) -> Feature:
-        x = self._normed(x)
+        """Return relu(x), with the pending batch norm of x applied."""
+        x = self._apply_bn(x)
         return Feature(mx.sym.Activation(x.symbol, act_type="relu", name=name), x.layout)
 
     def add_relu(self, x: Feature, shortcut: Feature, name: str) -> Feature:
-        """The shortcut is a feature that lacks its batch norm or one that lacks nothing."""
-        x = self._normed(x)
-        y = x.symbol + self._to(self._normed(shortcut), x.layout)
+        """Return relu(x + shortcut), with pending batch norms of both applied."""
+        x = self._apply_bn(x)
+        y = x.symbol + self._to_layout(self._apply_bn(shortcut), x.layout)
         return Feature(mx.sym.Activation(y, act_type="relu", name=name), x.layout)
 
     def max_pool(self, x: Feature, name: str) -> Feature:
-        """3 x 3 maximum at stride 2."""
+        """Return the maximum over windows of 3 x 3 at stride 2."""
         layout = self._config.pooling_layout
         y = mx.sym.Pooling(
-            self._to(x, layout),
+            self._to_layout(x, layout),
             kernel=(3, 3),
             stride=(2, 2),
             pad=(1, 1),
@@ -173,11 +178,11 @@ class PlainOps:
         )
         return Feature(y, layout)
 
-    def head(self, x: Feature, classes: int) -> Any:
-        """Global average pool, fully connected layer, softmax with (smoothed) cross-entropy gradient in float32."""
+    def head(self, x: Feature, num_classes: int) -> Any:
+        """Return global average pooling, the fully connected layer and the loss, as a symbol."""
         layout = self._config.pooling_layout
         y = mx.sym.Pooling(
-            self._to(x, layout),
+            self._to_layout(x, layout),
             kernel=(7, 7),
             global_pool=True,
             pool_type="avg",
@@ -187,94 +192,174 @@ class PlainOps:
         y = mx.sym.Flatten(y)
         if self._config.dtype == "bfloat16":
             y = mx.sym.amp_cast(y, dtype="float32")
-        verbose = {"cublas_algo_verbose": bool(self._config.verbose)}
+        cublas_attrs = {"cublas_algo_verbose": bool(self._config.verbose)}
         y = mx.sym.FullyConnected(
             y,
-            num_hidden=classes,
+            num_hidden=num_classes,
             name="fc1",
-            **(verbose if accepts("FullyConnected", *verbose) else {}),
+            **(cublas_attrs if accepts("FullyConnected", *cublas_attrs) else {}),
         )
         if self._config.dtype == "float16":
             y = mx.sym.Cast(y, dtype="float32")
-        return mx.sym.SoftmaxOutput(y, smooth_alpha=self._config.label_smoothing, name="softmax")
+        return softmax_cross_entropy_loss(y, self._config.label_smoothing)
+
+    def _to_layout(self, x: Feature, layout: str) -> Any:
+        if x.layout == layout:
+            return x.symbol
+        return mx.sym.transpose(x.symbol, axes=_AXES[x.layout, layout])
+
+    def _cast_bf16(self, symbol: Any) -> Any:
+        """Return the symbol as bfloat16 if --dtype is bfloat16.
+
+        Parameters, gradients and the optimizer keep float32, which are then the master weights.
+        """
+        if self._config.dtype != "bfloat16":
+            return symbol
+        return mx.sym.amp_cast(symbol, dtype=_BFLOAT16)
+
+    def _conv_weight(self, conv: str) -> Any:
+        return self._cast_bf16(mx.sym.var(f"{conv}_weight", dtype=self._config.input_dtype))
+
+    def _conv_attrs(self, conv: str, filters: int, kernel: int, stride: int) -> Dict[str, Any]:
+        """Return the attributes that all of MXNet's convolution operators have."""
+        return {
+            "name": conv,
+            "num_filter": filters,
+            "kernel": (kernel, kernel),
+            "stride": (stride, stride),
+            "pad": (kernel // 2, kernel // 2),
+            "layout": self._config.conv_layout,
+        }
+
+    def _cudnn_conv_attrs(self) -> Dict[str, Any]:
+        """Return the attributes that select cuDNN's algorithms: only NVIDIA's MXNet has them."""
+        algo = self._config.conv_algo
+        attrs = {
+            "cudnn_algo_verbose": bool(self._config.verbose),
+            "cudnn_tensor_core_only": bool(self._config.force_tensor_core),
+            "cudnn_algo_fwd": algo,
+            "cudnn_algo_bwd_data": algo,
+            "cudnn_algo_bwd_filter": algo,
+        }
+        return attrs if accepts("Convolution", *attrs) else {}
+
+    def _bn_attrs(self, bn: str) -> Dict[str, Any]:
+        config = self._config
+        return {
+            "name": bn,
+            "fix_gamma": False,
+            "eps": config.batchnorm_eps,
+            "momentum": config.batchnorm_mom,
+            "axis": config.batchnorm_layout.index("C"),
+        }
+
+    def _running_stats(self, bn: str) -> Dict[str, Any]:
+        """Return variables of the running statistics, for operators that do not create them."""
+        initializers = {"moving_mean": mx.init.Zero(), "moving_var": mx.init.One()}
+        return {kind: mx.sym.var(f"{bn}_{kind}", init=init) for kind, init in initializers.items()}
+
+    def _apply_bn(self, x: Feature) -> Feature:
+        """Return x with its batch norm applied if one is pending."""
+        if x.pending_bn is None:
+            return x
+        return Feature(mx.sym.BatchNorm(x.symbol, **self._bn_attrs(x.pending_bn)), x.layout)
 
 
 class FusedCpuOps(PlainOps):
-    """Batch norm and the ReLU after it as oneDNN's one operator (--fuse-bn-relu on a CPU): one pass over memory less."""
+    """Batch norm and ReLU as one oneDNN operator (--fuse-bn-relu on a CPU).
+
+    It saves one pass over the feature map.
+    """
 
     supported_settings = ("fuse_bn_relu",)
 
     def relu(self, x: Feature, name: str) -> Feature:
-        return Feature(
-            mx.sym.contrib.BatchNormWithReLU(x.symbol, **self._norm_attributes(x.norm)), x.layout
-        )
+        attrs = self._bn_attrs(x.bn_name)
+        return Feature(mx.sym.contrib.BatchNormWithReLU(x.symbol, **attrs), x.layout)
 
 
-class ExtensionOps(PlainOps):
-    """Our own batch norms, for channel-last float16 on a GPU, with the ReLU and the addition before it in the same operator.
+class CudnnBnOps(PlainOps):
+    """The batch norms of cudnn_bn, for NHWC float16 on a GPU, fused with addition and ReLU.
 
-    They update the running statistics whenever they run, so that an evaluation needs others.
+    They update the running statistics in every forward pass: evaluation needs other operators.
     """
 
     supported_settings = ("fuse_bn_relu", "fuse_bn_add_relu")
 
+    @staticmethod
+    def unavailable_reason(device: Any, batch_size: int) -> Optional[str]:
+        """Return why this backend cannot be used on a device, or None if it can.
+
+        This takes seconds and loads the operators: see cudnn_bn.runtime.unavailable_reason.
+        """
+        if cudnn_bn is None:
+            return "mxresnet/model/cudnn_bn is not installed"
+        return cudnn_bn.unavailable_reason(device, batch_size)
+
     def for_evaluation(self) -> PlainOps:
         return ChannelFirstOps(self._config)
 
-    def _ours(self, x: Feature, **fused: Any) -> Feature:
-        config = self._config
-        y = runtime.batch_norm(
-            x.symbol,
-            x.norm,
-            x.channels,
-            config.batchnorm_eps,
-            config.batchnorm_mom,
-            config.batchnorm_layout,
-            **fused,
-        )
-        return Feature(y, x.layout)
-
-    def _normed(self, x: Feature) -> Feature:
-        return self._ours(x) if x.norm else x
-
     def relu(self, x: Feature, name: str) -> Feature:
-        return self._ours(x, relu=True) if self._config.fuse_bn_relu else super().relu(x, name)
+        if not self._config.fuse_bn_relu:
+            return super().relu(x, name)
+        return self._cudnn_batch_norm(x, relu=True)
 
     def add_relu(self, x: Feature, shortcut: Feature, name: str) -> Feature:
         if not self._config.fuse_bn_add_relu:
             return super().add_relu(x, shortcut, name)
-        return self._ours(x, addend=self._to(self._normed(shortcut), x.layout))
+        addend = self._to_layout(self._apply_bn(shortcut), x.layout)
+        return self._cudnn_batch_norm(x, addend=addend)
+
+    def _apply_bn(self, x: Feature) -> Feature:
+        return x if x.pending_bn is None else self._cudnn_batch_norm(x)
+
+    def _cudnn_batch_norm(self, x: Feature, relu: bool = False, addend: Any = None) -> Feature:
+        config = self._config
+        y = cudnn_bn.batch_norm(
+            x.symbol,
+            x.bn_name,
+            x.channels,
+            config.batchnorm_eps,
+            config.batchnorm_mom,
+            config.batchnorm_layout,
+            relu=relu,
+            addend=addend,
+        )
+        return Feature(y, x.layout)
 
 
 class ChannelFirstOps(PlainOps):
-    """PlainOps in NCHW on the parameters of a network whose convolutions are in NHWC.
+    """PlainOps in NCHW, on the parameters of a network whose convolutions may be in NHWC.
 
-    For its evaluation: MXNet's batch norm of channel-last data with given statistics uses one thread of the GPU a channel, and
-    cuDNN may refuse what it is told of them (a batch of N * H * W images of one pixel).
+    This is the evaluation network of a run in NHWC: with given statistics, MXNet's NHWC batch norm
+    uses one GPU thread per channel, and cuDNN may refuse its description of the data (a batch of
+    N * H * W images of one pixel).
     """
 
     def __init__(self, config: Config):
         super().__init__(channel_first(config))
-        self._turned = config.conv_layout == "NHWC"
+        self._transpose_weight = config.conv_layout == "NHWC"
 
-    def _weight(self, conv: str) -> Any:
-        weight = super()._weight(conv)
-        return mx.sym.transpose(weight, axes=_AXES["NHWC", "NCHW"]) if self._turned else weight
+    def _conv_weight(self, conv: str) -> Any:
+        weight = super()._conv_weight(conv)
+        if not self._transpose_weight:
+            return weight
+        return mx.sym.transpose(weight, axes=_AXES["NHWC", "NCHW"])
 
 
-class GroupOps(PlainOps):
-    """PlainOps whose batch norms share their statistics among a group of ranks (--bn-group)."""
+class SyncBatchNormOps(PlainOps):
+    """PlainOps whose batch norms share their statistics within a group of ranks (--bn-group)."""
 
-    def _normed(self, x: Feature) -> Feature:
-        if not x.norm:
+    def _apply_bn(self, x: Feature) -> Feature:
+        if x.pending_bn is None:
             return x
         config = self._config
         y = mx.sym.Custom(
             data=x.symbol,
-            **self._statistics(x.norm),
-            name=x.norm,
-            op_type=GROUP_BATCH_NORM,
-            layer=x.norm,
+            **self._running_stats(x.pending_bn),
+            name=x.pending_bn,
+            op_type=sync_batch_norm.OP_TYPE,
+            layer=x.pending_bn,
             eps=config.batchnorm_eps,
             momentum=config.batchnorm_mom,
             axis=config.batchnorm_layout.index("C"),

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Op sets of the fused operators that only NVIDIA's MXNet has (NGC container 22.04).
+"""Operator backends for NVIDIA's MXNet (NGC container 22.04), with its fused operators.
 
-Its networks differ in when a batch norm is evaluated: with the ReLU after it (VendorOps), from sums that the convolution
-hands out beside its result (StatsOps), or by the convolution that follows (NormOps). The operators know one layout and one
-type: channels last, float16. Sources: the networks resnet-v1b-*-fl of NVIDIA's MLPerf Training v2.0 and v2.1 submissions,
-and the operators' declarations in NVIDIA's MXNet (src/operator/nn).
+The reference's networks differ in where a batch norm is applied: together with the addition and
+ReLU after it (FusedBnOps), from sums that the convolution computes beside its result
+(ConvStatsOps), or in the convolution that follows (NormConvOps). The operators support one layout
+and one type: NHWC, float16.
+
+Sources: the networks resnet-v1b-*-fl of NVIDIA's MLPerf Training v2.0 and v2.1 submissions, and the
+operators' declarations in NVIDIA's MXNet (src/operator/nn).
 """
 
 from __future__ import annotations
@@ -17,44 +20,48 @@ import numpy as np
 from mxresnet.model.ops import Feature, PlainOps
 
 LAYOUT = "NHWC"
-LARGEST_KERNEL = 3  # of the convolutions with sums
+MAX_STATS_KERNEL = 3  # largest kernel of the convolutions that also compute sums
 
 
-class VendorOps(PlainOps):
-    """Batch norm, the addition of the shortcut and the ReLU as one operator."""
+class FusedBnOps(PlainOps):
+    """Batch norm, the addition of the shortcut and ReLU as one operator.
 
-    networks = ("resnet-v1b-fl", "resnet-v1b", "resnet-v1b-mod-fl")
+    Attributes:
+        required_operators: (operator, attributes...) that the build of MXNet must have.
+    """
+
+    networks: Tuple[str, ...] = ("resnet-v1b-fl", "resnet-v1b", "resnet-v1b-mod-fl")
     supported_settings = ("fuse_bn_relu", "fuse_bn_add_relu")
-    needs: Tuple[Tuple[str, ...], ...] = (
+    required_operators: Tuple[Tuple[str, ...], ...] = (
         ("BatchNorm", "act_type"),
         ("BatchNormAddRelu",),
-    )  # operator, attributes
+    )
 
     def relu(self, x: Feature, name: str) -> Feature:
         if not self._config.fuse_bn_relu:
             return super().relu(x, name)
-        return Feature(
-            mx.sym.BatchNorm(x.symbol, act_type="relu", **self._norm_attributes(x.norm)), x.layout
-        )
+        attrs = self._bn_attrs(x.bn_name)
+        return Feature(mx.sym.BatchNorm(x.symbol, act_type="relu", **attrs), x.layout)
 
     def add_relu(self, x: Feature, shortcut: Feature, name: str) -> Feature:
         if not self._config.fuse_bn_add_relu:
             return super().add_relu(x, shortcut, name)
-        addend = self._to(self._normed(shortcut), x.layout)
-        return Feature(
-            mx.sym.BatchNormAddRelu(x.symbol, addend=addend, **self._norm_attributes(x.norm)),
-            x.layout,
-        )
+        addend = self._to_layout(self._apply_bn(shortcut), x.layout)
+        attrs = self._bn_attrs(x.bn_name)
+        return Feature(mx.sym.BatchNormAddRelu(x.symbol, addend=addend, **attrs), x.layout)
 
 
-class StatsOps(VendorOps):
-    """Convolutions hand out sums, BNStatsFinalize makes a scale and a bias of them, ScaleBiasAddRelu applies these.
+class ConvStatsOps(FusedBnOps):
+    """Batch norm in three operators.
 
-    The stem's 7 x 7 convolution has no such operator: it is VendorOps'.
+    The convolution also returns the sums of each channel, BNStatsFinalize makes a scale and a bias
+    of them, and ScaleBiasAddRelu applies these. The 7 x 7 convolution of the stem has no such
+    operator: it is that of FusedBnOps.
     """
 
-    networks = ("resnet-v1b-stats-fl",)
-    needs = VendorOps.needs + (
+    networks: Tuple[str, ...] = ("resnet-v1b-stats-fl",)
+    required_operators: Tuple[Tuple[str, ...], ...] = (
+        *FusedBnOps.required_operators,
         ("NormConvolution",),
         ("NormalizedConvolution",),
         ("BNStatsFinalize",),
@@ -64,30 +71,32 @@ class StatsOps(VendorOps):
     def conv_bn(
         self, x: Feature, conv: str, bn: str, filters: int, kernel: int, stride: int
     ) -> Feature:
-        if kernel > LARGEST_KERNEL:
+        if kernel > MAX_STATS_KERNEL:
             return super().conv_bn(x, conv, bn, filters, kernel, stride)
-        inputs = {"data": self._to(x, LAYOUT), "weight": self._weight(conv)}
-        window = self._window(conv, filters, kernel, stride)
+        inputs = {"data": self._to_layout(x, LAYOUT), "weight": self._conv_weight(conv)}
+        attrs = self._conv_attrs(conv, filters, kernel, stride)
         if conv.endswith("_conv1"):
-            y, *sums = mx.sym.NormConvolution(**inputs, **window, no_norm=True)
+            y, *sums = mx.sym.NormConvolution(**inputs, **attrs, no_norm=True)
         else:
-            y, *sums = mx.sym.NormalizedConvolution(**inputs, **window, no_equiv_scale_bias=True)
+            y, *sums = mx.sym.NormalizedConvolution(**inputs, **attrs, no_equiv_scale_bias=True)
         return Feature(y, LAYOUT, bn, tuple(sums))
 
     def relu(self, x: Feature, name: str) -> Feature:
-        return self._applied(name, x) if x.sums else super().relu(x, name)
+        return self._scale_bias_add_relu(name, x) if x.sums else super().relu(x, name)
 
     def add_relu(self, x: Feature, shortcut: Feature, name: str) -> Feature:
-        return self._applied(name, x, shortcut)
+        return self._scale_bias_add_relu(name, x, shortcut)
 
-    def _applied(self, name: str, x: Feature, shortcut: Optional[Feature] = None) -> Feature:
-        """ReLU of the normalized feature, plus the shortcut, normalized where that is still to do."""
-        inputs = {"dataX": x.symbol, **self._finalized("x", x)}
-        project = shortcut is not None and bool(shortcut.norm)
+    def _scale_bias_add_relu(
+        self, name: str, x: Feature, shortcut: Optional[Feature] = None
+    ) -> Feature:
+        """Return relu(x + shortcut), with pending batch norms of both applied."""
+        inputs = {"dataX": x.symbol, **self._finalize_stats("x", x)}
+        project = shortcut is not None and shortcut.pending_bn is not None
         if shortcut is not None:
-            inputs["dataZ"] = self._to(shortcut, LAYOUT)
-        if project:
-            inputs.update(self._finalized("z", shortcut))
+            inputs["dataZ"] = self._to_layout(shortcut, LAYOUT)
+            if project:
+                inputs.update(self._finalize_stats("z", shortcut))
         y = mx.sym.ScaleBiasAddRelu(
             **inputs,
             name=name,
@@ -97,58 +106,68 @@ class StatsOps(VendorOps):
             layout=LAYOUT,
             eps=self._config.batchnorm_eps,
         )
-        return Feature(y[0], LAYOUT)  # the other output is its own notes for the backward pass
+        return Feature(y[0], LAYOUT)  # y[1] is only for the operator's own backward pass
 
-    def _finalized(self, which: str, x: Feature) -> Dict[str, Any]:
-        """The inputs of ScaleBiasAddRelu that come of a batch norm. Forward uses scale and bias, backward the others."""
+    def _finalize_stats(self, side: str, x: Feature) -> Dict[str, Any]:
+        """Return the inputs of ScaleBiasAddRelu that a pending batch norm determines.
+
+        Its forward pass uses scale and bias, its backward pass the other four.
+
+        Args:
+            side: "x" or "z", the prefix of the inputs' names.
+            x: Feature with a pending batch norm and sums.
+        """
         total, squares = x.sums
         (shape,) = x.symbol.infer_shape(data=self._config.batch_shape)[1]
-        scale, bias, mean, inverse, gamma, beta = mx.sym.BNStatsFinalize(
+        scale, bias, mean, inverse_std, gamma, beta = mx.sym.BNStatsFinalize(
             sum=total,
             sum_squares=squares,
-            **self._moments(x.norm),
-            name=x.norm,
+            **self._stats_inputs(x.bn_name),
+            name=x.bn_name,
             output_mean_var=True,
             elem_count=int(np.prod(shape[:-1])),
         )
         return {
-            f"{which}_equiv_scale": scale,
-            f"{which}_equiv_bias": bias,
-            f"{which}_gamma": gamma,
-            f"{which}_beta": beta,
-            f"{which}_mean": mean,
-            f"{which}_invvar": inverse,
+            f"{side}_equiv_scale": scale,
+            f"{side}_equiv_bias": bias,
+            f"{side}_gamma": gamma,
+            f"{side}_beta": beta,
+            f"{side}_mean": mean,
+            f"{side}_invvar": inverse_std,
         }
 
-    def _moments(self, norm: str) -> Dict[str, Any]:
-        """What an operator that evaluates a batch norm from sums wants of it, under the batch norm's own names."""
-        parameters = {kind: mx.sym.var(f"{norm}_{kind}") for kind in ("gamma", "beta")}
-        attributes = self._norm_attributes(norm)
+    def _stats_inputs(self, bn: str) -> Dict[str, Any]:
+        """Return the inputs and attributes of an operator that computes a batch norm from sums.
+
+        The variables have the names that mx.sym.BatchNorm would give them.
+        """
+        parameters = {kind: mx.sym.var(f"{bn}_{kind}") for kind in ("gamma", "beta")}
+        attrs = self._bn_attrs(bn)
         return {
             **parameters,
-            **self._statistics(norm),
-            **{key: attributes[key] for key in ("eps", "momentum", "fix_gamma")},
+            **self._running_stats(bn),
+            **{key: attrs[key] for key in ("eps", "momentum", "fix_gamma")},
         }
 
 
-class NormOps(StatsOps):
-    """The convolution after it evaluates a batch norm and its ReLU; the last one of a unit as in StatsOps."""
+class NormConvOps(ConvStatsOps):
+    """Batch norm and ReLU in the convolution after them; units end as those of ConvStatsOps do."""
 
-    networks = ("resnet-v1b-dbar2-fl", "resnet-v1b-mainloop-fl")
+    networks: Tuple[str, ...] = ("resnet-v1b-dbar2-fl", "resnet-v1b-mainloop-fl")
 
     def conv_bn(
         self, x: Feature, conv: str, bn: str, filters: int, kernel: int, stride: int
     ) -> Feature:
-        if not x.norm:
+        if x.pending_bn is None:
             return super().conv_bn(x, conv, bn, filters, kernel, stride)
         total, squares = x.sums
         y, *sums = mx.sym.NormConvolution(
             data=x.symbol,
             in_sum=total,
             in_sum_squares=squares,
-            **self._moments(x.norm),
-            weight=self._weight(conv),
-            **self._window(conv, filters, kernel, stride),
+            **self._stats_inputs(x.bn_name),
+            weight=self._conv_weight(conv),
+            **self._conv_attrs(conv, filters, kernel, stride),
             act_type="relu",
         )
         return Feature(y, LAYOUT, bn, tuple(sums))
@@ -157,10 +176,10 @@ class NormOps(StatsOps):
         return x if x.sums else super().relu(x, name)
 
 
-class NormAddOps(NormOps):
-    """NormOps whose units end as VendorOps' do."""
+class NormConvAddReluOps(NormConvOps):
+    """NormConvOps whose units end as those of FusedBnOps do."""
 
-    networks = ("resnet-v1b-normconv-fl",)
+    networks: Tuple[str, ...] = ("resnet-v1b-normconv-fl",)
 
     def add_relu(self, x: Feature, shortcut: Feature, name: str) -> Feature:
-        return VendorOps.add_relu(self, x, shortcut, name)
+        return FusedBnOps.add_relu(self, x, shortcut, name)

@@ -1,66 +1,99 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which op set a run gets, by looking at what this build of MXNet has, and what was asked for in vain."""
+"""Select the operator backend that this build of MXNet can run; list the settings it ignores."""
 
 from __future__ import annotations
 
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional, Type
 
 import mxnet as mx
 
 from mxresnet.config import FIELDS, FUSED, GPU, NVIDIA_MXNET, Config, flag_of
-from mxresnet.model.cudnn_bn import runtime
-from mxresnet.model.ops import ExtensionOps, FusedCpuOps, GroupOps, PlainOps, accepts, channel_first
-from mxresnet.model.ops_nvidia import LAYOUT, NormAddOps, NormOps, StatsOps, VendorOps
+from mxresnet.model.ops import (
+    CudnnBnOps,
+    FusedCpuOps,
+    PlainOps,
+    SyncBatchNormOps,
+    accepts,
+    channel_first,
+)
+from mxresnet.model.ops_nvidia import (
+    LAYOUT,
+    ConvStatsOps,
+    FusedBnOps,
+    NormConvAddReluOps,
+    NormConvOps,
+)
 
-VENDOR_OPS = (StatsOps, NormOps, NormAddOps, VendorOps)
-# This one projects its shortcuts by NormOps' operators or VendorOps', as their stride is.
-CLOSEST = {"resnet-v1b-dbar-fl": "resnet-v1b-dbar2-fl"}
-CUDNN = ("conv_algo", "force_tensor_core", "verbose")
-VENDOR_WANTS = "NVIDIA's fused operators want a GPU, --dtype float16, --conv-layout and --batchnorm-layout NHWC, --bn-group 1"
-
-
+# Backends of NVIDIA's MXNet. The last one can run any of the reference's networks.
+VENDOR_OPS = (ConvStatsOps, NormConvOps, NormConvAddReluOps, FusedBnOps)
+# The reference's dbar network projects its shortcuts with NormConvOps' or FusedBnOps' operators,
+# depending on the stride.
+CLOSEST_NETWORK = {"resnet-v1b-dbar-fl": "resnet-v1b-dbar2-fl"}
+CUDNN_SETTINGS = ("conv_algo", "force_tensor_core", "verbose")
+VENDOR_REQUIREMENTS = (
+    "NVIDIA's fused operators need a GPU, --dtype float16, --conv-layout and --batchnorm-layout "
+    "NHWC, --bn-group 1"
+)
 NOT_TRIED = "this project's batch norms were not tried"
 
 
-def _channels_last(config: Config, on_gpu: bool) -> bool:
-    """Whether it asks for batch norms whose stock operator cannot be relied on: it describes channel-last data to cuDNN as
-    N * H * W images of one pixel, which cuDNN refuses from some number on (at 112 x 112 from a batch of 71).
+def _needs_channel_last_batch_norm(config: Config, on_gpu: bool) -> bool:
+    """Return whether the settings need a batch norm whose stock operator is unreliable.
+
+    MXNet's BatchNorm describes channel-last data to cuDNN as N * H * W images of one pixel. cuDNN
+    refuses too many of them (112 x 112 pixels: from a batch of 71 on).
     """
     return on_gpu and config.bn_group == 1 and config.batchnorm_layout == LAYOUT
 
 
-def cudnn_bn_unavailable_reason(config: Config, device: Any) -> str:
-    """Why our own batch norms cannot be used, or nothing; half a sentence. Where they are of use, this tries them, which
-    takes seconds. Ranks may differ: let them agree.
+def _select_vendor_ops(config: Config, on_gpu: bool) -> Optional[Type[FusedBnOps]]:
+    """Return the backend of config.network, or the last one; None without their operators."""
+    layouts = (config.conv_layout, config.batchnorm_layout)
+    usable = on_gpu and config.bn_group == 1 and config.dtype == "float16"
+    if not usable or layouts != (LAYOUT, LAYOUT):
+        return None
+    network = CLOSEST_NETWORK.get(config.network, config.network)
+    for ops in VENDOR_OPS:
+        wanted = network in ops.networks or ops is FusedBnOps
+        if wanted and all(accepts(*need) for need in ops.required_operators):
+            return ops
+    return None
+
+
+def cudnn_bn_unavailable_reason(config: Config, device: Any) -> Optional[str]:
+    """Return why this project's batch norms cannot be used on the device; None when they can.
+
+    Where the settings need them, this runs their self-test, which takes seconds. Ranks may get
+    different answers, so they must agree on one.
     """
     on_gpu = device.device_type == "gpu"
-    if not _channels_last(config, on_gpu) or isinstance(select_ops(config, on_gpu), VendorOps):
+    if not _needs_channel_last_batch_norm(config, on_gpu) or _select_vendor_ops(config, on_gpu):
         return NOT_TRIED
     if config.dtype != "float16" or config.conv_layout != LAYOUT:
-        return "this project's batch norms want --dtype float16 and --conv-layout NHWC"
-    return runtime.ready(device, config.batch_size)
+        return "this project's batch norms need --dtype float16 and --conv-layout NHWC"
+    return CudnnBnOps.unavailable_reason(device, config.batch_size)
 
 
-def select_ops(config: Config, on_gpu: bool, problem: str = NOT_TRIED) -> PlainOps:
-    """The fastest op set that this build of MXNet has for what is asked; problem is cudnn_bn_unavailable_reason()'s answer."""
+def select_ops(
+    config: Config, on_gpu: bool, cudnn_bn_reason: Optional[str] = NOT_TRIED
+) -> PlainOps:
+    """Return the fastest operator backend that this build of MXNet has for the settings.
+
+    Args:
+        config: the run's settings.
+        on_gpu: whether the network runs on a GPU.
+        cudnn_bn_reason: result of cudnn_bn_unavailable_reason(), the same on every rank.
+    """
     if config.bn_group > 1:
-        # NVIDIA's batch norms exchange statistics through buffers that its processes open in each other's GPUs; that can only be
-        # written where it can be run.
-        return GroupOps(config)
-    if (
-        on_gpu
-        and config.dtype == "float16"
-        and config.conv_layout == config.batchnorm_layout == LAYOUT
-    ):
-        network = CLOSEST.get(config.network, config.network)
-        for ops in VENDOR_OPS:
-            if (network in ops.networks or ops is VendorOps) and all(
-                accepts(*need) for need in ops.needs
-            ):
-                return ops(config)
-    if _channels_last(config, on_gpu):
-        if not problem:
-            return ExtensionOps(config)
+        # NVIDIA's operators exchange statistics through buffers that processes open in each other's
+        # GPUs. This project does not: such code must be written where it can be run.
+        return SyncBatchNormOps(config)
+    vendor_ops = _select_vendor_ops(config, on_gpu)
+    if vendor_ops:
+        return vendor_ops(config)
+    if _needs_channel_last_batch_norm(config, on_gpu):
+        if cudnn_bn_reason is None:
+            return CudnnBnOps(config)
         return PlainOps(channel_first(config))
     fused = (
         config.fuse_bn_relu
@@ -71,45 +104,58 @@ def select_ops(config: Config, on_gpu: bool, problem: str = NOT_TRIED) -> PlainO
     return FusedCpuOps(config) if fused else PlainOps(config)
 
 
-def _ignored_reason(name: str, ops: PlainOps, on_gpu: bool) -> str:
-    """Why a setting has no effect, or nothing."""
-    note = FIELDS[name].metadata["note"]
-    if note == GPU:
-        return "" if on_gpu else f"{GPU} only"
-    if name in ops.supported_settings or (
-        note not in (NVIDIA_MXNET, FUSED) and name != "fuse_bn_relu"
-    ):
-        return ""
-    if name in CUDNN and accepts("Convolution", "cudnn_algo_fwd"):
-        return "" if on_gpu else f"{GPU} only"
+def _ignored_reason(name: str, ops: PlainOps, on_gpu: bool) -> Optional[str]:
+    """Return why a setting has no effect; None when it has one."""
+    requires = FIELDS[name].metadata["requires"]
+    gpu_only = None if on_gpu else f"{GPU} only"
+    if requires == GPU:
+        return gpu_only
+    needs_backend = requires in (NVIDIA_MXNET, FUSED) or name == "fuse_bn_relu"
+    if name in ops.supported_settings or not needs_backend:
+        return None
+    if name in CUDNN_SETTINGS and accepts("Convolution", "cudnn_algo_fwd"):
+        return gpu_only
     if not accepts("BatchNormAddRelu"):
-        if name not in ExtensionOps.supported_settings:
+        if name not in CudnnBnOps.supported_settings:
             return f"{NVIDIA_MXNET} only"
-        return "not together with --bn-group" if isinstance(ops, GroupOps) else f"{FUSED} only"
-    return VENDOR_WANTS if name.startswith("fuse") else "not done by this program"
+        if isinstance(ops, SyncBatchNormOps):
+            return "not together with --bn-group"
+        return f"{FUSED} only"
+    return VENDOR_REQUIREMENTS if name.startswith("fuse") else "not implemented by this program"
 
 
-def ignored_settings(config: Config, on_gpu: bool, problem: str = NOT_TRIED) -> List[str]:
-    """What was asked for and cannot be had on this build of MXNet or this device, each as half a sentence."""
-    ops = select_ops(config, on_gpu, problem)
+def ignored_settings(
+    config: Config, ops: PlainOps, on_gpu: bool, cudnn_bn_reason: Optional[str] = NOT_TRIED
+) -> List[str]:
+    """Return one line for each group of settings that has no effect with this backend and device.
+
+    Args:
+        config: the run's settings.
+        ops: the backend that select_ops() returned for them.
+        on_gpu: whether the network runs on a GPU.
+        cudnn_bn_reason: result of cudnn_bn_unavailable_reason(), the same on every rank.
+    """
     flags: Dict[str, List[str]] = {}
     for name, item in FIELDS.items():
         if getattr(config, name) != item.default:
-            flags.setdefault(_ignored_reason(name, ops, on_gpu), []).append(flag_of(name))
-    said = [f"{', '.join(names)}: {why}, no effect here" for why, names in flags.items() if why]
-    if _channels_last(config, on_gpu) and type(ops) is PlainOps:
-        said.append(
-            f"--batchnorm-layout {LAYOUT}: {problem}; MXNet's own operators are used in NCHW, which computes the same, slower"
+            reason = _ignored_reason(name, ops, on_gpu)
+            if reason:
+                flags.setdefault(reason, []).append(flag_of(name))
+    lines = [f"{', '.join(names)}: {why}, no effect here" for why, names in flags.items()]
+    if _needs_channel_last_batch_norm(config, on_gpu) and type(ops) is PlainOps:
+        lines.append(
+            f"--batchnorm-layout {LAYOUT}: {cudnn_bn_reason}; MXNet's own operators are used in "
+            "NCHW, which compute the same result more slowly"
         )
     if config.network not in ops.networks:
-        said.append(
-            f"--network {config.network}: its operators are not here (this MXNet, this device or these settings); those of "
-            f"{ops.networks[0]} compute the same"
-            + " and share all statistics, not only some as there"
-            * (config.bn_group > 1)
+        shared = " and share all statistics, not only some as there" if config.bn_group > 1 else ""
+        lines.append(
+            f"--network {config.network}: its operators are not available (this MXNet, this device "
+            f"or these settings); those of {ops.networks[0]} compute the same{shared}"
         )
     if config.bn_group > 1 and on_gpu:
-        said.append(
-            f"--bn-group {config.bn_group}: every batch norm adds up its statistics through the hosts, which is slow"
+        lines.append(
+            f"--bn-group {config.bn_group}: every batch norm sums its statistics through the "
+            "hosts, which is slow"
         )
-    return said
+    return lines

@@ -1,89 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the operators' libraries are built, and what is said when they cannot be.
+"""Build cudnn_bn's libraries, and report what is missing to build them.
 
-The GPU library is compiled, linked and loaded here, without a GPU (slow: it downloads cuDNN, 0.7 GB);
-benchmarks/gpu_batch_norm.py tests its kernels.
+The GPU library is compiled, linked and loaded here without a GPU (slow: it downloads 0.7 GB of
+cuDNN and CUDA). benchmarks/gpu_batch_norm.py tests its kernels.
 """
 
 import os
 import pathlib
-import re
 import shutil
 import subprocess
 import sys
 
 import pytest
 from support.commands import ROOT, python
+from support.cudnn_bn import PACKAGE, copy_package, python_in, unavailable_reasons
 
 from mxresnet.errors import UserError
-from mxresnet.model.cudnn_bn import build as extension_build
+from mxresnet.model.cudnn_bn import build
 
-CSRC = ROOT / "mxresnet" / "model" / "cudnn_bn" / "csrc"
-WHEELS = [
-    "nvidia-cudnn-cu11==8.9.6.50",
-    "nvidia-cuda-runtime-cu11==11.8.89",
-    "nvidia-cuda-nvcc-cu11==11.8.89",
-]
+CSRC = PACKAGE / "csrc"
 
 
-def package_in(folder):
-    """Copy what the library is made of, to change and to build in; return the copy of the cudnn_bn package."""
-    package = folder / "mxresnet"
-    for name in ("__init__.py", "config.py", "errors.py", "model/__init__.py"):
-        (package / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / "mxresnet" / name, package / name)
-    copy = package / "model" / "cudnn_bn"
-    shutil.copytree(CSRC.parent, copy, ignore=shutil.ignore_patterns("build", "__pycache__"))
-    return copy
-
-
-def inside(folder, *arguments, **env):
-    environ = {**os.environ, "PYTHONPATH": str(folder), **env}
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=folder,
-        text=True,
-        capture_output=True,
-        timeout=300,
-        env=environ,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-ASK = """
-import os
-import mxnet as mx
-from mxresnet.model.cudnn_bn import runtime
-patience = runtime.SELF_TEST_SECONDS
-for how in {ways}:
-    os.environ["SPOILT"] = how
-    runtime.SELF_TEST_SECONDS = 6 if how == "hang" else patience
-    runtime.ready.cache_clear()
-    print("says", runtime.ready(mx.{device}()), "|")
-"""
-
-
-def reasons_in(folder, *ways, device="cpu", **env):
-    """What ready() says of the library there, asked by a process that goes on after it, once with each value of SPOILT."""
-    said = re.findall(
-        r"says (.*) \|\n", inside(folder, "-c", ASK.format(ways=ways, device=device), **env)
-    )
-    assert len(said) == len(ways)
-    return said
-
-
-def test_the_source_hash_sees_every_source(monkeypatch, tmp_path):
-    monkeypatch.setattr(extension_build, "SOURCES", tmp_path / "csrc")
+def test_source_hash_covers_every_source(monkeypatch, tmp_path):
+    monkeypatch.setattr(build, "SOURCES", tmp_path / "csrc")
     shutil.copytree(CSRC, tmp_path / "csrc", ignore=shutil.ignore_patterns("build"))
-    sums = {extension_build.source_hash()}
+    hashes = {build.source_hash()}
     for path in sorted((tmp_path / "csrc").iterdir()):
         path.write_text(path.read_text() + "\n")
-        sums.add(extension_build.source_hash())
-    assert len(sums) == 1 + 4
+        hashes.add(build.source_hash())
+    assert len(hashes) == 1 + 4
 
 
-def test_what_is_missing_to_build_is_told_in_one_line(tmp_path):
+def test_missing_tools_are_reported_in_one_line(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "mxresnet.model.cudnn_bn", "build", "--cpu"],
         cwd=ROOT,
@@ -91,30 +39,23 @@ def test_what_is_missing_to_build_is_told_in_one_line(tmp_path):
         capture_output=True,
         env={"PATH": str(tmp_path)},
     )
-    assert (done.returncode, done.stderr) == (
-        2,
-        "mxresnet: no C++ compiler (g++): apt-get install g++\n",
-    )
-    done = subprocess.run(  # a Python without MXNet
-        [
-            sys.executable,
-            "-S",
-            "-c",
-            "import sys; from mxresnet.model.cudnn_bn import build as extension_build as b; b.mxnet_folder()",
-        ],
+    message = "mxresnet: C++ compiler g++ not found: run apt-get install g++, or set CXX\n"
+    assert (done.returncode, done.stderr) == (2, message)
+    without_site_packages = "from mxresnet.model.cudnn_bn import build; build.mxnet_folder()"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", without_site_packages],
         cwd=ROOT,
         text=True,
         capture_output=True,
     )
-    assert done.returncode == 1 and done.stderr.endswith(
-        "UserError: MXNet is not installed: ./setup_env.sh installs it\n"
-    )
+    message = "UserError: MXNet is not installed: run ./setup_env.sh to install it\n"
+    assert done.returncode == 1 and done.stderr.endswith(message)
 
 
-def cuda_folder(folder, cudnn, runtime):
+def fake_cuda_headers(folder, cudnn_major, cuda_version):
     for name, text in (
-        ("cudnn_version.h", f"#define CUDNN_MAJOR {cudnn}\n"),
-        ("cuda_runtime_api.h", f"#define CUDART_VERSION  {runtime}\n"),
+        ("cudnn_version.h", f"#define CUDNN_MAJOR {cudnn_major}\n"),
+        ("cuda_runtime_api.h", f"#define CUDART_VERSION  {cuda_version}\n"),
         ("crt/host_config.h", ""),
     ):
         (folder / "include" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -122,171 +63,152 @@ def cuda_folder(folder, cudnn, runtime):
     return folder
 
 
-def test_a_cuda_that_mxnet_cannot_share_is_refused(tmp_path):
-    folder = cuda_folder(tmp_path, 9, 12040)
-    (folder / "lib64").mkdir()
-    for name in ("libcudnn.so.9", "libcudart.so.12"):
-        (folder / "lib64" / name).touch()
+def fake_cuda_libraries(folder, *names):
+    folder.mkdir()
+    for name in names:
+        (folder / name).touch()
+
+
+def test_cuda_of_another_version_is_rejected(tmp_path):
+    folder = fake_cuda_headers(tmp_path, 9, 12040)
+    fake_cuda_libraries(folder / "lib64", "libcudnn.so.9", "libcudart.so.12")
     done = python("-m", "mxresnet.model.cudnn_bn", "build", "--gpu", "--cuda", folder)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert "cuDNN 9 and CUDA 12 were found" in done.stderr and "--cuda DIR" in done.stderr
 
 
-def test_headers_of_the_system_are_left_to_the_compiler(tmp_path, monkeypatch):
-    """As in the image, where cuDNN's are in /usr/include: named to g++, that folder hides the C library from C++'s headers."""
-    toolkit = cuda_folder(tmp_path, 8, 11080)
-    (toolkit / "lib").mkdir()
-    for name in ("libcudnn.so.8", "libcudart.so.11.0"):
-        (toolkit / "lib" / name).touch()
-    assert extension_build.CudaFiles([str(toolkit)]).flags == ["-isystem", toolkit / "include"]
-    found = extension_build.CudaFiles._header
-    monkeypatch.setattr(
-        extension_build.pathlib.Path,
-        "read_text",
-        lambda path: (toolkit / "include" / path.name).open().read(),
-    )
-    monkeypatch.setattr(
-        extension_build.CudaFiles,
-        "_header",
-        lambda self, name, wheel: (
-            pathlib.Path("/usr/include") if wheel == "cudnn" else found(self, name, wheel)
-        ),
-    )
-    assert extension_build.CudaFiles([str(toolkit)]).flags == ["-isystem", toolkit / "include"]
+def test_system_headers_are_left_to_the_compiler(tmp_path, monkeypatch):
+    """In the image, cuDNN's headers are in /usr/include.
+
+    If that folder is named to g++, C++'s headers do not find those of the C library.
+    """
+    toolkit = fake_cuda_headers(tmp_path, 8, 11080)
+    fake_cuda_libraries(toolkit / "lib", "libcudnn.so.8", "libcudart.so.11.0")
+    assert build.CudaFiles([str(toolkit)]).flags == ["-isystem", toolkit / "include"]
+    find_include = build.CudaFiles._find_include
+
+    def read_header(path):
+        with (toolkit / "include" / path.name).open() as header:
+            return header.read()
+
+    def find_cudnn_in_usr_include(self, header, wheel):
+        found = find_include(self, header, wheel)
+        return pathlib.Path("/usr/include") if wheel == "cudnn" else found
+
+    monkeypatch.setattr(build.pathlib.Path, "read_text", read_header)
+    monkeypatch.setattr(build.CudaFiles, "_find_include", find_cudnn_in_usr_include)
+    assert build.CudaFiles([str(toolkit)]).flags == ["-isystem", toolkit / "include"]
 
 
-def test_cuda_headers_without_their_library_are_refused(tmp_path):
+def test_cuda_headers_without_their_library_are_rejected(tmp_path):
     with pytest.raises(UserError, match="libcudnn.so.7 is in no CUDA folder"):
-        extension_build.CudaFiles([str(cuda_folder(tmp_path, 7, 11080))])
+        build.CudaFiles([str(fake_cuda_headers(tmp_path, 7, 11080))])
 
 
-def test_a_failed_build_leaves_what_was_there(tmp_path):
+def test_failed_build_keeps_the_previous_library(tmp_path):
     source, target = tmp_path / "broken.cc", tmp_path / "build" / "libbroken.so"
     source.write_text("int good() { return 0; }\nint bad() { return nothing; }\n")
     target.parent.mkdir()
-    target.write_text("before")
+    target.write_text("previous")
     with pytest.raises(UserError) as error:
-        extension_build.compile_library([source], target, [])
+        build.compile_library([source], target, [])
     assert "broken.cc:2" in str(error.value) and "\n" not in str(error.value)
-    assert target.read_text() == "before" and sorted(p.name for p in target.parent.iterdir()) == [
-        "libbroken.log",
-        "libbroken.so",
-    ]
+    assert target.read_text() == "previous"
+    names = sorted(path.name for path in target.parent.iterdir())
+    assert names == ["libbroken.log", "libbroken.so"]
 
 
-def test_our_cpp_compiles_without_a_warning():
-    mxnet = extension_build.mxnet_folder()
+def test_sources_compile_without_a_warning():
     command = [
-        "g++",
-        "-std=c++11",
-        "-fsyntax-only",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-isystem",
-        mxnet / "include",
-        "-DMXRESNET_MXNET_VERSION=10901",
-        '-DMXRESNET_BUILD=""',
-        "-DMXRESNET_GPU",
-        CSRC / "operators.cc",
-        CSRC / "batch_norm_cpu.cc",
+        *("g++", "-std=c++11", "-fsyntax-only", "-Wall", "-Wextra", "-Werror"),
+        *("-isystem", build.mxnet_folder() / "include"),
+        *("-DMXRESNET_MXNET_VERSION=10901", '-DMXRESNET_BUILD=""', "-DMXRESNET_GPU"),
+        *(CSRC / "operators.cc", CSRC / "batch_norm_cpu.cc"),
     ]
     done = subprocess.run(list(map(str, command)), text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_the_image_builds_the_library_it_runs_with():
-    build, run = (ROOT / "Dockerfile").read_text().split("\nFROM ")[-2:]
-    assert (
-        "python -m mxresnet.model.cudnn_bn build --gpu" in build
-        and "COPY --from=build /workspace/mxresnet " in run
-    )
+def test_image_builds_the_library_that_it_runs_with():
+    build_stage, run_stage = (ROOT / "Dockerfile").read_text().split("\nFROM ")[-2:]
+    assert "python -m mxresnet.model.cudnn_bn build --gpu" in build_stage
+    assert "COPY --from=build /workspace/mxresnet " in run_stage
     assert "mxresnet/model/cudnn_bn/csrc/build" in (ROOT / ".dockerignore").read_text().splitlines()
-    ignored = subprocess.run(
-        ["git", "check-ignore", "-q", "mxresnet/model/cudnn_bn/csrc/build/libmxresnet_gpu.so"],
-        cwd=ROOT,
-    )
+    library = "mxresnet/model/cudnn_bn/csrc/build/libmxresnet_gpu.so"
+    ignored = subprocess.run(["git", "check-ignore", "-q", library], cwd=ROOT)
     assert ignored.returncode == 0
 
 
-# The GPU library, without a GPU
-
-GPU_PROBE = """
-import ctypes, sys
+WITHOUT_CUDNN_BN = """
 import mxnet as mx
-from mxresnet.model.cudnn_bn import runtime
-problem = runtime._unfit(mx.gpu()) or runtime._load(mx.cpu().__class__("gpu", 0))
-assert not problem, problem
-library = ctypes.CDLL(str(runtime.extension_build.library("gpu")))
-library.mxresnet_use_device(-1)  # none: sizes are estimated
-data, addend = mx.sym.var("data"), mx.sym.var("addend")
-net = runtime.batch_norm(data, "bn", 64, addend=addend)
-whole = net.get_internals()
-shapes = dict(zip(whole.list_outputs(), whole.infer_shape(data=(4, 14, 14, 64), addend=(4, 14, 14, 64))[1]))
-types = dict(zip(whole.list_outputs(), whole.infer_type(data="float16")[1]))
-assert shapes["bn_output0"] == (4, 14, 14, 64) and shapes["bn_output1"] == shapes["bn_output2"] == (64,), shapes
-assert shapes["bn_output3"][0] >= 4 * 14 * 14 * 64 // 8, shapes
-assert [types[f"bn_output{i}"].__name__ for i in range(4)] == ["float16", "float32", "float32", "uint8"], types
-assert types["addend"].__name__ == "float16" and types["bn_gamma"].__name__ == types["bn_moving_var"].__name__ == "float32"
-def short(call):
-    try:
-        call()
-    except mx.MXNetError as error:
-        return runtime._short(error)
-print(short(lambda: net.infer_type(data="float32")))
-print(short(lambda: runtime.batch_norm(data, "bn", 64, layout="NCHW").infer_shape(data=(2, 64, 3, 3))))
-print(short(lambda: runtime.batch_norm(data, "bn", 6).infer_shape(data=(2, 3, 3, 6))))
+from mxresnet.config import Config
+from mxresnet.model import ops, resnet
+from mxresnet.model.select_ops import cudnn_bn_unavailable_reason, select_ops
+assert ops.cudnn_bn is None
+layouts = {f"{kind}_layout": "NHWC" for kind in ("input", "conv", "batchnorm", "pooling")}
+config = Config(dtype="float16", **layouts)
+reason = cudnn_bn_unavailable_reason(config, mx.gpu(0))
+selected = select_ops(config, True, reason)
+assert type(selected) is ops.PlainOps, selected
+network = resnet.build(selected, config, 1000)
+print(reason, len(network.list_arguments()))
 """
 
 
-@pytest.fixture(scope="module")
-def cuda_wheels():
-    """Headers and libraries of cuDNN 8 and CUDA 11 from the package index, kept: 1.1 GB."""
-    folder = (
-        pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-        / "mxresnet"
-        / "cuda11"
-    )
-    if not (folder / "complete").exists():
-        subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "pip",
-                "install",
-                "-q",
-                "--no-deps",
-                "--upgrade",
-                "--no-cache-dir",
-                "--target",
-                folder,
-                *WHEELS,
-            ],
-            check=True,
-        )
-        (folder / "complete").touch()
-    return folder
+def test_without_the_folder_the_stock_operators_are_used(tmp_path):
+    ignored = shutil.ignore_patterns("cudnn_bn", "__pycache__")
+    shutil.copytree(ROOT / "mxresnet", tmp_path / "mxresnet", ignore=ignored)
+    printed = python_in(tmp_path, "-c", WITHOUT_CUDNN_BN)
+    assert printed == "mxresnet/model/cudnn_bn is not installed 163\n"
+
+
+# Loads the GPU library into the CPU package of MXNet, and infers shapes and types.
+GPU_LIBRARY_PROBE = """
+import ctypes
+import mxnet as mx
+from mxresnet.model.cudnn_bn import build, runtime
+runtime.check_and_load(mx.gpu(0))
+ctypes.CDLL(str(build.library_path("gpu"))).mxresnet_use_device(-1)  # sizes are estimated
+data, addend = mx.sym.var("data"), mx.sym.var("addend")
+net = runtime.batch_norm(data, "bn", 64, addend=addend)
+internals = net.get_internals()
+names, shape = internals.list_outputs(), (4, 14, 14, 64)
+shapes = dict(zip(names, internals.infer_shape(data=shape, addend=shape)[1]))
+types = {n: t.__name__ for n, t in zip(names, internals.infer_type(data="float16")[1])}
+assert shapes["bn_output0"] == (4, 14, 14, 64), shapes
+assert shapes["bn_output1"] == shapes["bn_output2"] == (64,), shapes
+assert shapes["bn_output3"][0] >= 4 * 14 * 14 * 64 // 8, shapes
+outputs = [types[f"bn_output{i}"] for i in range(4)]
+assert outputs == ["float16", "float32", "float32", "uint8"], types
+assert types["addend"] == "float16", types
+assert types["bn_gamma"] == types["bn_moving_var"] == "float32", types
+for mistake in (
+    lambda: net.infer_type(data="float32"),
+    lambda: runtime.batch_norm(data, "bn", 64, layout="NCHW").infer_shape(data=(2, 64, 3, 3)),
+    lambda: runtime.batch_norm(data, "bn", 6).infer_shape(data=(2, 3, 3, 6)),
+):
+    try:
+        mistake()
+    except mx.MXNetError as error:
+        print(runtime.short_message(error))
+"""
 
 
 @pytest.mark.slow
-def test_the_gpu_library_builds_and_loads(tmp_path, cuda_wheels):
-    package_in(tmp_path)
-    inside(tmp_path, "-m", "mxresnet.model.cudnn_bn", "build", "--gpu", "--cuda", cuda_wheels)
+def test_gpu_library_builds_and_loads(tmp_path, cuda_wheels):
+    copy_package(tmp_path)
+    python_in(tmp_path, "-m", "mxresnet.model.cudnn_bn", "build", "--gpu", "--cuda", cuda_wheels)
     libraries = os.pathsep.join(
         str(cuda_wheels / "nvidia" / part / "lib") for part in ("cudnn", "cuda_runtime")
     )
-    said = inside(tmp_path, "-c", GPU_PROBE, LD_LIBRARY_PATH=libraries).splitlines()
-    said = [
-        line for line in said if line.startswith("mxresnet_")
-    ]  # MXNet prints the arguments of a failed inference
-    assert (
-        said[0].endswith("data must be float16 in the gpu build")
-        and "cuDNN's fused batch norm is for NHWC only" in said[1]
-    )
-    assert "channels in multiples of 4 (data of 2 x 3 x 3 x 6)" in said[2]
-    # This MXNet has no GPU, and one may have no cuDNN: a reason, and no crash.
-    assert reasons_in(tmp_path, "not at all", device="gpu", LD_LIBRARY_PATH=libraries) != [""]
-    assert (
-        "libcudnn.so.8: cannot open shared object file"
-        in reasons_in(tmp_path, "not at all", device="gpu", LD_LIBRARY_PATH="")[0]
-    )
+    output = python_in(tmp_path, "-c", GPU_LIBRARY_PROBE, LD_LIBRARY_PATH=libraries)
+    # MXNet prints the arguments of a failed inference too.
+    messages = [line for line in output.splitlines() if line.startswith("mxresnet_")]
+    assert messages[0].endswith("data must be float16 in the gpu build")
+    assert "cuDNN's fused batch norm is for NHWC only" in messages[1]
+    assert "channels in multiples of 4 (data of 2 x 3 x 3 x 6)" in messages[2]
+    # This MXNet has no GPU, and there may be no cuDNN: there is a reason, and no crash.
+    (reason,) = unavailable_reasons(tmp_path, "none", device="gpu", LD_LIBRARY_PATH=libraries)
+    assert reason != "None"
+    (reason,) = unavailable_reasons(tmp_path, "none", device="gpu", LD_LIBRARY_PATH="")
+    assert "libcudnn.so.8: cannot open shared object file" in reason

@@ -1,26 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real runs of the real program on 1, 2 and 3 ranks under mpirun: the log, the counts, and every way to fail."""
+"""Complete runs on 1, 2 and 3 ranks under mpirun: the log, the counts, the kinds of run."""
 
-import json
 import os
 import re
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 from support.commands import ROOT, SMALL, mpirun, python
+from support.mlperf_log import log_lines
 
 SHORT = [*SMALL, "--num-epochs", "2"]
-
-
-def log_lines(text):
-    return [
-        json.loads(line.split(":::MLLOG ", 1)[1])
-        for line in text.splitlines()
-        if ":::MLLOG " in line
-    ]
 
 
 def check_compliance(path):
@@ -39,7 +27,7 @@ def check_compliance(path):
 
 @pytest.fixture(scope="module", params=[1, 2, 3])
 def finished(request, few, tmp_path_factory):
-    """A short run that misses its target: (ranks, process, its log file)."""
+    """A short run that misses its target: (number of ranks, finished process, log file)."""
     log = tmp_path_factory.mktemp("run") / "run.log"
     ranks = request.param
     done = mpirun(
@@ -54,7 +42,7 @@ def test_a_missed_target_has_its_own_status(finished):
     assert "target accuracy 0.759 missed" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_every_rank_starts_and_rank_0_speaks(finished):
+def test_every_rank_starts_and_rank_0_writes_the_log(finished):
     ranks, done, log = finished
     keys = [line["key"] for line in log_lines(done.stdout)]
     assert keys.count("init_start") == ranks
@@ -115,31 +103,32 @@ def test_the_official_checker_refuses_a_damaged_log(finished, tmp_path, damage):
 WEIGHTS_AFTER_STEPS = """
 import hashlib, sys
 from mxresnet.parallel import world
-from mxresnet import train_loop
+from mxresnet.train_loop import TrainLoop
 from mxresnet import cli
-run = train_loop.run
-def run_and_show(*args):
-    reached = run(*args)
-    arguments, _ = args[6]._module.get_params()
-    digest = hashlib.sha256(b"".join(arguments[name].asnumpy().tobytes() for name in sorted(arguments))).hexdigest()
-    sys.stderr.write("weights %s\\n" % digest)
+run = TrainLoop.run
+def run_and_print_digest(self):
+    reached = run(self)
+    parameters, _ = self.trainer._module.get_params()
+    content = b"".join(parameters[name].asnumpy().tobytes() for name in sorted(parameters))
+    digest = hashlib.sha256(content).hexdigest()
+    sys.stderr.write(f"weights {digest}\\n")
     return reached
-train_loop.run = run_and_show
+TrainLoop.run = run_and_print_digest
 sys.exit(cli.main())
 """
 
 
 def test_all_ranks_hold_the_same_weights_after_training(few, tmp_path):
-    script = tmp_path / "show.py"
+    script = tmp_path / "print_digest.py"
     script.write_text(WEIGHTS_AFTER_STEPS)
-    shown = []
+    digests = []
     for seed in (1, 2):
         flags = [*SMALL, "--num-epochs", "2", "--data-root", few, "--seed", seed]
         done = mpirun(3, script, *flags, env={"PYTHONPATH": str(ROOT)})
         weights = re.findall(r"weights (\w+)", done.stderr)
         assert len(weights) == 3 and len(set(weights)) == 1, done.stderr
-        shown.append(weights[0])
-    assert shown[0] != shown[1]
+        digests.append(weights[0])
+    assert digests[0] != digests[1]
 
 
 def test_a_log_of_sgd_is_compliant_but_for_the_accuracy(few, tmp_path):
@@ -166,7 +155,7 @@ def test_a_log_of_sgd_is_compliant_but_for_the_accuracy(few, tmp_path):
 
 
 class TestKindsOfRun:
-    """Settings of the reference that change what a run does, from the command line, on two ranks."""
+    """Settings of the reference that change what a run does, on two ranks."""
 
     def finished(self, few, *flags, status=3):
         done = mpirun(
@@ -185,7 +174,7 @@ class TestKindsOfRun:
         assert done.returncode == status, done.stderr
         return done, log_lines(done.stdout)
 
-    def test_what_has_no_effect_is_said_once_by_name(self, few):
+    def test_settings_without_effect_are_reported_once_by_name(self, few):
         done, _ = self.finished(
             few,
             "--conv-algo",
@@ -198,15 +187,12 @@ class TestKindsOfRun:
             "resnet-v1b-stats-fl",
         )
         notes = [line for line in done.stderr.splitlines() if line.startswith("note: ")]
-        assert [
-            flag
-            for flag in (
-                "--conv-algo, --force-tensor-core",
-                "--dali-cache-size",
-                "resnet-v1b-stats-fl",
-            )
-            if sum(flag in n for n in notes) == 1
-        ] == ["--conv-algo, --force-tensor-core", "--dali-cache-size", "resnet-v1b-stats-fl"]
+        for flags in (
+            "--conv-algo, --force-tensor-core",
+            "--dali-cache-size",
+            "resnet-v1b-stats-fl",
+        ):
+            assert sum(flags in note for note in notes) == 1, flags
 
     def test_imagerecorditer(self, few):
         done, lines = self.finished(
@@ -272,81 +258,6 @@ class TestKindsOfRun:
                 file.unlink()
 
 
-RANK_CHECKS = """
-import sys
-import numpy as np
-from mxresnet.data import loader
-from mxresnet.config import Config
-from mxresnet.errors import UserError
-loader.load_backend(Config())
-from mxresnet.parallel.world import CollectiveUserError, join, rank_seeds, start_horovod
-world = start_horovod(join())
-import mxnet as mx
-size = int(sys.argv[1])
-assert world.size == size and 0 <= world.rank < size and world.local_rank == world.rank
-assert world.sum([1, world.rank]) == [size, size * (size - 1) // 2]
-assert world.broadcast("from %d" % world.rank) == "from 0"
-for groups in (0, 1, 2, 7):
-    arrays = [mx.nd.full((3, i + 1), world.rank * (i + 1)) for i in range(5)]
-    world.average(arrays, "test%d" % groups, groups)
-    for i, array in enumerate(arrays):
-        np.testing.assert_allclose(array.asnumpy(), (size - 1) / 2 * (i + 1), rtol=1e-6)
-parameters = {"a": mx.nd.full((2,), world.rank + 1), "b": mx.nd.full((3,), -world.rank)}
-world.broadcast_parameters(parameters)
-assert (parameters["a"].asnumpy() == 1).all() and (parameters["b"].asnumpy() == 0).all()
-try:
-    world.raise_if_any_failed(UserError("mine is bad") if world.rank == size - 1 else None)
-except CollectiveUserError as error:
-    assert str(error) == ("mine is bad" if size == 1 else "rank %d: mine is bad" % (size - 1)), error
-else:
-    raise AssertionError("nobody was told")
-world.raise_if_any_failed(None)
-mx.nd.waitall()
-world.shutdown()
-"""
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_collectives(ranks):
-    done = mpirun(ranks, "-c", RANK_CHECKS, ranks)
-    assert done.returncode == 0, done.stderr
-
-
-def test_another_number_of_ranks_than_the_launcher_asked_for_is_refused_in_one_line(few):
-    done = mpirun(
-        2, "-m", "mxresnet", "--data-root", few, "--batch-size", "16", env={"EXPECTED_RANKS": "3"}
-    )
-    assert (
-        done.returncode == 2
-        and done.stderr.count("2 ranks were started and EXPECTED_RANKS is 3") == 1
-    ), done.stderr
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_ranks_that_mpi_does_not_bring_together_are_refused_and_the_first_says_so(few, rank):
-    """What an mpirun of another kind than the library makes of a run: each rank is alone in its world."""
-    env = {
-        **os.environ,
-        "OMPI_COMM_WORLD_RANK": str(rank),
-        "EXPECTED_RANKS": "2",
-        "OMPI_MCA_plm_rsh_agent": "/bin/false",
-    }
-    done = python("-m", "mxresnet", "--data-root", few, "--batch-size", "16", env=env)
-    assert (
-        done.returncode == 2
-        and done.stderr.count("1 ranks were started and EXPECTED_RANKS is 2") == 1 - rank
-    ), done.stderr
-
-
-def test_rank_seeds_are_the_references():
-    import numpy as np
-
-    from mxresnet.parallel.world import rank_seeds
-
-    np.random.seed(42)
-    assert rank_seeds(42, 5) == list(np.random.randint(2**16, size=5))
-
-
 def test_without_a_launcher_a_run_is_one_rank(few):
     clean = {
         name: value
@@ -355,158 +266,3 @@ def test_without_a_launcher_a_run_is_one_rank(few):
     }
     done = python("-m", "mxresnet", *SHORT, "--data-root", few, env=clean)
     assert done.returncode == 3 and "1 x cpu" in done.stderr, done.stderr
-
-
-class TestMistakes:
-    """One line that names the thing, status 2, no traceback, no hang; from one rank and from three."""
-
-    def refused(self, ranks, *flags, env=None):
-        done = mpirun(ranks, "-m", "mxresnet", *SMALL, *flags, env=env, timeout=60)
-        said = [line for line in done.stderr.splitlines() if line.startswith("mxresnet: ")]
-        assert done.returncode == 2 and len(said) == 1 and "Traceback" not in done.stderr, (
-            done.stderr
-        )
-        return said[0]
-
-    @pytest.mark.parametrize("ranks", [1, 3])
-    def test_settings(self, ranks, digits):
-        assert "--no-such-flag" in self.refused(ranks, "--no-such-flag", "1")
-        assert "--batch-size" in self.refused(ranks, "--batch-size", "none")
-        assert "WD" in self.refused(ranks, env={"WD": "-3"})
-
-    @pytest.mark.parametrize("ranks", [1, 3])
-    def test_data(self, ranks, copied, tmp_path):
-        line = self.refused(ranks, "--data-root", tmp_path / "nowhere")
-        assert f"{tmp_path}/nowhere/train.rec" in line and "prepare.imagenet" in line
-        assert "--num-examples 5000" in self.refused(
-            ranks, "--data-root", copied, "--num-examples", "5000"
-        )
-        (copied / "val.idx").unlink()
-        assert f"{copied}/val.idx" in self.refused(ranks, "--data-root", copied)
-
-    @pytest.mark.parametrize("ranks", [1, 3])
-    def test_counts_that_the_records_do_not_have(self, ranks, copied):
-        """Seen when the clock runs already, by every rank."""
-        for path in copied.glob("*.json"):
-            path.unlink()
-        line = self.refused(
-            ranks,
-            "--data-root",
-            copied,
-            "--num-examples",
-            "96",
-            "--num-val-examples",
-            "50",
-            "--num-classes",
-            "10",
-        )
-        assert "355 validation images" in line and "--num-val-examples" in line
-
-    def test_a_top_k_of_more_than_there_are(self, digits):
-        assert "--top-k 20 is above the 10 classes" in self.refused(
-            2, "--data-root", digits, "--top-k", "20"
-        )
-
-    def test_too_many_ranks(self, digits):
-        assert "2 training images are too few for 3 ranks" in self.refused(
-            3, "--data-root", digits, "--num-examples", "2"
-        )
-
-    def test_a_gpu_that_is_not_there(self, digits):
-        assert "float16 needs a GPU" in self.refused(2, "--data-root", digits, "--dtype", "float16")
-
-    def test_a_log_that_cannot_be_written(self, digits, tmp_path):
-        assert "no/such/folder" in self.refused(
-            2, "--data-root", digits, "--log-file", tmp_path / "no/such/folder/log"
-        )
-
-    @pytest.mark.parametrize("ranks", [1, 2, 3])
-    def test_an_image_that_is_damaged_ends_all_ranks_within_the_run(self, ranks, copied):
-        """The last record of the validation set: only the last rank meets it, in its evaluation."""
-        for path in copied.glob("*.json"):
-            path.unlink()
-        size = (copied / "val.rec").stat().st_size
-        offset = max(
-            int(line.split("\t")[1]) for line in (copied / "val.idx").read_text().splitlines()
-        )
-        with open(copied / "val.rec", "r+b") as file:
-            file.seek(offset + 8 + 24)
-            file.write(b"x" * (size - offset - 8 - 24))
-        counts = ["--num-examples", "96", "--num-val-examples", "355", "--num-classes", "10"]
-        done = mpirun(ranks, "-m", "mxresnet", *SMALL, *counts, "--data-root", copied, timeout=120)
-        said = [line for line in done.stderr.splitlines() if line.startswith("mxresnet: ")]
-        assert done.returncode == 2 and len(said) == 1 and "Traceback" not in done.stderr, (
-            done.stderr
-        )
-        assert f"rank {ranks - 1}, validation data {copied}/val.rec" in said[0]
-        if ranks == 1:
-            assert log_lines(done.stdout)[-1]["metadata"]["status"] == "aborted"
-
-
-@pytest.mark.parametrize("ranks", [1, 3])
-def test_a_rank_that_raises_in_a_step_names_itself_and_ends_the_job(ranks, few, tmp_path):
-    """A monkey in one rank's trainer; the others wait for its gradients and must not do so for ever."""
-    script = tmp_path / "crash.py"
-    script.write_text(
-        "import sys\n"
-        "from mxresnet.data import loader; from mxresnet import cli, config\n"
-        "loader.load_backend(config.Config())\n"
-        "from mxresnet.trainer import Trainer\n"
-        "original, count = Trainer.update, [0]\n"
-        "def update(self):\n"
-        "    count[0] += 1\n"
-        "    if count[0] == 4 and self._world.rank == self._world.size - 1:\n"
-        "        raise RuntimeError('bad luck')\n"
-        "    original(self)\n"
-        "Trainer.update = update\n"
-        "sys.exit(cli.main())\n"
-    )
-    done = mpirun(
-        ranks, script, *SMALL, "--data-root", few, env={"PYTHONPATH": str(ROOT)}, timeout=90
-    )
-    assert done.returncode == 1
-    assert (
-        done.stderr.count(f"mxresnet: rank {ranks - 1} failed:") == 1
-        and "RuntimeError: bad luck" in done.stderr
-    )
-
-
-def test_a_killed_rank_ends_the_job(few):
-    launcher = subprocess.Popen(
-        [
-            os.path.join(os.path.dirname(sys.executable), "mpirun"),
-            "-np",
-            "2",
-            "--oversubscribe",
-            "--bind-to",
-            "none",
-            "--allow-run-as-root",
-            sys.executable,
-            "-m",
-            "mxresnet",
-            *SMALL,
-            "--num-epochs",
-            "50",
-            "--data-root",
-            str(few),
-        ],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMPI_MCA_plm_rsh_agent": "/bin/false", "OMP_NUM_THREADS": "1"},
-    )
-    try:
-        for line in launcher.stdout:
-            if '"run_start"' in line:
-                break
-        ranks = subprocess.run(
-            ["pgrep", "-P", str(launcher.pid)], text=True, capture_output=True
-        ).stdout.split()
-        assert len(ranks) == 2
-        os.kill(int(ranks[1]), signal.SIGKILL)
-        assert launcher.wait(timeout=30) != 0
-        time.sleep(1)
-        assert not any(os.path.exists(f"/proc/{rank}/exe") for rank in ranks)
-    finally:
-        launcher.kill()

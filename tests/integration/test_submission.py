@@ -13,8 +13,8 @@ WRITE = """
 import json, sys, time
 from mlperf_logging.mllog import mllog as clock
 from mxresnet import mllog
-from mxresnet.config import parse
-from mxresnet.lr_schedule import make_plan
+from mxresnet.config_parser import parse
+from mxresnet.run_plan import make_plan
 path, seed, accuracy, *flags = sys.argv[1:]
 config, _ = parse([*flags, "--seed", seed, "--log-file", path], {})
 now = [1_700_000_000_000]
@@ -24,7 +24,7 @@ mllog.open_file(path)
 mllog.header(config)
 mllog.init_start()
 log = mllog.RunLog(0)
-log.initialisation(config.seed, config.batch_size, json.load(sys.stdin))
+log.initialization(config.seed, config.batch_size, json.load(sys.stdin))
 now[0] += 20_000
 log.init_stop()
 log.hyperparameters(config, plan, 4)

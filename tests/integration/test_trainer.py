@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One rank's steps and evaluations on CPU, against numpy and, where it is installed, an independent PyTorch network."""
+"""Steps and evaluations of one rank on a CPU, against numpy and an independent PyTorch network."""
 
 import mxnet as mx
 import numpy as np
@@ -8,9 +8,10 @@ import pytest
 from mxresnet.config import Config
 from mxresnet.data.loader import Batch
 from mxresnet.errors import UserError
-from mxresnet.lr_schedule import make_plan
 from mxresnet.model import resnet
+from mxresnet.model.select_ops import select_ops
 from mxresnet.parallel.world import World
+from mxresnet.run_plan import make_plan
 from mxresnet.trainer import Trainer, choose_device, seed_everything
 
 CONFIG = Config(
@@ -30,8 +31,9 @@ CLASSES = 10
 
 def trainer(config=CONFIG, seed=1, examples=64):
     seed_everything(seed)
-    made = Trainer(config, make_plan(config, examples, 1), World(), CLASSES, mx.cpu())
-    made.initialise()
+    plan, ops = make_plan(config, examples, 1), select_ops(config, on_gpu=False)
+    made = Trainer(config, plan, World(), CLASSES, mx.cpu(), ops)
+    made.initialize()
     return made
 
 
@@ -70,7 +72,7 @@ def test_warm_up_leaves_no_trace_but_the_schedules_second_value():
 
 @pytest.mark.parametrize("optimizer", ["sgdwfastlars", "sgd"])
 def test_two_steps_equal_numpy(optimizer):
-    """Given the gradients that MXNet computed, the weights follow from the rule, from update 2 of the schedule on."""
+    """The rule and MXNet's gradients give the weights, from update 2 of the schedule on."""
     config = Config(**{**CONFIG.__dict__, "optimizer": optimizer})
     made = trainer(config)
     made.warm_up()
@@ -87,10 +89,7 @@ def test_two_steps_equal_numpy(optimizer):
         made.update()
         mx.nd.waitall()
         gradients = {
-            n: g[0].asnumpy() / 8
-            for n, g in zip(
-                made._module._exec_group.param_names, made._module._exec_group.grad_arrays
-            )
+            n: g.asnumpy() / 8 for n, g in zip(made.arrays.parameter_names, made.arrays.gradients)
         }
         for name in w:
             kind = name.rsplit("_", 1)[1]
@@ -133,7 +132,7 @@ def test_an_evaluation_counts_real_images_only_and_changes_nothing():
 
 
 def test_evaluations_do_not_disturb_the_steps_around_them():
-    """Nothing waits between the calls; a batch of padding only is not even looked at."""
+    """Nothing waits between the calls, and a batch of padding only is not counted."""
     results = []
     for evaluations in (0, 1):
         made = trainer()
@@ -175,9 +174,9 @@ def test_a_few_steps_learn_a_batch_by_heart():
 @pytest.mark.parametrize(
     "settings, words",
     [
-        (dict(dtype="float16"), "float16 needs a GPU"),
-        (dict(conv_layout="NHWC"), "--conv-layout.*NHWC need a GPU"),
-        (dict(batchnorm_layout="NHWC"), "--batchnorm-layout.*NHWC need a GPU"),
+        ({"dtype": "float16"}, "float16 needs a GPU"),
+        ({"conv_layout": "NHWC"}, "--conv-layout.*NHWC need a GPU"),
+        ({"batchnorm_layout": "NHWC"}, "--batchnorm-layout.*NHWC need a GPU"),
     ],
 )
 def test_what_a_cpu_cannot_run_is_refused(settings, words):
@@ -227,8 +226,11 @@ def torch_resnet50(torch, weights, data, labels, smoothing):
 
 
 def test_forward_and_gradients_equal_an_independent_pytorch_network():
-    """With small last gammas: at gamma 1 an untrained ResNet-50 amplifies rounding so much that PyTorch's float32
-    gradients are 2 % from its own float64 ones, and there is nothing to compare with."""
+    """The last gammas are small here.
+
+    At gamma 1 an untrained ResNet-50 amplifies rounding so much that PyTorch's float32 gradients
+    differ by 2 % from its own float64 ones.
+    """
     torch = pytest.importorskip(
         "torch", reason="PyTorch is not installed (pip install torch, then this test runs)"
     )
@@ -248,12 +250,13 @@ def test_forward_and_gradients_equal_an_independent_pytorch_network():
         made._module.get_outputs()[0].asnumpy(), softmax, rtol=1e-3, atol=1e-6
     )
     mx.nd.waitall()
-    gradients = zip(made._module._exec_group.param_names, made._module._exec_group.grad_arrays)
+    gradients = zip(made.arrays.parameter_names, made.arrays.gradients)
     errors = {
         n: np.linalg.norm(g.asnumpy() - expected[n]) / np.linalg.norm(expected[n])
-        for n, (g,) in gradients
+        for n, g in gradients
     }
-    # Rounding flips the sign of a few activations near zero, which shows in single tensors; a mistake shows in many.
+    # Rounding flips the sign of a few activations near zero, which affects single tensors. A wrong
+    # formula affects many.
     ordered = sorted(errors.values())
     assert (
         len(errors) == 161 and ordered[80] < 5e-4 and ordered[-9] < 1e-3 and ordered[-1] < 0.02

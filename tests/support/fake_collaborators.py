@@ -1,47 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stand-ins that record the order of events; for loop.py only. What they stand for is tested for real elsewhere."""
+"""Fakes of TrainLoop's collaborators that record the order of events.
+
+Other tests run the real collaborators.
+"""
 
 from mxresnet.data.loader import Batch
 from mxresnet.metrics import Score
 
 
 class FakeDataLoaders:
-    def __init__(self, events, val_real=(4, 2)):
-        self.events, self.val_real = events, val_real
+    """Data loaders and training loader in one; val_num_valid: images of each validation batch."""
+
+    def __init__(self, events, val_num_valid=(4, 2)):
+        self.events, self.val_num_valid = events, val_num_valid
 
     def open(self):
         self.events.append("open data")
-        return self, FakeValLoader(self.val_real)
+        return self, FakeValLoader(self.val_num_valid)
 
     def batches(self, steps):
-        for step in range(steps):
+        for _ in range(steps):
             self.events.append("fetch")
             yield Batch(None, None, 4)
 
 
 class FakeValLoader:
-    def __init__(self, reals):
-        self.reals = reals
+    def __init__(self, num_valid):
+        self.num_valid = num_valid
 
     def batches(self):
-        return (Batch(None, None, real) for real in self.reals)
+        return (Batch(None, None, num_valid) for num_valid in self.num_valid)
 
 
 class FakeTrainer:
-    """Scores accuracies in turn; raises in the given step."""
+    """Returns the given accuracies one after the other; raises in step fail_in_step, if not 0."""
 
     def __init__(self, events, accuracies, fail_in_step=0):
-        self.events, self.accuracies, self.fail_in_step, self.steps = (
-            events,
-            list(accuracies),
-            fail_in_step,
-            0,
-        )
+        self.events, self.accuracies = events, list(accuracies)
+        self.fail_in_step, self.steps = fail_in_step, 0
 
-    def initialise(self):
+    def initialize(self):
         from mxresnet.model.resnet import parameter_names
 
-        self.events.append("initialise")
+        self.events.append("initialize")
         return parameter_names(50)
 
     def warm_up(self):

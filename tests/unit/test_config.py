@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Settings: precedence, refusals, help, and the flags of the reference benchmark."""
+
 import ast
 import json
 import os
@@ -9,13 +11,92 @@ from support.commands import ROOT, python
 from mxresnet.config import (
     FIELDS,
     NVIDIA_MXNET,
-    UNSUPPORTED_FLAGS,
     Config,
     flag_of,
-    parse,
-    to_markdown,
 )
+from mxresnet.config_parser import UNSUPPORTED_FLAGS, parse, to_markdown
 from mxresnet.errors import UserError
+
+# The options of the reference benchmark, from its help.
+REFERENCE_FLAGS = [
+    "verbose",
+    "seed",
+    "custom-bn-off",
+    "fuse-bn-relu",
+    "fuse-bn-add-relu",
+    "input-layout",
+    "conv-layout",
+    "batchnorm-layout",
+    "pooling-layout",
+    "conv-algo",
+    "force-tensor-core",
+    "batchnorm-eps",
+    "batchnorm-mom",
+    "kv-store",
+    "bn-group",
+    "network",
+    "num-layers",
+    "gpus",
+    "num-epochs",
+    "lr",
+    "lr-factor",
+    "lr-step-epochs",
+    "initializer",
+    "label-smoothing",
+    "optimizer",
+    "lars-eps",
+    "lars-eta",
+    "mom",
+    "wd",
+    "batch-size",
+    "disp-batches",
+    "model-prefix",
+    "save-period",
+    "logging-dir",
+    "log",
+    "epoch-size",
+    "eval-period",
+    "eval-offset",
+    "top-k",
+    "dtype",
+    "warmup-epochs",
+    "warmup-strategy",
+    "bn-gamma-init0",
+    "profile-worker-suffix",
+    "profile-server-suffix",
+    "accuracy-threshold",
+    "profile",
+    "e2e-cuda-graphs",
+    "data-train",
+    "data-train-idx",
+    "data-val",
+    "data-val-idx",
+    "use-dali",
+    "min-random-area",
+    "max-random-area",
+    "min-random-aspect-ratio",
+    "max-random-aspect-ratio",
+    "input-batch-multiplier",
+    "separ-val",
+    "dali-threads",
+    "image-shape",
+    "num-examples",
+    "num-val-examples",
+    "dali-dont-use-mmap",
+    "dali-bytes-per-sample-hint",
+    "dali-tmp-buffer-hint",
+    "dali-decoder-buffer-hint",
+    "dali-crop-buffer-hint",
+    "dali-normalize-buffer-hint",
+    "dali-hw-decoder-load",
+    "dali-prefetch-queue",
+    "dali-nvjpeg-memory-padding",
+    "dali-preallocate-width",
+    "dali-preallocate-height",
+    "dali-roi-decode",
+    "dali-cache-size",
+    "lazy_init_sanity",
+]
 
 
 def test_a_flag_beats_the_environment_beats_the_default():
@@ -60,7 +141,7 @@ def test_a_switch_may_stand_alone_or_have_a_value():
         ([], {"GPUS": "0,x"}, ["GPUS", "0,x"]),
     ],
 )
-def test_a_mistake_is_one_line_that_names_the_setting_and_the_value(argv, environ, words):
+def test_a_user_error_is_one_line_that_names_the_setting_and_the_value(argv, environ, words):
     with pytest.raises(UserError) as caught:
         parse(argv, environ)
     assert "\n" not in str(caught.value)
@@ -93,102 +174,23 @@ def test_every_setting_is_read_somewhere():
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 read.add(node.attr)
     by_path = {"data_train", "data_train_idx", "data_val", "data_val_idx"}  # through Config.path
-    said = {
-        name for name, field in FIELDS.items() if field.metadata["note"] == NVIDIA_MXNET
-    }  # by op_sets.ignored_settings
-    assert set(FIELDS) - read - by_path - said == set()
+    reported = {  # by select_ops.ignored_settings
+        name for name, field in FIELDS.items() if field.metadata["requires"] == NVIDIA_MXNET
+    }
+    assert set(FIELDS) - read - by_path - reported == set()
 
 
 @pytest.mark.parametrize("flag", sorted(UNSUPPORTED_FLAGS))
-def test_a_flag_that_is_dead_in_the_reference_is_refused_with_the_reason(flag):
+def test_a_flag_that_the_reference_never_reads_is_refused_with_the_reason(flag):
     for argv in ([flag, "1"], [f"{flag}=1"]):
         with pytest.raises(UserError, match=f"{flag}.* does nothing in the reference"):
             parse(argv, {})
 
 
 def test_every_flag_of_the_reference_is_known():
-    """Its 77 options, as its help lists them."""
-    reference = [
-        "verbose",
-        "seed",
-        "custom-bn-off",
-        "fuse-bn-relu",
-        "fuse-bn-add-relu",
-        "input-layout",
-        "conv-layout",
-        "batchnorm-layout",
-        "pooling-layout",
-        "conv-algo",
-        "force-tensor-core",
-        "batchnorm-eps",
-        "batchnorm-mom",
-        "kv-store",
-        "bn-group",
-        "network",
-        "num-layers",
-        "gpus",
-        "num-epochs",
-        "lr",
-        "lr-factor",
-        "lr-step-epochs",
-        "initializer",
-        "label-smoothing",
-        "optimizer",
-        "lars-eps",
-        "lars-eta",
-        "mom",
-        "wd",
-        "batch-size",
-        "disp-batches",
-        "model-prefix",
-        "save-period",
-        "logging-dir",
-        "log",
-        "epoch-size",
-        "eval-period",
-        "eval-offset",
-        "top-k",
-        "dtype",
-        "warmup-epochs",
-        "warmup-strategy",
-        "bn-gamma-init0",
-        "profile-worker-suffix",
-        "profile-server-suffix",
-        "accuracy-threshold",
-        "profile",
-        "e2e-cuda-graphs",
-        "data-train",
-        "data-train-idx",
-        "data-val",
-        "data-val-idx",
-        "use-dali",
-        "min-random-area",
-        "max-random-area",
-        "min-random-aspect-ratio",
-        "max-random-aspect-ratio",
-        "input-batch-multiplier",
-        "separ-val",
-        "dali-threads",
-        "image-shape",
-        "num-examples",
-        "num-val-examples",
-        "dali-dont-use-mmap",
-        "dali-bytes-per-sample-hint",
-        "dali-tmp-buffer-hint",
-        "dali-decoder-buffer-hint",
-        "dali-crop-buffer-hint",
-        "dali-normalize-buffer-hint",
-        "dali-hw-decoder-load",
-        "dali-prefetch-queue",
-        "dali-nvjpeg-memory-padding",
-        "dali-preallocate-width",
-        "dali-preallocate-height",
-        "dali-roi-decode",
-        "dali-cache-size",
-        "lazy_init_sanity",
-    ]
+    assert len(REFERENCE_FLAGS) == 77
     known = {flag_of(name) for name in FIELDS} | set(UNSUPPORTED_FLAGS)
-    assert {f"--{name}" for name in reference} <= known
+    assert {f"--{name}" for name in REFERENCE_FLAGS} <= known
 
 
 @pytest.mark.parametrize("variable", ["TIME_TAGS", "NVTX_FLAG"])
@@ -198,9 +200,10 @@ def test_a_run_that_times_its_parts_is_short(variable):
 
 
 def test_the_table_of_settings_is_up_to_date():
-    """python -c 'from mxresnet.config import to_markdown; print(to_markdown(), end="")' makes it."""
-    table = (ROOT / "docs" / "settings.md").read_text()
-    assert table[table.index("| Flag") :] == to_markdown()
+    """python -m mxresnet.config_parser > docs/settings.md writes it."""
+    printed = python("-m", "mxresnet.config_parser").stdout
+    assert (ROOT / "docs" / "settings.md").read_text() == printed
+    assert printed.endswith(to_markdown())
 
 
 def test_batch_shape_follows_the_input_layout():

@@ -1,55 +1,68 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What benchmarks/gpu_batch_norm.py does without a GPU: its checks find mistakes, and it times the network's own batch norms."""
+"""benchmarks/gpu_batch_norm.py without a GPU.
+
+Its checks find errors in a library. On a fake cuDNN they check the calls of cuDNN. It times the
+batch norms of the network.
+"""
 
 import concurrent.futures
 import ctypes
-import importlib.util
 import re
+import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
 from support.commands import ROOT, python
-from test_cudnn_bn_build import cuda_wheels, inside, package_in  # noqa: F401
+from support.cudnn_bn import FAKE_CUDNN, copy_package, python_in
 
 from mxresnet.config import Config
 from mxresnet.errors import UserError
 from mxresnet.model import resnet
-from mxresnet.model.cudnn_bn import build as extension_build
+from mxresnet.model.cudnn_bn import build
 from mxresnet.model.ops import PlainOps
 
-PATH = ROOT / "benchmarks" / "gpu_batch_norm.py"
-spec = importlib.util.spec_from_file_location("gpu_batch_norm", PATH)
-benchmark = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(benchmark)
+BENCHMARKS = ROOT / "benchmarks"
+SCRIPT = BENCHMARKS / "gpu_batch_norm.py"
+sys.path.insert(0, str(BENCHMARKS))
+
+import batch_norm_library as bn_library  # noqa: E402
+import batch_norm_reference as bn_reference  # noqa: E402
+import batch_norm_timing as bn_timing  # noqa: E402
+
+STRUCTURES = {
+    "MxresnetBatchNorm": bn_library.CallStruct,
+    "MxresnetSizes": bn_library.SizesStruct,
+}
 
 
-def test_its_checks_find_nothing_wrong_with_the_plain_library():
-    done = python(PATH, "--cpu")
+def test_checks_pass_on_the_cpu_library():
+    done = python(SCRIPT, "--cpu")
     *lines, last = done.stdout.splitlines()
-    assert done.returncode == 0 and last == "0 wrong on the plain C++ library", (
-        done.stdout + done.stderr
-    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert last == "0 wrong on the C++ library on the CPU"
     assert len(lines) == 30 and all(line.endswith("right") for line in lines)
 
 
+# (correct text of batch_norm_cpu.cc, wrong text, message of the checks)
 MUTATIONS = [
     ("variance * count / (count - 1)", "variance", "running_variance is off"),
-    ("(1 - keep) * mean", "keep * mean", "running_mean is off"),
+    ("(1 - momentum) * mean", "momentum * mean", "running_mean is off"),
     ("if (!pass) value = 0;", "", "y is off"),
     ("dz[i] = static_cast<float>(gradient)", "dz[i] = dy[i]", "dz is off"),
-    ("normalized * product / count", "0 * normalized * product", "dx is off"),
-    ("gradient - sum / count", "gradient - sum / (count + 1)", "dx is off"),
-    ("passed(mask, i) ?", "passed(mask, i + 1) ?", "dx is off"),
+    ("normalized * dgamma / count", "0 * normalized * dgamma", "dx is off"),
+    ("gradient - dbeta / count", "gradient - dbeta / (count + 1)", "dx is off"),
+    ("relu_passed(mask, i) ?", "relu_passed(mask, i + 1) ?", "dx is off"),
     (
-        "call->dgamma[c] = static_cast<float>(product);",
-        "call->dgamma[c] = static_cast<float>(product * 1.001);",
+        "call->dgamma[c] = static_cast<float>(dgamma);",
+        "call->dgamma[c] = static_cast<float>(dgamma * 1.001);",
         "dgamma is off",
     ),
     (
-        "call->saved_inverse[c] = static_cast<float>(inverse);",
-        "call->saved_inverse[c] = static_cast<float>(inverse) * NAN;",
-        "saved_inverse is off",
+        "call->saved_inverse_std[c] = static_cast<float>(inverse_std);",
+        "call->saved_inverse_std[c] = static_cast<float>(inverse_std) * NAN;",
+        "saved_inverse_std is off",
     ),
     (
         "y[i] = static_cast<float>(value);",
@@ -60,147 +73,126 @@ MUTATIONS = [
 
 
 @pytest.mark.parametrize(
-    "right, wrong, said", MUTATIONS, ids=[said + f" ({wrong})" for _, wrong, said in MUTATIONS]
+    "right, wrong, message", MUTATIONS, ids=[f"{message} ({w})" for _, w, message in MUTATIONS]
 )
-def test_its_checks_find_a_mistake(tmp_path, right, wrong, said):
-    text = (extension_build.SOURCES / "batch_norm_cpu.cc").read_text()
+def test_checks_find_an_error(tmp_path, right, wrong, message):
+    text = (build.SOURCES / "batch_norm_cpu.cc").read_text()
     assert text.count(right) == 1
-    (tmp_path / "wrong.cc").write_text(text.replace(right, wrong))
-    extension_build.compile_library(
-        [tmp_path / "wrong.cc"], tmp_path / "libwrong.so", ["-I", extension_build.SOURCES]
-    )
-    done = python(PATH, "--cpu", "--library", tmp_path / "libwrong.so")
-    assert done.returncode == 1 and said in done.stdout, done.stdout + done.stderr
+    source, library = tmp_path / "wrong.cc", tmp_path / "libwrong.so"
+    source.write_text(text.replace(right, wrong))
+    build.compile_library([source], library, ["-I", build.SOURCES])
+    done = python(SCRIPT, "--cpu", "--library", library)
+    assert done.returncode == 1 and message in done.stdout, done.stdout + done.stderr
 
 
-def test_its_structures_are_those_of_the_header(tmp_path):
+def test_structures_equal_those_of_the_header(tmp_path):
     lines = [
         f'printf("{name} {field} %zu\\n", offsetof({name}, {field}));'
-        for name, structure in (
-            ("MxresnetBatchNorm", benchmark.Call),
-            ("MxresnetSizes", benchmark.Sizes),
-        )
+        for name, structure in STRUCTURES.items()
         for field, _ in structure._fields_
     ]
-    lines += [
-        'printf("%zu %zu %d\\n", sizeof(MxresnetBatchNorm), sizeof(MxresnetSizes), MXRESNET_MESSAGE_BYTES);'
-    ]
-    (tmp_path / "offsets.c").write_text(
-        '#include <stdio.h>\n#include "batch_norm.h"\nint main(void) {'
-        + "\n".join(lines)
-        + "return 0; }\n"
-    )
-    subprocess.run(
-        [
-            "g++",
-            "-x",
-            "c++",
-            "-I",
-            extension_build.SOURCES,
-            tmp_path / "offsets.c",
-            "-o",
-            tmp_path / "offsets",
-        ],
-        check=True,
-    )
-    *offsets, last = subprocess.run(
-        [tmp_path / "offsets"], text=True, capture_output=True, check=True
-    ).stdout.splitlines()
-    structures = {"MxresnetBatchNorm": benchmark.Call, "MxresnetSizes": benchmark.Sizes}
+    sizes = "sizeof(MxresnetBatchNorm), sizeof(MxresnetSizes), MXRESNET_MESSAGE_BYTES"
+    lines.append(f'printf("%zu %zu %d\\n", {sizes});')
+    source, program = tmp_path / "offsets.c", tmp_path / "offsets"
+    main = "int main(void) {" + "\n".join(lines) + "return 0; }\n"
+    source.write_text('#include <stdio.h>\n#include "batch_norm.h"\n' + main)
+    subprocess.run(["g++", "-x", "c++", "-I", build.SOURCES, source, "-o", program], check=True)
+    done = subprocess.run([program], text=True, capture_output=True, check=True)
+    *offsets, last = done.stdout.splitlines()
     for line in offsets:
         name, field, offset = line.split()
-        assert getattr(structures[name], field).offset == int(offset), line
-    assert last == f"{ctypes.sizeof(benchmark.Call)} {ctypes.sizeof(benchmark.Sizes)} 512"
+        assert getattr(STRUCTURES[name], field).offset == int(offset), line
+    sizes = [ctypes.sizeof(structure) for structure in STRUCTURES.values()]
+    assert last.split() == [str(size) for size in [*sizes, bn_library.MESSAGE_BYTES]]
 
 
-def test_it_times_the_batch_norms_of_the_network():
+def test_timed_batch_norms_are_those_of_the_network():
     config = Config(bn_gamma_init0=True)
     outputs = resnet.build(PlainOps(config), config, 1000).get_internals()
     shapes = dict(zip(outputs.list_outputs(), outputs.infer_shape(data=(1, 3, 224, 224))[1]))
     found = {}
     for _, name in resnet.layer_names(50):
         _, channels, size, _ = shapes[f"{name}_output"]
-        kind = (
-            benchmark.BN
-            if name.endswith("sc")
-            else benchmark.BN_ADD_RELU
-            if name.endswith("bn3")
-            else benchmark.BN_RELU
-        )
-        found[kind, size, channels] = found.get((kind, size, channels), 0) + 1
-    assert found == {layer[:3]: layer[3] for layer in benchmark.RESNET50} and len(
-        benchmark.RESNET50
-    ) == len(found)
+        operation = bn_library.BN_RELU
+        if name.endswith("sc"):
+            operation = bn_library.BN
+        elif name.endswith("bn3"):
+            operation = bn_library.BN_ADD_RELU
+        key = (operation, size, channels)
+        found[key] = found.get(key, 0) + 1
+    assert found == {layer[:3]: layer[3] for layer in bn_timing.RESNET50}
+    assert len(bn_timing.RESNET50) == len(found)
 
 
-@pytest.mark.skipif(
-    extension_build.shutil.which("nvidia-smi") is not None, reason="this machine has a GPU"
-)
-def test_without_a_gpu_it_says_so():
-    done = python(PATH)
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine has a GPU")
+def test_without_a_gpu_there_is_one_line():
+    done = python(SCRIPT)
     assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1
     assert "PyTorch is not installed" in done.stderr or "no NVIDIA GPU" in done.stderr
 
 
-class HalfHost(benchmark.Host):
-    """The host's memory as the GPU library sees its own: float16, on a stream that the double of cuDNN wants to see."""
+class FakeGpuMemory(bn_library.HostMemory):
+    """Host memory with the type and stream of a GPU: the fake cuDNN requires this stream."""
 
-    dtype, unit, tiny, stream, name = (
-        np.dtype("float16"),
-        2.0**-11,
-        2.0**-24,
-        5,
-        "the double of cuDNN",
-    )
+    dtype = np.dtype("float16")
+    rounding = 2.0**-11
+    smallest = 2.0**-24
+    stream = 5
+    name = "the fake cuDNN"
 
 
 @pytest.fixture(scope="module")
-def on_the_double(cuda_wheels, tmp_path_factory):
-    """batch_norm_cudnn.cc linked with tests/support/fake_cudnn.cc in place of cuDNN; both see cuDNN's own headers."""
-    folder = tmp_path_factory.mktemp("double")
-    flags = extension_build.CudaFiles([str(cuda_wheels)]).flags
-    extension_build.compile_library(
-        [ROOT / "tests" / "support" / "fake_cudnn.cc"], folder / "libdouble.so", flags
-    )
-    sources = [extension_build.SOURCES / "batch_norm_cudnn.cc", folder / "libdouble.so"]
-    extension_build.compile_library(
-        sources, folder / "libbatch_norm.so", [*flags, f"-Wl,-rpath,{folder}"]
-    )
-    return ctypes.CDLL(str(folder / "libbatch_norm.so"))
+def library_on_fake_cudnn(cuda_wheels, tmp_path_factory):
+    """batch_norm_cudnn.cc linked with fake_cudnn.cc; both are compiled with cuDNN's headers."""
+    folder = tmp_path_factory.mktemp("fake_cudnn")
+    flags = build.CudaFiles([str(cuda_wheels)]).flags
+    fake, library = folder / "libfake_cudnn.so", folder / "libbatch_norm.so"
+    build.compile_library([FAKE_CUDNN], fake, flags)
+    sources = [build.SOURCES / "batch_norm_cudnn.cc", fake]
+    build.compile_library(sources, library, [*flags, f"-Wl,-rpath,{folder}"])
+    return ctypes.CDLL(str(library))
 
 
-def in_a_thread(call):
-    """A new thread has no cuDNN handle yet."""
+def run_in_new_thread(function):
+    """Run a function in a thread that has no cuDNN handle yet."""
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        return pool.submit(call).result()
+        return pool.submit(function).result()
 
 
 @pytest.mark.slow
-def test_what_cudnn_is_asked_for_is_right(on_the_double, capsys):
-    assert benchmark.run_checks(on_the_double, HalfHost(), small=True) == 0, capsys.readouterr().out
+def test_cudnn_calls_are_right(library_on_fake_cudnn, capsys):
+    failures = bn_reference.run_checks(library_on_fake_cudnn, FakeGpuMemory(), small=True)
+    assert failures == 0, capsys.readouterr().out
 
 
-ASKED = re.findall(r'check\("(\w+)"', (extension_build.SOURCES / "batch_norm_cudnn.cc").read_text())
+CUDNN_SOURCE = (build.SOURCES / "batch_norm_cudnn.cc").read_text()
+CHECKED_FUNCTIONS = set(re.findall(r'check\("(\w+)"', CUDNN_SOURCE))
+
+
+def test_every_cudnn_function_with_a_status_is_checked():
+    """The fake has no other functions: batch_norm_cudnn.cc would not link."""
+    fake = FAKE_CUDNN.read_text()
+    functions = set(re.findall(r"^cudnnStatus_t (\w+)\([^;]*?\{\s*MAY_FAIL", fake, re.M))
+    assert len(functions) == 12 and functions <= CHECKED_FUNCTIONS
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(set(ASKED)))
-def test_a_failure_of_cudnn_is_told(on_the_double, monkeypatch, name):
-    """Every function of cuDNN and CUDA that has a status; none is forgotten, as the double has no other."""
-    double = (ROOT / "tests" / "support" / "fake_cudnn.cc").read_text()
-    assert set(re.findall(r"^cudnnStatus_t (\w+)\([^;]*?\{\s*MAY_FAIL", double, re.M)) <= set(ASKED)
-    monkeypatch.setenv("CUDNN_DOUBLE_FAILS", name)
-    with pytest.raises(
-        UserError, match=rf"^{name}: a (cuDNN|CUDA) error \(data of 2 x 3 x 5 x 8\)$"
-    ):
-        in_a_thread(
-            lambda: benchmark.check(on_the_double, HalfHost(), benchmark.BN_ADD_RELU, (2, 3, 5, 8))
+@pytest.mark.parametrize("name", sorted(CHECKED_FUNCTIONS))
+def test_failure_of_cudnn_is_reported(library_on_fake_cudnn, monkeypatch, name):
+    monkeypatch.setenv("FAKE_CUDNN_FAILING_FUNCTION", name)
+    shape = (2, 3, 5, 8)
+    errors, _ = run_in_new_thread(
+        lambda: bn_reference.check_shape(
+            library_on_fake_cudnn, FakeGpuMemory(), bn_library.BN_ADD_RELU, shape
         )
+    )
+    assert len(errors) == 1
+    assert re.search(rf"^{name}: a (cuDNN|CUDA) error \(data of 2 x 3 x 5 x 8\)$", errors[0])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
         ({"reserve_bytes": 53}, "reserve of batch norm: 54 bytes are needed and 53 were given"),
         (
@@ -213,83 +205,75 @@ def test_a_failure_of_cudnn_is_told(on_the_double, monkeypatch, name):
         ({"n": 1 << 40}, "more than 2^31 - 1 elements"),
     ],
 )
-def test_a_call_that_cudnn_cannot_do_is_refused(on_the_double, change, said):
-    layer = benchmark.Layer(on_the_double, HalfHost(), benchmark.BN_RELU, 2, 3, 5, 8)
-    layer.set(benchmark.inputs(benchmark.BN_RELU, (2, 3, 5, 8), np.float16, 0))
+def test_invalid_call_is_rejected(library_on_fake_cudnn, change, message):
+    operation, shape = bn_library.BN_RELU, (2, 3, 5, 8)
+    memory = FakeGpuMemory()
+    layer = bn_library.BatchNormLayer(library_on_fake_cudnn, memory, operation, *shape)
+    layer.set(bn_reference.random_inputs(operation, shape, np.float16, 0))
     layer.forward()
     for name, value in change.items():
-        setattr(layer._call, name, value)
+        setattr(layer.call, name, value)
     with pytest.raises(UserError) as error:
         layer.forward()
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.slow
-def test_the_reserve_is_asked_for_on_the_device_that_is_used(on_the_double):
-    call = benchmark.Call(
-        operation=benchmark.BN_RELU, channel_last=1, n=2, h=3, w=5, c=8, epsilon=1e-5, stream=5
+def test_reserve_size_is_that_of_the_used_device(library_on_fake_cudnn):
+    call = bn_library.CallStruct(
+        operation=bn_library.BN_RELU, channel_last=1, n=2, h=3, w=5, c=8, epsilon=1e-5, stream=5
     )
 
     def reserve(device):
-        size, message = ctypes.c_uint64(), ctypes.create_string_buffer(512)
-        on_the_double.mxresnet_use_device(device)
-        wrong = on_the_double.mxresnet_batch_norm_reserve(
+        size = ctypes.c_uint64()
+        message = ctypes.create_string_buffer(bn_library.MESSAGE_BYTES)
+        library_on_fake_cudnn.mxresnet_use_device(device)
+        failed = library_on_fake_cudnn.mxresnet_batch_norm_reserve(
             ctypes.byref(call), ctypes.byref(size), message
         )
-        return message.value.decode() if wrong else size.value
+        return message.value.decode() if failed else size.value
 
-    assert (
-        reserve(-1) == 30 + 65536
-    )  # before a device is chosen: the bits and something for padding
-    assert reserve(0) == 30 + 24  # what the double wants
+    assert reserve(-1) == 30 + 65536  # without a device: one bit per element, and padding
+    assert reserve(0) == 30 + 24  # the size that the fake returns
     assert reserve(1) == "cudaSetDevice: a CUDA error (data of 2 x 3 x 5 x 8)"
 
 
 GPU_SELF_TEST = """
 import mxnet as mx
-from mxresnet.model.cudnn_bn import runtime
-runtime._kind = lambda device: "gpu"
-print("says", runtime._test(mx.cpu()), "|")
+from mxresnet.model.cudnn_bn import runtime, self_test
+runtime.device_kind = lambda device: "gpu"
+try:
+    self_test.run(mx.cpu())
+    print("passed")
+except runtime.UnavailableError as error:
+    print("failed:", error)
 """
 
 
 @pytest.mark.slow
-def test_the_gpu_library_passes_its_self_test_through_mxnet_on_the_double(cuda_wheels, tmp_path):
-    """The GPU library whole, in float16, through MXNet's CPU: only the device's name, the stream and the scratch are changed."""
-    path = package_in(tmp_path) / "csrc" / "operators.cc"
+def test_gpu_library_passes_its_self_test_on_fake_cudnn(cuda_wheels, tmp_path):
+    """The complete GPU library, in float16, in MXNet on the CPU.
+
+    Only the name of the device, the stream and the allocator of the workspace are replaced.
+    """
+    path = copy_package(tmp_path) / "csrc" / "operators.cc"
     text = path.read_text()
-    for gpu, here in (
+    for gpu, cpu in (
         ('"gpu", kTypeName', '"cpu", kTypeName'),
         ("resource.get_cuda_stream()", "reinterpret_cast<void *>(5)"),
         ("resource.alloc_gpu(", "resource.alloc_cpu("),
     ):
         assert text.count(gpu) == 1
-        text = text.replace(gpu, here)
+        text = text.replace(gpu, cpu)
     path.write_text(text)
-    flags = extension_build.CudaFiles([str(cuda_wheels)]).flags
+    flags = build.CudaFiles([str(cuda_wheels)]).flags
+    fake_cuda = tmp_path / "cuda"
     for name in ("libcudnn.so.8", "libcudart.so.11.0"):
-        extension_build.compile_library(
-            [ROOT / "tests" / "support" / "fake_cudnn.cc"],
-            tmp_path / "cuda" / "lib64" / name,
-            flags,
-        )
-    inside(
-        tmp_path,
-        "-m",
-        "mxresnet.model.cudnn_bn",
-        "build",
-        "--gpu",
-        "--cuda",
-        tmp_path / "cuda",
-        "--cuda",
-        cuda_wheels,
-    )
-    said = inside(tmp_path, "-c", GPU_SELF_TEST)
-    assert "says  |" in said, said
-    said = inside(
-        tmp_path, "-c", GPU_SELF_TEST, CUDNN_DOUBLE_FAILS="cudnnBatchNormalizationBackwardEx"
-    )
-    assert (
-        "says its self-test failed: mxresnet_batch_norm: cudnnBatchNormalizationBackwardEx: a cuDNN error (data of 3 x 5 x 7 x 12) |"
-        in said
-    ), said
+        build.compile_library([FAKE_CUDNN], fake_cuda / "lib64" / name, flags)
+    command = ("-m", "mxresnet.model.cudnn_bn", "build", "--gpu")
+    python_in(tmp_path, *command, "--cuda", fake_cuda, "--cuda", cuda_wheels)
+    assert "passed\n" in python_in(tmp_path, "-c", GPU_SELF_TEST)
+    function = "cudnnBatchNormalizationBackwardEx"
+    output = python_in(tmp_path, "-c", GPU_SELF_TEST, FAKE_CUDNN_FAILING_FUNCTION=function)
+    message = f"mxresnet_batch_norm: {function}: a cuDNN error (data of 3 x 5 x 7 x 12)"
+    assert f"failed: its self-test failed: {message}\n" in output

@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Learning rates and run plans against published runs and MXNet's schedulers."""
+
 import mxnet as mx
 import pytest
 from support.commands import python
 
 from mxresnet.config import Config
 from mxresnet.errors import UserError
-from mxresnet.lr_schedule import make_blocks, make_plan
+from mxresnet.run_plan import make_blocks, make_plan
 
 IMAGENET = 1281167
-MLPERF = dict(lr_step_epochs="pow2", warmup_epochs=2, num_epochs=37)
+MLPERF = {"lr_step_epochs": "pow2", "warmup_epochs": 2, "num_epochs": 37}
 
 
 @pytest.mark.parametrize(
     "ranks, batch, warmup, epochs, steps",
     [
-        # As the published v2.1 systems ran: steps an epoch, of warm-up, in all.
+        # Published v2.1 systems: steps per epoch, of warm-up, in total.
         (8, 408, 2, 37, (393, 786, 14541)),
         (4, 256, 2, 37, (1252, 2504, 46324)),
         (4, 204, 2, 37, (1571, 3142, 58127)),
@@ -30,7 +32,7 @@ def test_steps(ranks, batch, warmup, epochs, steps):
         IMAGENET,
         ranks,
     )
-    assert (plan.steps_per_epoch, plan.warmup_steps, plan.total_steps) == steps
+    assert (plan.steps_per_epoch, plan.schedule.warmup_steps, plan.total_steps) == steps
 
 
 @pytest.mark.parametrize(
@@ -55,11 +57,11 @@ def test_polynomial_schedule_equals_mxnets(warmup):
         base_lr=6.0,
         pwr=2,
         final_lr=1e-4,
-        warmup_steps=plan.warmup_steps,
+        warmup_steps=plan.schedule.warmup_steps,
         warmup_begin_lr=0,
     )
     for update in range(1, plan.total_steps + 3):
-        # Theirs is linear up to warmup_steps exclusive, ours inclusive; at that step both are the peak.
+        # MXNet's warm-up excludes the last step and ours includes it: both are at the peak there.
         assert plan.learning_rate(update) == pytest.approx(theirs(update), rel=1e-12)
 
 
@@ -71,14 +73,14 @@ def test_step_schedule_equals_mxnets():
         [3 * plan.steps_per_epoch, 6 * plan.steps_per_epoch],
         factor=0.1,
         base_lr=0.5,
-        warmup_steps=plan.warmup_steps,
+        warmup_steps=plan.schedule.warmup_steps,
     )
     for update in range(1, plan.total_steps + 3):
         assert plan.learning_rate(update) == pytest.approx(theirs(update), rel=1e-12)
 
 
 def test_a_rate_without_warm_up_begins_at_its_peak():
-    """Update 0 is asked for by the warm-up of the kernels."""
+    """LARS reads the rate of update 0 in the first update."""
     plan = make_plan(
         Config(batch_size=4, lr=6.0, lr_step_epochs="pow2", warmup_epochs=0, num_epochs=9), 100, 3
     )
@@ -136,8 +138,9 @@ def test_a_constant_rate_is_not_logged_as_a_schedule(factor, logged):
     code = f"""
 from mxresnet.config import Config
 from mxresnet.mllog import RunLog
-from mxresnet.lr_schedule import make_plan
-config = Config(batch_size=4, lr_step_epochs="pow2", lr_factor={factor}, warmup_epochs=2, num_epochs=9)
+from mxresnet.run_plan import make_plan
+config = Config(
+    batch_size=4, lr_step_epochs="pow2", lr_factor={factor}, warmup_epochs=2, num_epochs=9)
 RunLog(0).hyperparameters(config, make_plan(config, 100, 1), 1)
 """
     done = python("-c", code)

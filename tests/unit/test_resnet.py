@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The network: names, sizes, initial weights, and the CPU backends against the plain one."""
+
 import importlib.resources
 import re
 
@@ -8,7 +10,7 @@ import pytest
 
 from mxresnet.config import Config
 from mxresnet.model import resnet
-from mxresnet.model.ops import FusedCpuOps, PlainOps
+from mxresnet.model.ops import FusedCpuOps, PlainOps, softmax_cross_entropy_loss
 from mxresnet.model.select_ops import select_ops
 
 
@@ -26,15 +28,15 @@ def shapes(net, data):
     )
 
 
-def test_parameter_names_are_those_of_the_official_checker():
+def test_parameter_names_are_those_of_the_compliance_checker():
     rules = (
         importlib.resources.files("mlperf_logging")
         / "compliance_checker"
         / "training_2.1.0"
         / "closed_resnet.yaml"
     )
-    demanded = re.findall(r'"(\w+_(?:weight|bias|gamma|beta))"', rules.read_text())
-    assert len(demanded) == 161 and sorted(resnet.parameter_names(50)) == sorted(demanded)
+    required = re.findall(r'"(\w+_(?:weight|bias|gamma|beta))"', rules.read_text())
+    assert len(required) == 161 and sorted(resnet.parameter_names(50)) == sorted(required)
 
 
 def test_parameter_names_are_those_of_the_symbol_in_its_order():
@@ -58,7 +60,7 @@ def test_sizes(channels, parameters):
     )
 
 
-def test_the_stride_sits_in_the_3x3_convolution():
+def test_stride_is_in_the_3x3_convolution():
     net = symbol()
     outputs = net.get_internals()
     _, sizes, _ = outputs.infer_shape(data=(1, 3, 224, 224))
@@ -69,10 +71,13 @@ def test_the_stride_sits_in_the_3x3_convolution():
     assert size["pool0_output"] == 56 and size["stage4_unit3_relu3_output"] == 7
 
 
-def test_channel_last_network_has_the_references_shapes_and_types():
-    layouts = dict(
-        input_layout="NHWC", conv_layout="NHWC", batchnorm_layout="NHWC", pooling_layout="NHWC"
-    )
+def test_nhwc_network_has_the_reference_shapes_and_types():
+    layouts = {
+        "input_layout": "NHWC",
+        "conv_layout": "NHWC",
+        "batchnorm_layout": "NHWC",
+        "pooling_layout": "NHWC",
+    }
     net = symbol(dtype="float16", image_shape=(4, 224, 224), **layouts)
     assert "transpose" not in net.tojson()
     arguments, _, _ = shapes(net, (2, 224, 224, 4))
@@ -90,9 +95,9 @@ def test_channel_last_network_has_the_references_shapes_and_types():
     )
 
 
-@pytest.mark.parametrize("layouts", [dict(input_layout="NHWC"), dict(pooling_layout="NHWC")])
+@pytest.mark.parametrize("layouts", [{"input_layout": "NHWC"}, {"pooling_layout": "NHWC"}])
 def test_any_layout_computes_the_same_network(layouts):
-    """Mixed layouts that a CPU can run, against all channel-first."""
+    """Compare mixed layouts that a CPU can run with NCHW only."""
     data = np.random.RandomState(0).randn(2, 3, 32, 32).astype("float32")
     weights = None
     results = []
@@ -111,7 +116,7 @@ def test_any_layout_computes_the_same_network(layouts):
 
 
 def one_step(config, images, labels, weights=None):
-    """(output, gradients, running statistics, first weights) of one training step on CPU."""
+    """Return (output, gradients, running statistics, initial weights) of one training step."""
     module = mx.mod.Module(
         resnet.build(select_ops(config, on_gpu=False), config, 10), context=mx.cpu()
     )
@@ -143,10 +148,10 @@ def one_step(config, images, labels, weights=None):
 
 
 BATCH = np.random.RandomState(5).randn(8, 3, 64, 64), np.random.RandomState(6).randint(0, 10, 8)
-CPU = dict(image_shape=(3, 64, 64), batch_size=8, bn_gamma_init0=True)
+CPU = {"image_shape": (3, 64, 64), "batch_size": 8, "bn_gamma_init0": True}
 
 
-def test_the_fused_op_set_computes_the_plain_graph():
+def test_fused_cpu_backend_computes_the_plain_graph():
     plain, fused = Config(**CPU), Config(fuse_bn_relu=1, **CPU)
     assert (
         isinstance(select_ops(fused, on_gpu=False), FusedCpuOps)
@@ -165,31 +170,34 @@ def test_the_fused_op_set_computes_the_plain_graph():
 
 
 @pytest.mark.parametrize("fused", [0, 1])
-def test_bfloat16_rounds_and_nothing_else(fused):
-    """Gradients point where float32's do, with the last gammas at zero: a deeper untrained network amplifies rounding."""
+def test_bfloat16_only_rounds(fused):
+    """The gradients have nearly the direction of those in float32.
+
+    The last gammas are zero, because a deeper untrained network amplifies rounding errors.
+    """
     output, gradients, statistics, weights = one_step(Config(**CPU), *BATCH)
-    low_output, low_gradients, low_statistics, _ = one_step(
+    bf16_output, bf16_gradients, bf16_statistics, _ = one_step(
         Config(dtype="bfloat16", fuse_bn_relu=fused, **CPU), *BATCH, weights
     )
-    np.testing.assert_allclose(low_output, output, atol=0.02)
-    assert (low_output != output).any()
+    np.testing.assert_allclose(bf16_output, output, atol=0.02)
+    assert (bf16_output != output).any()
     cosines = {}
     for name, gradient in gradients.items():
         if np.linalg.norm(gradient) > 1e-6:
             cosines[name] = (
-                (gradient * low_gradients[name]).sum()
+                (gradient * bf16_gradients[name]).sum()
                 / np.linalg.norm(gradient)
-                / np.linalg.norm(low_gradients[name])
+                / np.linalg.norm(bf16_gradients[name])
             )
     assert np.median(list(cosines.values())) > 0.98 and min(cosines.values()) > 0.9, cosines
     for name, value in statistics.items():
         np.testing.assert_allclose(
-            low_statistics[name], value, rtol=0.02, atol=0.02 * abs(value).max(), err_msg=name
+            bf16_statistics[name], value, rtol=0.02, atol=0.02 * abs(value).max(), err_msg=name
         )
 
 
 @pytest.mark.parametrize("zero_gamma", [False, True])
-def test_first_weights(zero_gamma):
+def test_initial_weights(zero_gamma):
     mx.random.seed(1)
     config = Config(image_shape=(4, 32, 32), bn_gamma_init0=zero_gamma)
     module = mx.mod.Module(resnet.build(PlainOps(config), config, 1000), context=mx.cpu())
@@ -211,11 +219,11 @@ def test_first_weights(zero_gamma):
         assert (array.asnumpy() == (1 if name.endswith("var") else 0)).all()
 
 
-def test_label_smoothing_shares_alpha_among_the_other_classes():
-    """The gradient is softmax minus target, summed over the batch, the target alpha / (K - 1) off the label."""
+def test_loss_gradient_with_label_smoothing():
+    """The gradient is softmax minus target; the target is alpha / (K - 1) off the label."""
     logits = np.random.RandomState(0).randn(3, 5)
     data = mx.sym.var("data")
-    net = mx.sym.SoftmaxOutput(data, smooth_alpha=0.1, name="softmax")
+    net = softmax_cross_entropy_loss(data, label_smoothing=0.1)
     executor = net.simple_bind(mx.cpu(), data=(3, 5))
     executor.forward(is_train=True, data=mx.nd.array(logits), softmax_label=mx.nd.array([0, 4, 2]))
     executor.backward()
@@ -230,7 +238,10 @@ def test_label_smoothing_shares_alpha_among_the_other_classes():
     [(18, 11692072), (34, 21799720), (50, 25557032), (101, 44549160), (152, 60192808)],
 )
 def test_sizes_of_all_depths(depth, parameters):
-    """torchvision's counts; the two basic ones have one projection more, in the first stage, as the reference's rule has it."""
+    """The counts are torchvision's.
+
+    Networks of basic units have one projection more, in the first stage, by the reference's rule.
+    """
     arguments, _, _ = shapes(symbol(num_layers=depth), (1, 3, 224, 224))
     extra = 64 * 64 + 2 * 64 if depth < 50 else 0
     names = [name for name in arguments if name not in ("data", "softmax_label")]

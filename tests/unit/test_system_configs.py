@@ -14,8 +14,9 @@ import pytest
 from support.commands import ROOT
 from support.launchers import exported
 
-from mxresnet.config import FIELDS, parse
-from mxresnet.lr_schedule import make_plan
+from mxresnet.config import FIELDS
+from mxresnet.config_parser import parse
+from mxresnet.run_plan import make_plan
 
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "published_configs.json").read_text())
 PUBLISHED = sorted(GOLDEN["systems"])

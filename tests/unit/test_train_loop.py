@@ -1,4 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The order of events and log lines of a run, with fakes of everything that computes or reads."""
+
+import dataclasses
 import io
 import json
 
@@ -10,10 +13,10 @@ from mxresnet import mllog
 from mxresnet.config import Config
 from mxresnet.data.dataset import DataSet
 from mxresnet.errors import UserError
-from mxresnet.lr_schedule import make_plan
 from mxresnet.profiling import Timing
 from mxresnet.progress import Progress
-from mxresnet.train_loop import run
+from mxresnet.run_plan import make_plan
+from mxresnet.train_loop import TrainLoop
 
 CONFIG = Config(
     optimizer="sgdwfastlars",
@@ -31,8 +34,8 @@ CONFIG = Config(
 DATA = DataSet(train_examples=12, val_examples=6, classes=10, has_manifests=True)
 
 
-class Recorder:
-    """Takes the place of the logger's stream, so that log lines and fake events stand in one list."""
+class FakeStream:
+    """Stream of the logger that appends log lines to the events of the fakes."""
 
     def __init__(self, events):
         self.events = events
@@ -46,19 +49,19 @@ class Recorder:
         pass
 
 
-def play(monkeypatch, accuracies=(0.5, 0.8), config=CONFIG, **changes):
-    """Run the loop with fakes; return (reached or the exception, events, what the person sees)."""
-    events, seen = [], io.StringIO()
+def run_with_fakes(monkeypatch, accuracies=(0.5, 0.8), config=CONFIG, **changes):
+    """Return the result of the loop or its exception, the events, and the progress text."""
+    events, progress_text = [], io.StringIO()
     logger = get_mllogger().logger
     for handler in logger.handlers:
-        monkeypatch.setattr(handler, "stream", Recorder(events))
+        monkeypatch.setattr(handler, "stream", FakeStream(events))
     plan = make_plan(config, DATA.train_examples, 1)
     trainer = FakeTrainer(events, accuracies, changes.get("fail_in_step", 0))
-    pipelines = FakeDataLoaders(events, changes.get("val_real", (4, 2)))
-    progress = Progress(plan, 12, 4, every_steps=0, rank=0, streams=[seen])
+    data_loaders = FakeDataLoaders(events, changes.get("val_num_valid", (4, 2)))
+    progress = Progress(plan, 12, 4, interval_steps=0, rank=0, streams=[progress_text])
     try:
         timing = Timing(config, trainer.wait)
-        outcome = run(
+        loop = TrainLoop(
             config,
             DATA,
             plan,
@@ -66,12 +69,13 @@ def play(monkeypatch, accuracies=(0.5, 0.8), config=CONFIG, **changes):
             mllog.RunLog(0),
             progress,
             trainer,
-            pipelines,
+            data_loaders,
             timing,
         )
+        outcome = loop.run()
     except Exception as error:
         outcome = error
-    return outcome, events, seen.getvalue()
+    return outcome, events, progress_text.getvalue()
 
 
 def keys(events):
@@ -79,12 +83,12 @@ def keys(events):
 
 
 def test_order_of_a_run(monkeypatch):
-    reached, events, seen = play(monkeypatch)
+    reached, events, seen = run_with_fakes(monkeypatch)
     assert reached is True
     order = keys(events)
     before, after = order[: order.index("run_start")], order[order.index("run_start") :]
     assert (
-        before[0] == "initialise"
+        before[0] == "initialize"
         and before[-1] == "barrier"
         and before.index("init_stop") < before.index("warm up")
     )
@@ -121,7 +125,7 @@ def test_order_of_a_run(monkeypatch):
 
 
 def test_values_and_metadata(monkeypatch):
-    _, events, _ = play(monkeypatch)
+    _, events, _ = run_with_fakes(monkeypatch)
     lines = [event for event in events if isinstance(event, tuple)]
 
     def metadata(key):
@@ -150,19 +154,19 @@ def test_values_and_metadata(monkeypatch):
 
 
 def test_lines_name_the_file_that_wrote_them(monkeypatch):
-    _, events, _ = play(monkeypatch)
+    _, events, _ = run_with_fakes(monkeypatch)
     files = {event[2]["file"].rsplit("/", 1)[1] for event in events if isinstance(event, tuple)}
     assert files == {"train_loop.py", "mllog.py"}
 
 
 def test_equality_with_the_target_does_not_stop(monkeypatch):
-    config = Config(**{**CONFIG.__dict__, "accuracy_threshold": 0.5})
-    reached, events, _ = play(monkeypatch, (0.5, 0.5, 0.5), config)
+    config = dataclasses.replace(CONFIG, accuracy_threshold=0.5)
+    reached, events, _ = run_with_fakes(monkeypatch, (0.5, 0.5, 0.5), config)
     assert reached is False and keys(events).count("eval_accuracy") == 3
 
 
 def test_a_missed_target_is_aborted_after_the_last_epoch_and_its_block_is_closed(monkeypatch):
-    reached, events, seen = play(monkeypatch, (0.1, 0.2, 0.3))
+    reached, events, seen = run_with_fakes(monkeypatch, (0.1, 0.2, 0.3))
     assert reached is False and events[-1][0] == "run_stop" and events[-1][2]["status"] == "aborted"
     order = keys(events)
     assert (
@@ -173,7 +177,7 @@ def test_a_missed_target_is_aborted_after_the_last_epoch_and_its_block_is_closed
 
 
 def test_an_exception_in_a_step_leaves_exactly_one_run_stop_aborted(monkeypatch):
-    outcome, events, _ = play(monkeypatch, fail_in_step=3)
+    outcome, events, _ = run_with_fakes(monkeypatch, fail_in_step=3)
     assert isinstance(outcome, RuntimeError)
     stops = [event for event in events if event[0] == "run_stop"]
     assert (
@@ -181,21 +185,27 @@ def test_an_exception_in_a_step_leaves_exactly_one_run_stop_aborted(monkeypatch)
     )
 
 
-@pytest.mark.parametrize("val_real", [(4, 3), (4, 1)])
-def test_an_evaluation_that_did_not_count_every_image_once_fails(monkeypatch, val_real):
-    outcome, events, _ = play(monkeypatch, val_real=val_real)
-    assert isinstance(outcome, UserError) and f"counted {sum(val_real)} images of 6" in str(outcome)
+@pytest.mark.parametrize("num_valid", [(4, 3), (4, 1)])
+def test_an_evaluation_that_did_not_count_every_image_once_fails(monkeypatch, num_valid):
+    outcome, events, _ = run_with_fakes(monkeypatch, val_num_valid=num_valid)
+    assert isinstance(outcome, UserError) and f"counted {sum(num_valid)} images of 6" in str(
+        outcome
+    )
     assert "eval_accuracy" not in keys(events)
 
 
 def test_a_profiled_run_evaluates_nothing_and_is_a_success(monkeypatch):
-    reached, events, seen = play(monkeypatch, config=Config(**{**CONFIG.__dict__, "profile": 1}))
+    reached, events, seen = run_with_fakes(
+        monkeypatch, config=dataclasses.replace(CONFIG, profile=1)
+    )
     assert reached is None and "eval_start" not in keys(events) and "nothing was evaluated" in seen
     assert events[-1][0] == "run_stop" and events[-1][2]["status"] == "success"
 
 
 def test_a_run_on_synthetic_data_is_never_a_success(monkeypatch):
-    reached, events, _ = play(monkeypatch, config=Config(**{**CONFIG.__dict__, "synth_data": 1}))
+    reached, events, _ = run_with_fakes(
+        monkeypatch, config=dataclasses.replace(CONFIG, synth_data=1)
+    )
     assert (
         reached is None
         and "eval_start" not in keys(events)
@@ -204,7 +214,7 @@ def test_a_run_on_synthetic_data_is_never_a_success(monkeypatch):
 
 
 def test_time_tags_log_every_part_and_wait_at_its_ends(monkeypatch):
-    _, events, _ = play(monkeypatch, config=Config(**{**CONFIG.__dict__, "time_tags": 1}))
+    _, events, _ = run_with_fakes(monkeypatch, config=dataclasses.replace(CONFIG, time_tags=1))
     values = {event[0]: event[1] for event in events if isinstance(event, tuple)}
     steps = 3 * keys(events).count("epoch_start")
     for tag in ("fwd", "bwd", "opt", "load", "iter"):
@@ -224,7 +234,7 @@ def test_time_tags_log_every_part_and_wait_at_its_ends(monkeypatch):
 
 
 def test_epoch_prof_times_epochs_only(monkeypatch):
-    _, events, _ = play(monkeypatch, config=Config(**{**CONFIG.__dict__, "epoch_prof": 1}))
+    _, events, _ = run_with_fakes(monkeypatch, config=dataclasses.replace(CONFIG, epoch_prof=1))
     assert {key for key in keys(events) if "_time_" in key} == {
         f"epoch_time_{kind}" for kind in ("total", "count", "min", "max")
     }

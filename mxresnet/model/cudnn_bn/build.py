@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes mxresnet/model/cudnn_bn/csrc/build/libmxresnet_{cpu,gpu}.so with g++ from mxresnet/model/cudnn_bn/csrc and the MXNet that is installed.
+"""Compile csrc/ into csrc/build/libmxresnet_{cpu,gpu}.so with g++, for the installed MXNet.
 
-Never imports MXNet: the GPU wheel cannot be imported where there is no driver, as in the build of an image.
+This module never imports MXNet: the GPU package of MXNet cannot be imported without a driver, for
+example while an image is built.
 """
 
 from __future__ import annotations
@@ -14,178 +15,252 @@ import pathlib
 import re
 import shutil
 import subprocess
-from typing import Dict, List, Sequence
+from typing import Dict, List, Optional, Sequence, Union
 
 from mxresnet.errors import UserError
 
 SOURCES = pathlib.Path(__file__).resolve().parent / "csrc"
 BUILD = SOURCES / "build"
 COMMAND = "python -m mxresnet.model.cudnn_bn build"
-# What MXNet's CUDA 11.2 wheel is linked with. A second cuDNN or CUDA runtime in one process would not share its state.
-CUDNN, CUDA = 8, 11
-_MARK = "mxresnet-build:"
-# Bsymbolic: MXNet's library has functions of lib_api.cc of the same names with another C++ ABI, and Horovod makes them visible
-# to all. Ours must call our own, or the process dies as the library is loaded.
+# Major versions that MXNet's CUDA 11.2 package is linked with. A second cuDNN or CUDA runtime in a
+# process would not share their state.
+CUDNN_MAJOR, CUDA_MAJOR = 8, 11
+# -Bsymbolic: MXNet's library has functions of lib_api.cc with the same names and another C++ ABI,
+# and Horovod makes them visible to all libraries. This library must call its own functions, or the
+# process crashes when it loads the library.
 FLAGS = ("-std=c++11", "-O2", "-fPIC", "-shared", "-Wl,--no-undefined", "-Wl,-Bsymbolic")
+WHEELS = (  # from the Python package index, instead of a toolkit
+    "nvidia-cudnn-cu11==8.9.6.50",
+    "nvidia-cuda-runtime-cu11==11.8.89",
+    "nvidia-cuda-nvcc-cu11==11.8.89",
+)
+
+_METADATA_PREFIX = "mxresnet-build:"  # precedes the JSON text that is compiled into a library
+_LIBRARY_FOLDERS = ("lib64", "lib", "lib/x86_64-linux-gnu", "targets/x86_64-linux/lib")
+_MXNET_FILES = ("include/mxnet/lib_api.h", "src/lib_api.cc", "libinfo.py")
+
+Argument = Union[str, pathlib.Path]
 
 
-def library(kind: str) -> pathlib.Path:
-    """Where the library for "cpu" or "gpu" is, or would be."""
+def library_path(kind: str) -> pathlib.Path:
+    """Return the path of the library for "cpu" or "gpu", whether or not it is built."""
     return BUILD / f"libmxresnet_{kind}.so"
 
 
 def source_hash() -> str:
-    """A sum over the sources and how they are compiled, which says whether a library was built from them."""
-    total = hashlib.sha256(" ".join(FLAGS).encode())
+    """Return a hash of the sources and compiler flags, to detect a library that is out of date."""
+    digest = hashlib.sha256(" ".join(FLAGS).encode())
     for path in sorted([*SOURCES.glob("*.h"), *SOURCES.glob("*.cc")]):
-        total.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return total.hexdigest()[:16]
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
 
 
-def read_facts(path: pathlib.Path) -> Dict[str, str]:
-    """What build() wrote into a library of kind, mxnet, interface and sources; empty when it did not build the file."""
-    found = re.search(_MARK.encode() + rb"(\{[^\0]*\})\0", path.read_bytes())
-    return json.loads(found.group(1)) if found else {}
+def read_build_metadata(path: pathlib.Path) -> Optional[Dict[str, str]]:
+    """Return the metadata that build_library() compiled into a library.
+
+    Returns:
+        The values of kind, mxnet (version), interface (version) and sources (hash), or None if
+        build_library() did not build the file.
+    """
+    match = re.search(_METADATA_PREFIX.encode() + rb"(\{[^\0]*\})\0", path.read_bytes())
+    return json.loads(match.group(1)) if match else None
 
 
 def mxnet_folder() -> pathlib.Path:
-    """The folder of the installed MXNet. Raises UserError without one, or without what extensions are built from."""
+    """Return the folder of the installed MXNet.
+
+    Raises:
+        UserError: MXNet, or a file that external operators are built from, is missing.
+    """
     spec = importlib.util.find_spec("mxnet")
-    if spec is None:
-        raise UserError("MXNet is not installed: ./setup_env.sh installs it")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("MXNet is not installed: run ./setup_env.sh to install it")
     folder = pathlib.Path(next(iter(spec.submodule_search_locations)))
-    for needed in ("include/mxnet/lib_api.h", "src/lib_api.cc", "libinfo.py"):
-        if not (folder / needed).is_file():
+    for name in _MXNET_FILES:
+        if not (folder / name).is_file():
             raise UserError(
-                f"{folder / needed} is missing: MXNet 1.9.1's wheels have it, this MXNet cannot be extended"
+                f"{folder / name} is missing, and external operators are built from it: install "
+                "MXNet 1.9.1 from its wheel, which has the file"
             )
     return folder
 
 
 def mxnet_version(folder: pathlib.Path) -> str:
-    return re.search(r"__version__ = ['\"]([\d.]+)", (folder / "libinfo.py").read_text()).group(1)
+    """Return the version of the MXNet in a folder, such as 1.9.1.
+
+    Raises:
+        UserError: libinfo.py does not contain a version.
+    """
+    path = folder / "libinfo.py"
+    match = re.search(r"__version__ = ['\"]([\d.]+)", path.read_text())
+    if match is None:
+        raise UserError(f"{path} does not define __version__: reinstall MXNet")
+    return match.group(1)
 
 
-def _defined(path: pathlib.Path, name: str) -> int:
-    """The number that a header defines a name as."""
-    return int(re.search(rf"#define\s+{name}\s+(\d+)", path.read_text()).group(1))
+def _read_define(path: pathlib.Path, name: str) -> int:
+    """Return the integer that a header defines a macro as.
+
+    Raises:
+        UserError: The header does not define it.
+    """
+    match = re.search(rf"#define\s+{name}\s+(\d+)", path.read_text())
+    if match is None:
+        raise UserError(f"{path} does not define {name}: its package is damaged or not supported")
+    return int(match.group(1))
 
 
 class CudaFiles:
-    """Headers and libraries of CUDA's runtime and cuDNN, looked for in folders (toolkits, or pip --target folders with
-    NVIDIA's wheels) and then in the usual places. Raises UserError when there are none."""
+    """Headers and libraries of the CUDA runtime and cuDNN.
+
+    Attributes:
+        includes: Include folders.
+        flags: Compiler flags for the include folders.
+        cudnn_major, cuda_major: Major versions.
+        libraries: Paths of the shared libraries to link with.
+    """
 
     def __init__(self, folders: Sequence[str]):
-        spec = importlib.util.find_spec("nvidia")
-        wheels = list(spec.submodule_search_locations) if spec else []
-        places = [
-            pathlib.Path(p)
-            for p in [*folders, os.environ.get("CUDA_HOME", ""), "/usr/local/cuda", "/usr"]
-            if p
-        ]
-        self._roots = [
-            root for place in places for root in (place, *sorted(place.glob("nvidia/*")))
-        ]
-        self._roots += [root for wheel in wheels for root in sorted(pathlib.Path(wheel).glob("*"))]
-        headers = {
-            name: self._header(*name)
-            for name in (
-                ("cudnn_version.h", "cudnn"),
-                ("cuda_runtime_api.h", "cuda-runtime"),
-                ("crt/host_config.h", "cuda-nvcc"),
-            )
-        }
-        self.includes = list(dict.fromkeys(headers.values()))
-        # The compiler looks in /usr/include anyway, and told to, it looks there before C++'s own headers, which then fail.
-        self.flags = [
-            word
-            for folder in self.includes
-            if folder != pathlib.Path("/usr/include")
-            for word in ("-isystem", folder)
-        ]
-        version, runtime, _ = headers.values()
-        self.cudnn = _defined(version / "cudnn_version.h", "CUDNN_MAJOR")
-        self.cuda = _defined(runtime / "cuda_runtime_api.h", "CUDART_VERSION") // 1000
-        suffix = (
-            f"{self.cuda}.0" if self.cuda == 11 else str(self.cuda)
-        )  # of the library's name, as CUDA has it
+        """Search the folders, then $CUDA_HOME, the usual system folders and installed wheels.
+
+        Args:
+            folders: CUDA toolkits, or targets of pip install --target with NVIDIA's wheels.
+
+        Raises:
+            UserError: A header or library is not found.
+        """
+        self._roots = self._search_roots(folders)
+        cudnn = self._find_include("cudnn_version.h", "cudnn")
+        runtime = self._find_include("cuda_runtime_api.h", "cuda-runtime")
+        host_config = self._find_include("crt/host_config.h", "cuda-nvcc")
+        self.includes = list(dict.fromkeys((cudnn, runtime, host_config)))
+        # g++ searches /usr/include anyway. Named explicitly, it comes before the folders of the C++
+        # headers, which then cannot be compiled.
+        self.flags: List[Argument] = []
+        for folder in self.includes:
+            if folder != pathlib.Path("/usr/include"):
+                self.flags += ["-isystem", folder]
+        self.cudnn_major = _read_define(cudnn / "cudnn_version.h", "CUDNN_MAJOR")
+        cuda_version = _read_define(runtime / "cuda_runtime_api.h", "CUDART_VERSION")
+        self.cuda_major = cuda_version // 1000
+        soname_version = "11.0" if self.cuda_major == 11 else str(self.cuda_major)
         self.libraries = [
-            self._library(f"libcudnn.so.{self.cudnn}"),
-            self._library(f"libcudart.so.{suffix}"),
+            self._find_library(f"libcudnn.so.{self.cudnn_major}"),
+            self._find_library(f"libcudart.so.{soname_version}"),
         ]
 
-    def _header(self, name: str, wheel: str) -> pathlib.Path:
+    @staticmethod
+    def _search_roots(folders: Sequence[str]) -> List[pathlib.Path]:
+        """Return the folders that may have a subfolder include or lib, in search order."""
+        roots: List[pathlib.Path] = []
+        for folder in [*folders, os.environ.get("CUDA_HOME", ""), "/usr/local/cuda", "/usr"]:
+            if folder:
+                path = pathlib.Path(folder)
+                roots += [path, *sorted(path.glob("nvidia/*"))]
+        spec = importlib.util.find_spec("nvidia")
+        for wheels in (spec.submodule_search_locations or []) if spec else []:
+            roots += sorted(pathlib.Path(wheels).glob("*"))
+        return roots
+
+    def _find_include(self, header: str, wheel: str) -> pathlib.Path:
+        """Return the include folder that has a header.
+
+        Args:
+            header: Path below the include folder.
+            wheel: Part of the name of NVIDIA's wheel that has the header, for the error message.
+        """
         for root in self._roots:
-            if (root / "include" / name).is_file():
+            if (root / "include" / header).is_file():
                 return root / "include"
         raise UserError(
-            f"{name} is in no CUDA folder: install the CUDA {CUDA}.8 toolkit and cuDNN {CUDNN}, or pip install --target DIR --no-deps "
-            f"nvidia-cudnn-cu11==8.9.6.50 nvidia-cuda-runtime-cu11==11.8.89 nvidia-cuda-nvcc-cu11==11.8.89 and give --cuda DIR ({wheel} has it)"
+            f"{header} is in no CUDA folder: install the CUDA {CUDA_MAJOR}.8 toolkit and cuDNN "
+            f"{CUDNN_MAJOR}, or run pip install --target DIR --no-deps {' '.join(WHEELS)} and pass "
+            f"--cuda DIR ({wheel} has the header)"
         )
 
-    def _library(self, name: str) -> pathlib.Path:
+    def _find_library(self, name: str) -> pathlib.Path:
         for root in self._roots:
-            for folder in ("lib64", "lib", "lib/x86_64-linux-gnu", "targets/x86_64-linux/lib"):
+            for folder in _LIBRARY_FOLDERS:
                 if (root / folder / name).is_file():
                     return root / folder / name
         raise UserError(
-            f"{name} is in no CUDA folder, though its headers are in {self.includes[0]}: give its folder with --cuda DIR"
+            f"{name} is in no CUDA folder, although its headers are in {self.includes[0]}: pass "
+            "the folder of the library with --cuda DIR"
         )
 
 
 def compile_library(
-    sources: Sequence[pathlib.Path], target: pathlib.Path, flags: Sequence[str]
+    sources: Sequence[pathlib.Path], target: pathlib.Path, flags: Sequence[Argument]
 ) -> None:
-    """Compile and link with g++ (or $CXX), so that the target is there whole or not at all. Raises UserError."""
+    """Compile and link a shared library with g++ or $CXX.
+
+    The target is replaced only when the build has succeeded.
+
+    Raises:
+        UserError: There is no compiler, or it fails.
+    """
     compiler = os.environ.get("CXX", "g++")
     if not shutil.which(compiler):
-        raise UserError(f"no C++ compiler ({compiler}): apt-get install g++")
+        raise UserError(f"C++ compiler {compiler} not found: run apt-get install g++, or set CXX")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.stem}.{os.getpid()}.part.so")
     command = [compiler, *FLAGS, "-o", partial, *sources, *flags]
-    done = subprocess.run(
+    result = subprocess.run(
         list(map(str, command)), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     try:
-        if done.returncode:
+        if result.returncode:
             log = target.with_suffix(".log")
-            log.write_text(done.stdout)
-            first = next(
-                (line for line in done.stdout.splitlines() if "error" in line.lower()), "no message"
-            )
-            raise UserError(f"{compiler} failed: {first.strip()} (all of it: {log})")
+            log.write_text(result.stdout)
+            errors = (line for line in result.stdout.splitlines() if "error" in line.lower())
+            first_error = next(errors, "no message").strip()
+            raise UserError(f"{compiler} failed: {first_error} (complete output: {log})")
         os.replace(partial, target)
     finally:
         if partial.exists():
             partial.unlink()
 
 
-def build(kind: str, cuda_folders: Sequence[str] = ()) -> pathlib.Path:
-    """Build the library for "cpu" or "gpu" and return its path. Raises UserError."""
+def build_library(kind: str, cuda_folders: Sequence[str] = ()) -> pathlib.Path:
+    """Build the library for "cpu" or "gpu" and return its path.
+
+    Args:
+        kind: "cpu" or "gpu".
+        cuda_folders: Folders to search first for CUDA and cuDNN; see CudaFiles.
+
+    Raises:
+        UserError: Something is missing, has the wrong version, or cannot be compiled.
+    """
     mxnet = mxnet_folder()
     version = mxnet_version(mxnet)
-    interface = _defined(mxnet / "include/mxnet/lib_api.h", "MX_LIBRARY_VERSION")
-    facts = {"kind": kind, "mxnet": version, "interface": str(interface), "sources": source_hash()}
-    number = sum(int(part) * factor for part, factor in zip(version.split("."), (10000, 100, 1)))
-    flags: List[str] = [
+    interface = _read_define(mxnet / "include/mxnet/lib_api.h", "MX_LIBRARY_VERSION")
+    metadata = {
+        "kind": kind,
+        "mxnet": version,
+        "interface": str(interface),
+        "sources": source_hash(),
+    }
+    # MXNet's own encoding, which it passes to the library when it loads it.
+    major, minor, patch = map(int, version.split("."))
+    version_number = major * 10000 + minor * 100 + patch
+    flags: List[Argument] = [
         "-I",
         SOURCES,
         "-isystem",
         mxnet / "include",
-        f"-DMXRESNET_MXNET_VERSION={number}",
-        "-DMXRESNET_BUILD=" + json.dumps(_MARK + json.dumps(facts)),
-    ]
-    sources = [
-        SOURCES / "operators.cc",
-        SOURCES / f"batch_norm_{'cudnn' if kind == 'gpu' else kind}.cc",
-        mxnet / "src/lib_api.cc",
+        f"-DMXRESNET_MXNET_VERSION={version_number}",
+        "-DMXRESNET_BUILD=" + json.dumps(_METADATA_PREFIX + json.dumps(metadata)),
     ]
     if kind == "gpu":
         cuda = CudaFiles(cuda_folders)
-        if (cuda.cudnn, cuda.cuda) != (CUDNN, CUDA):
+        if (cuda.cudnn_major, cuda.cuda_major) != (CUDNN_MAJOR, CUDA_MAJOR):
             raise UserError(
-                f"cuDNN {cuda.cudnn} and CUDA {cuda.cuda} were found ({', '.join(map(str, cuda.includes))}) and MXNet's wheel uses cuDNN {CUDNN} and CUDA {CUDA}: give their folder with --cuda DIR"
+                f"cuDNN {cuda.cudnn_major} and CUDA {cuda.cuda_major} were found "
+                f"({', '.join(map(str, cuda.includes))}), but MXNet's package uses cuDNN "
+                f"{CUDNN_MAJOR} and CUDA {CUDA_MAJOR}: pass their folder with --cuda DIR"
             )
         flags += ["-DMXRESNET_GPU", *cuda.flags, *cuda.libraries]
-    compile_library(sources, library(kind), flags)
-    return library(kind)
+    implementation = "batch_norm_cudnn.cc" if kind == "gpu" else "batch_norm_cpu.cc"
+    sources = [SOURCES / "operators.cc", SOURCES / implementation, mxnet / "src/lib_api.cc"]
+    compile_library(sources, library_path(kind), flags)
+    return library_path(kind)

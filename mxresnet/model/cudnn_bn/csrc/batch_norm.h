@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Training batch norm with what follows it, as plain C: nothing of MXNet, nothing of cuDNN. batch_norm_cudnn.cc and
- * batch_norm_cpu.cc implement it, operators.cc offers it to MXNet, benchmarks/gpu_batch_norm.py calls it directly
- * (MxresnetBatchNorm is declared there once more: keep the two alike).
+ * C interface of a training batch norm with optional addition and ReLU. It depends on neither MXNet
+ * nor cuDNN. batch_norm_cudnn.cc and batch_norm_cpu.cc implement it, operators.cc makes MXNet
+ * operators of it, benchmarks/batch_norm_library.py calls it from Python.
+ *
+ * MxresnetBatchNorm and MxresnetSizes are declared again in benchmarks/batch_norm_library.py: a
+ * change must be made in both.
  */
 #ifndef MXRESNET_BATCH_NORM_H_
 #define MXRESNET_BATCH_NORM_H_
@@ -18,30 +21,34 @@ enum MxresnetOperation {
   MXRESNET_BN_ADD_RELU = 2 /* y = relu(batch_norm(x) + z) */
 };
 
-/* One call. x, z, y and their gradients have n * h * w * c elements, packed, in the layout that channel_last says: float16 in
- * the GPU build, float32 in the CPU build. All that has one value per channel is float32. */
+/* The arguments of one forward or backward pass. x, z, y and their gradients are packed arrays of
+ * n * h * w * c elements: float16 in the GPU build, float32 in the CPU build. Arrays with one value
+ * per channel are float32. */
 typedef struct MxresnetBatchNorm {
   int32_t operation;    /* MxresnetOperation */
-  int32_t channel_last; /* 1: n, h, w, c   0: n, c, h, w */
+  int32_t channel_last; /* 1: NHWC, 0: NCHW */
   int64_t n, h, w, c;
   double epsilon;
-  double momentum; /* running = momentum * running + (1 - momentum) * new, the new variance unbiased */
-  void *stream;    /* cudaStream_t */
+  double momentum; /* running = momentum * running + (1 - momentum) * new; new variance unbiased */
+  void* stream;    /* cudaStream_t */
 
-  const void *x;
-  const void *z; /* only MXRESNET_BN_ADD_RELU */
-  void *y;       /* output of forward, input of backward */
+  const void* x;
+  const void* z; /* only MXRESNET_BN_ADD_RELU */
+  void* y;       /* output of forward, input of backward */
   const float *gamma, *beta;
-  float *running_mean, *running_variance;  /* read and written by forward */
-  float *saved_mean, *saved_inverse;       /* forward to backward: mean and 1 / sqrt(variance + epsilon) */
-  void *reserve;                           /* forward to backward: where relu let through, as bits */
+  float *running_mean, *running_variance; /* read and written by forward */
+
+  /* Written by forward, read by backward. */
+  float* saved_mean;
+  float* saved_inverse_std; /* 1 / sqrt(variance + epsilon) */
+  void* reserve;            /* one bit per element: whether it passed ReLU */
   uint64_t reserve_bytes;
-  void *workspace;
+  void* workspace;
   uint64_t workspace_bytes;
 
-  const void *dy;
-  void *dx;
-  void *dz; /* only MXRESNET_BN_ADD_RELU */
+  const void* dy;
+  void* dx;
+  void* dz; /* only MXRESNET_BN_ADD_RELU */
   float *dgamma, *dbeta;
 } MxresnetBatchNorm;
 
@@ -53,18 +60,22 @@ typedef struct MxresnetSizes {
 extern "C" {
 #endif
 
-/* Each returns 0, or 1 with one line in message (MXRESNET_MESSAGE_BYTES long). Work is queued on the stream. */
+/* Functions that return int return 0 on success, else 1 with one line in message, an array of
+ * MXRESNET_MESSAGE_BYTES. Work is queued on the stream. */
 
-/* Is such a call possible at all? Looks at operation, layout and sizes only, and at no device. */
-int mxresnet_batch_norm_check(const MxresnetBatchNorm *call, char *message);
-/* Asks the current device. */
-int mxresnet_batch_norm_sizes(const MxresnetBatchNorm *call, MxresnetSizes *sizes, char *message);
-int mxresnet_batch_norm_forward(const MxresnetBatchNorm *call, char *message);
-int mxresnet_batch_norm_backward(const MxresnetBatchNorm *call, char *message);
+/* Check operation, layout and sizes, without using a device. */
+int mxresnet_batch_norm_check(const MxresnetBatchNorm* call, char* message);
 
-/* Bytes of reserve that operators.cc declares, when mxresnet_use_device has been told which device will do the work;
- * an estimate before that. */
-int mxresnet_batch_norm_reserve(const MxresnetBatchNorm *call, uint64_t *bytes, char *message);
+/* Return the sizes that the current device needs. */
+int mxresnet_batch_norm_sizes(const MxresnetBatchNorm* call, MxresnetSizes* sizes, char* message);
+
+int mxresnet_batch_norm_forward(const MxresnetBatchNorm* call, char* message);
+int mxresnet_batch_norm_backward(const MxresnetBatchNorm* call, char* message);
+
+/* Return the size of the reserve on the device given to mxresnet_use_device, or an estimate if that
+ * has not been called. operators.cc declares the output with this size. */
+int mxresnet_batch_norm_reserve(const MxresnetBatchNorm* call, uint64_t* bytes, char* message);
+
 void mxresnet_use_device(int device);
 
 #ifdef __cplusplus

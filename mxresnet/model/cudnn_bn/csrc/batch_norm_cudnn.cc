@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// batch_norm.h by cuDNN 8's fused kernels: float16, channel last, float32 statistics. Host code only. (cuDNN 9 has the functions
-// too; it marks them as to be removed.)
+// Implementation of batch_norm.h with the fused kernels of cuDNN 8: float16 NHWC data, float32
+// statistics. It has host code only. cuDNN 9 still has the functions and declares them deprecated.
 //
-// Source: cuDNN's documentation of cudnnBatchNormalizationForwardTrainingEx and cudnnBatchNormalizationBackwardEx. The fused
-// modes exist for channel-last float16, CUDNN_BATCHNORM_SPATIAL_PERSISTENT and channels that are a multiple of four only.
+// Source: cuDNN's documentation of cudnnBatchNormalizationForwardTrainingEx and
+// cudnnBatchNormalizationBackwardEx. The fused modes require float16 NHWC data,
+// CUDNN_BATCHNORM_SPATIAL_PERSISTENT and a number of channels that is a multiple of four.
 #include <cudnn.h>
 
 #include <cstdio>
@@ -14,83 +15,105 @@
 
 namespace {
 
-// The device whose cuDNN says how large a reserve is, before a stream is there. Only the thread that builds networks sets it.
-int chosen_device = -1;
+// The device that mxresnet_batch_norm_reserve queries, before there is a stream. Only the thread
+// that builds networks sets it.
+constexpr int kNoDevice = -1;
+int reserve_device = kNoDevice;
 
-int fail(const MxresnetBatchNorm &call, char *message, const char *what, const char *why) {
-  std::snprintf(
-      message, MXRESNET_MESSAGE_BYTES, "%s: %s (data of %lld x %lld x %lld x %lld)", what, why, static_cast<long long>(call.n),
-      static_cast<long long>(call.h), static_cast<long long>(call.w), static_cast<long long>(call.c));
+int fail(const MxresnetBatchNorm& call, char* message, const char* what, const char* why) {
+  std::snprintf(message, MXRESNET_MESSAGE_BYTES, "%s: %s (data of %lld x %lld x %lld x %lld)", what,
+                why, static_cast<long long>(call.n), static_cast<long long>(call.h),
+                static_cast<long long>(call.w), static_cast<long long>(call.c));
   return 1;
 }
 
-cudnnBatchNormOps_t mode_of(const MxresnetBatchNorm &call) {
-  return call.operation == MXRESNET_BN        ? CUDNN_BATCHNORM_OPS_BN
-         : call.operation == MXRESNET_BN_RELU ? CUDNN_BATCHNORM_OPS_BN_ACTIVATION
-                                              : CUDNN_BATCHNORM_OPS_BN_ADD_ACTIVATION;
+cudnnBatchNormOps_t cudnn_operation(const MxresnetBatchNorm& call) {
+  if (call.operation == MXRESNET_BN) return CUDNN_BATCHNORM_OPS_BN;
+  if (call.operation == MXRESNET_BN_RELU) return CUDNN_BATCHNORM_OPS_BN_ACTIVATION;
+  return CUDNN_BATCHNORM_OPS_BN_ADD_ACTIVATION;
 }
 
 constexpr cudnnBatchNormMode_t kMode = CUDNN_BATCHNORM_SPATIAL_PERSISTENT;
 
 using Tensor = std::unique_ptr<cudnnTensorStruct, decltype(&cudnnDestroyTensorDescriptor)>;
-using Activation = std::unique_ptr<cudnnActivationStruct, decltype(&cudnnDestroyActivationDescriptor)>;
+using Activation =
+    std::unique_ptr<cudnnActivationStruct, decltype(&cudnnDestroyActivationDescriptor)>;
 
-// What cuDNN wants described, and its handle, for one call. Not usable when wrong() is true, which leaves a message.
+// The handle and descriptors of cuDNN for one call. If failed() is true there is a message, and the
+// context must not be used.
 class Context {
  public:
-  Context(const MxresnetBatchNorm &call, char *message) : call_(call), message_(message) {
-    cudnnTensorDescriptor_t tensor = nullptr;
-    cudnnActivationDescriptor_t activation = nullptr;
-    if (mxresnet_batch_norm_check(&call, message)) {
-      wrong_ = true;
-      return;
-    }
-    if (!check("cudnnCreateTensorDescriptor", cudnnCreateTensorDescriptor(&tensor))) return;
-    data_.reset(tensor);
-    if (!check("cudnnCreateTensorDescriptor", cudnnCreateTensorDescriptor(&tensor))) return;
-    channels_.reset(tensor);
-    if (!check("cudnnCreateActivationDescriptor", cudnnCreateActivationDescriptor(&activation))) return;
-    activation_.reset(activation);
-    check("cudnnSetTensor4dDescriptor", cudnnSetTensor4dDescriptor(
-        data(), CUDNN_TENSOR_NHWC, CUDNN_DATA_HALF, static_cast<int>(call.n), static_cast<int>(call.c),
-        static_cast<int>(call.h), static_cast<int>(call.w))) &&
-        check("cudnnDeriveBNTensorDescriptor", cudnnDeriveBNTensorDescriptor(channels(), data(), kMode)) &&
-        check("cudnnSetActivationDescriptor", cudnnSetActivationDescriptor(
-            relu(), CUDNN_ACTIVATION_RELU, CUDNN_PROPAGATE_NAN, 0)) &&
-        find_handle();
+  Context(const MxresnetBatchNorm& call, char* message) : call_(call), message_(message) {
+    failed_ = mxresnet_batch_norm_check(&call, message) != 0;
+    if (!failed_ && create_descriptors() && set_descriptors()) set_handle();
   }
 
-  bool wrong() const { return wrong_; }
+  bool failed() const { return failed_; }
   cudnnHandle_t handle() const { return handle_; }
+
+  // Descriptors. Those of tensors that the operation does not have are null, as cuDNN requires.
   cudnnTensorDescriptor_t data() const { return data_.get(); }
-  cudnnTensorDescriptor_t addend() const { return call_.operation == MXRESNET_BN_ADD_RELU ? data_.get() : nullptr; }
   cudnnTensorDescriptor_t channels() const { return channels_.get(); }
-  cudnnActivationDescriptor_t relu() const { return activation_.get(); }
-  // Plain batch norm knows no activation and needs no y.
-  cudnnActivationDescriptor_t relu_if_any() const { return call_.operation == MXRESNET_BN ? nullptr : relu(); }
-  cudnnTensorDescriptor_t output_if_relu() const { return call_.operation == MXRESNET_BN ? nullptr : data(); }
-
-  bool check(const char *what, cudnnStatus_t status) {
-    if (status != CUDNN_STATUS_SUCCESS) wrong_ = fail(call_, message_, what, cudnnGetErrorString(status));
-    return !wrong_;
+  cudnnTensorDescriptor_t addend() const {
+    return call_.operation == MXRESNET_BN_ADD_RELU ? data_.get() : nullptr;
+  }
+  cudnnActivationDescriptor_t activation() const {
+    return call_.operation == MXRESNET_BN ? nullptr : activation_.get();
+  }
+  cudnnTensorDescriptor_t backward_y() const {
+    return call_.operation == MXRESNET_BN ? nullptr : data_.get();
   }
 
-  bool check(const char *what, cudaError_t status) {
-    if (status != cudaSuccess) wrong_ = fail(call_, message_, what, cudaGetErrorString(status));
-    return !wrong_;
+  // Each of these returns whether all has been well so far; if not, there is a message.
+  bool check(const char* function, cudnnStatus_t status) {
+    if (status != CUDNN_STATUS_SUCCESS)
+      failed_ = fail(call_, message_, function, cudnnGetErrorString(status));
+    return !failed_;
   }
 
-  bool enough(const char *what, uint64_t needed, uint64_t given) {
+  bool check(const char* function, cudaError_t status) {
+    if (status != cudaSuccess)
+      failed_ = fail(call_, message_, function, cudaGetErrorString(status));
+    return !failed_;
+  }
+
+  bool check_bytes(const char* what, uint64_t needed, uint64_t given) {
     char why[128];
-    std::snprintf(why, sizeof(why), "%llu bytes are needed and %llu were given", static_cast<unsigned long long>(needed),
-                  static_cast<unsigned long long>(given));
-    if (given < needed) wrong_ = fail(call_, message_, what, why);
-    return !wrong_;
+    std::snprintf(why, sizeof(why), "%llu bytes are needed and %llu were given",
+                  static_cast<unsigned long long>(needed), static_cast<unsigned long long>(given));
+    if (given < needed) failed_ = fail(call_, message_, what, why);
+    return !failed_;
   }
 
  private:
-  // One handle for each thread and device, as cuDNN demands. Never destroyed: threads end when the CUDA driver may be gone.
-  bool find_handle() {
+  bool create_descriptors() {
+    cudnnTensorDescriptor_t tensor = nullptr;
+    cudnnActivationDescriptor_t activation = nullptr;
+    if (!check("cudnnCreateTensorDescriptor", cudnnCreateTensorDescriptor(&tensor))) return false;
+    data_.reset(tensor);
+    if (!check("cudnnCreateTensorDescriptor", cudnnCreateTensorDescriptor(&tensor))) return false;
+    channels_.reset(tensor);
+    if (!check("cudnnCreateActivationDescriptor", cudnnCreateActivationDescriptor(&activation)))
+      return false;
+    activation_.reset(activation);
+    return true;
+  }
+
+  bool set_descriptors() {
+    cudnnStatus_t status = cudnnSetTensor4dDescriptor(
+        data_.get(), CUDNN_TENSOR_NHWC, CUDNN_DATA_HALF, static_cast<int>(call_.n),
+        static_cast<int>(call_.c), static_cast<int>(call_.h), static_cast<int>(call_.w));
+    if (!check("cudnnSetTensor4dDescriptor", status)) return false;
+    status = cudnnDeriveBNTensorDescriptor(channels_.get(), data_.get(), kMode);
+    if (!check("cudnnDeriveBNTensorDescriptor", status)) return false;
+    status = cudnnSetActivationDescriptor(activation_.get(), CUDNN_ACTIVATION_RELU,
+                                          CUDNN_PROPAGATE_NAN, 0);
+    return check("cudnnSetActivationDescriptor", status);
+  }
+
+  // cuDNN requires one handle per thread and device. Handles are never destroyed: when a thread
+  // ends, the CUDA driver may have been unloaded.
+  bool set_handle() {
     static thread_local std::map<int, cudnnHandle_t> handles;
     int device = 0;
     if (!check("cudaGetDevice", cudaGetDevice(&device))) return false;
@@ -100,104 +123,119 @@ class Context {
       handles[device] = created;
     }
     handle_ = handles[device];
-    return check("cudnnSetStream", cudnnSetStream(handle_, static_cast<cudaStream_t>(call_.stream)));
+    const cudnnStatus_t status = cudnnSetStream(handle_, static_cast<cudaStream_t>(call_.stream));
+    return check("cudnnSetStream", status);
   }
 
-  const MxresnetBatchNorm &call_;
-  char *message_;
-  bool wrong_ = false;
+  const MxresnetBatchNorm& call_;
+  char* message_;
+  bool failed_ = false;
   cudnnHandle_t handle_ = nullptr;
-  Tensor data_{nullptr, cudnnDestroyTensorDescriptor}, channels_{nullptr, cudnnDestroyTensorDescriptor};
+  Tensor data_{nullptr, cudnnDestroyTensorDescriptor};
+  Tensor channels_{nullptr, cudnnDestroyTensorDescriptor};
   Activation activation_{nullptr, cudnnDestroyActivationDescriptor};
 };
 
-bool ask_sizes(Context &context, const MxresnetBatchNorm &call, MxresnetSizes *sizes) {
+// Returns whether cuDNN has given the sizes; if not, there is a message.
+bool query_sizes(Context& context, const MxresnetBatchNorm& call, MxresnetSizes* sizes) {
   size_t reserve = 0, forward = 0, backward = 0;
-  const cudnnBatchNormOps_t mode = mode_of(call);
-  const bool known =
-      context.check("cudnnGetBatchNormalizationTrainingExReserveSpaceSize", cudnnGetBatchNormalizationTrainingExReserveSpaceSize(
-          context.handle(), kMode, mode, context.relu_if_any(), context.data(), &reserve)) &&
-      context.check("cudnnGetBatchNormalizationForwardTrainingExWorkspaceSize", cudnnGetBatchNormalizationForwardTrainingExWorkspaceSize(
-          context.handle(), kMode, mode, context.data(), context.addend(), context.data(), context.channels(),
-          context.relu_if_any(), &forward)) &&
-      context.check("cudnnGetBatchNormalizationBackwardExWorkspaceSize", cudnnGetBatchNormalizationBackwardExWorkspaceSize(
-          context.handle(), kMode, mode, context.data(), context.output_if_relu(), context.data(), context.addend(),
-          context.data(), context.channels(), context.relu_if_any(), &backward));
+  const cudnnBatchNormOps_t operation = cudnn_operation(call);
+  cudnnStatus_t status = cudnnGetBatchNormalizationTrainingExReserveSpaceSize(
+      context.handle(), kMode, operation, context.activation(), context.data(), &reserve);
+  if (!context.check("cudnnGetBatchNormalizationTrainingExReserveSpaceSize", status)) return false;
+  status = cudnnGetBatchNormalizationForwardTrainingExWorkspaceSize(
+      context.handle(), kMode, operation, context.data(), context.addend(), context.data(),
+      context.channels(), context.activation(), &forward);
+  if (!context.check("cudnnGetBatchNormalizationForwardTrainingExWorkspaceSize", status))
+    return false;
+  status = cudnnGetBatchNormalizationBackwardExWorkspaceSize(
+      context.handle(), kMode, operation, context.data(), context.backward_y(), context.data(),
+      context.addend(), context.data(), context.channels(), context.activation(), &backward);
+  if (!context.check("cudnnGetBatchNormalizationBackwardExWorkspaceSize", status)) return false;
   *sizes = MxresnetSizes{reserve, forward, backward};
-  return known;
+  return true;
 }
 
-// Asks what a call needs and compares that with what it brings. False, with a message, also when the context is wrong.
-bool enough_memory(Context &context, const MxresnetBatchNorm &call, uint64_t MxresnetSizes::*workspace, MxresnetSizes *sizes) {
-  return !context.wrong() && ask_sizes(context, call, sizes) &&
-         context.enough("reserve of batch norm", sizes->reserve, call.reserve_bytes) &&
-         context.enough("workspace of batch norm", sizes->*workspace, call.workspace_bytes);
+// Returns whether the call has a large enough reserve and workspace; if not, there is a message.
+bool check_memory(Context& context, const MxresnetBatchNorm& call,
+                  uint64_t MxresnetSizes::* workspace, MxresnetSizes* sizes) {
+  return !context.failed() && query_sizes(context, call, sizes) &&
+         context.check_bytes("reserve of batch norm", sizes->reserve, call.reserve_bytes) &&
+         context.check_bytes("workspace of batch norm", sizes->*workspace, call.workspace_bytes);
 }
 
 }  // namespace
 
 extern "C" {
 
-int mxresnet_batch_norm_check(const MxresnetBatchNorm *call, char *message) {
-  const int64_t limit = INT32_MAX;  // cuDNN's sizes are int
-  if (call->n < 1 || call->h < 1 || call->w < 1 || call->c < 1) return fail(*call, message, "data", "data has no elements");
-  if (call->n * call->h * call->w < 2) return fail(*call, message, "data", "a channel has one value only, which has no variance");
-  if (!call->channel_last) return fail(*call, message, "layout NCHW", "cuDNN's fused batch norm is for NHWC only");
-  if (call->c % 4) return fail(*call, message, "data", "cuDNN's fused kernels want channels in multiples of 4");
-  if (call->n * call->h * call->w * call->c > limit) return fail(*call, message, "data", "more than 2^31 - 1 elements");
+int mxresnet_batch_norm_check(const MxresnetBatchNorm* call, char* message) {
+  const int64_t limit = INT32_MAX;  // the type of cuDNN's sizes is int
+  if (call->n < 1 || call->h < 1 || call->w < 1 || call->c < 1)
+    return fail(*call, message, "data", "data has no elements");
+  if (call->n * call->h * call->w < 2)
+    return fail(*call, message, "data", "a channel has one value only, which has no variance");
+  if (!call->channel_last)
+    return fail(*call, message, "layout NCHW", "cuDNN's fused batch norm is for NHWC only");
+  if (call->c % 4)
+    return fail(*call, message, "data", "cuDNN's fused kernels need channels in multiples of 4");
+  if (call->n * call->h * call->w * call->c > limit)
+    return fail(*call, message, "data", "more than 2^31 - 1 elements");
   return 0;
 }
 
-int mxresnet_batch_norm_sizes(const MxresnetBatchNorm *call, MxresnetSizes *sizes, char *message) {
+int mxresnet_batch_norm_sizes(const MxresnetBatchNorm* call, MxresnetSizes* sizes, char* message) {
   Context context(*call, message);
-  return context.wrong() || !ask_sizes(context, *call, sizes);
+  return context.failed() || !query_sizes(context, *call, sizes);
 }
 
-void mxresnet_use_device(int device) { chosen_device = device; }
+void mxresnet_use_device(int device) { reserve_device = device; }
 
-int mxresnet_batch_norm_reserve(const MxresnetBatchNorm *call, uint64_t *bytes, char *message) {
+int mxresnet_batch_norm_reserve(const MxresnetBatchNorm* call, uint64_t* bytes, char* message) {
   if (mxresnet_batch_norm_check(call, message)) return 1;
-  // A bit for each element and something for padding: a guess, for where there is no device. forward checks it.
-  *bytes = call->operation == MXRESNET_BN ? 0 : static_cast<uint64_t>(call->n * call->h * call->w * call->c) / 8 + 65536;
-  if (chosen_device < 0) return 0;
-  int before = 0;
+  // An estimate, for a process without a device: one bit per element, and padding. The forward pass
+  // checks it.
+  const uint64_t elements = static_cast<uint64_t>(call->n * call->h * call->w * call->c);
+  *bytes = call->operation == MXRESNET_BN ? 0 : elements / 8 + 65536;
+  if (reserve_device == kNoDevice) return 0;
+  int previous_device = 0;
   MxresnetSizes sizes = {0, 0, 0};
-  cudaError_t status = cudaGetDevice(&before);
-  if (status == cudaSuccess) status = cudaSetDevice(chosen_device);
-  if (status != cudaSuccess) return fail(*call, message, "cudaSetDevice", cudaGetErrorString(status));
-  const int wrong = mxresnet_batch_norm_sizes(call, &sizes, message);
-  cudaSetDevice(before);
+  cudaError_t status = cudaGetDevice(&previous_device);
+  if (status == cudaSuccess) status = cudaSetDevice(reserve_device);
+  if (status != cudaSuccess)
+    return fail(*call, message, "cudaSetDevice", cudaGetErrorString(status));
+  const int failed = mxresnet_batch_norm_sizes(call, &sizes, message);
+  cudaSetDevice(previous_device);
   *bytes = sizes.reserve;
-  return wrong;
+  return failed;
 }
 
-int mxresnet_batch_norm_forward(const MxresnetBatchNorm *call, char *message) {
+int mxresnet_batch_norm_forward(const MxresnetBatchNorm* call, char* message) {
   Context context(*call, message);
   MxresnetSizes sizes = {0, 0, 0};
+  if (!check_memory(context, *call, &MxresnetSizes::forward_workspace, &sizes)) return 1;
   const float one = 1, zero = 0;
-  const bool done =
-      enough_memory(context, *call, &MxresnetSizes::forward_workspace, &sizes) &&
-      context.check("cudnnBatchNormalizationForwardTrainingEx", cudnnBatchNormalizationForwardTrainingEx(
-          context.handle(), kMode, mode_of(*call), &one, &zero, context.data(), call->x, context.addend(),
-          context.addend() ? call->z : nullptr, context.data(), call->y, context.channels(), call->gamma, call->beta,
-          1 - call->momentum, call->running_mean, call->running_variance, call->epsilon, call->saved_mean,
-          call->saved_inverse, context.relu_if_any(), call->workspace, sizes.forward_workspace, call->reserve, sizes.reserve));
-  return !done;
+  const cudnnStatus_t status = cudnnBatchNormalizationForwardTrainingEx(
+      context.handle(), kMode, cudnn_operation(*call), &one, &zero, context.data(), call->x,
+      context.addend(), context.addend() ? call->z : nullptr, context.data(), call->y,
+      context.channels(), call->gamma, call->beta, 1 - call->momentum, call->running_mean,
+      call->running_variance, call->epsilon, call->saved_mean, call->saved_inverse_std,
+      context.activation(), call->workspace, sizes.forward_workspace, call->reserve, sizes.reserve);
+  return !context.check("cudnnBatchNormalizationForwardTrainingEx", status);
 }
 
-int mxresnet_batch_norm_backward(const MxresnetBatchNorm *call, char *message) {
+int mxresnet_batch_norm_backward(const MxresnetBatchNorm* call, char* message) {
   Context context(*call, message);
   MxresnetSizes sizes = {0, 0, 0};
+  if (!check_memory(context, *call, &MxresnetSizes::backward_workspace, &sizes)) return 1;
   const float one = 1, zero = 0;
-  const bool done =
-      enough_memory(context, *call, &MxresnetSizes::backward_workspace, &sizes) &&
-      context.check("cudnnBatchNormalizationBackwardEx", cudnnBatchNormalizationBackwardEx(
-          context.handle(), kMode, mode_of(*call), &one, &zero, &one, &zero, context.data(), call->x,
-          context.output_if_relu(), context.output_if_relu() ? call->y : nullptr, context.data(), call->dy,
-          context.addend(), context.addend() ? call->dz : nullptr, context.data(), call->dx, context.channels(), call->gamma,
-          call->beta, call->dgamma, call->dbeta, call->epsilon, call->saved_mean, call->saved_inverse,
-          context.relu_if_any(), call->workspace, sizes.backward_workspace, call->reserve, sizes.reserve));
-  return !done;
+  const cudnnStatus_t status = cudnnBatchNormalizationBackwardEx(
+      context.handle(), kMode, cudnn_operation(*call), &one, &zero, &one, &zero, context.data(),
+      call->x, context.backward_y(), context.backward_y() ? call->y : nullptr, context.data(),
+      call->dy, context.addend(), context.addend() ? call->dz : nullptr, context.data(), call->dx,
+      context.channels(), call->gamma, call->beta, call->dgamma, call->dbeta, call->epsilon,
+      call->saved_mean, call->saved_inverse_std, context.activation(), call->workspace,
+      sizes.backward_workspace, call->reserve, sizes.reserve);
+  return !context.check("cudnnBatchNormalizationBackwardEx", status);
 }
 
 }  // extern "C"

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Self-test of the batch-norm operators on a device, against MXNet's own operators on the CPU.
+
+A broken library may crash or hang the process: runtime.py runs this in a subprocess.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict
+
+import numpy as np
+
+from mxresnet.model.cudnn_bn import runtime
+from mxresnet.model.cudnn_bn.runtime import (
+    DEFAULT_EPSILON,
+    DEFAULT_MOMENTUM,
+    OPERATORS,
+    UnavailableError,
+    batch_norm,
+)
+
+_TEST_CHANNELS = 12
+# Largest error, as a fraction of the largest value, by kind of device: of float16 and float32.
+_TOLERANCES = {"gpu": 4e-3, "cpu": 1e-4}
+_DTYPES = {"gpu": "float16", "cpu": "float32"}
+# (height and width, channels) of the first, largest and last batch norms of ResNet-50.
+_RESNET50_SIZES = ((112, 64), (56, 256), (7, 2048))
+
+
+def run(device: Any, batch_size: int = 0) -> None:
+    """Load the operators and test them in this process.
+
+    Args:
+        device: MXNet context.
+        batch_size: If not 0, also test feature maps of ResNet-50 with as many images.
+
+    Raises:
+        UnavailableError: The library cannot be loaded or does not pass.
+    """
+    runtime.check_and_load(device)
+    try:
+        compare_with_stock_operators(device)
+        if batch_size:
+            check_resnet50_sizes(device, batch_size)
+    except UnavailableError:
+        raise
+    except Exception as error:  # any exception means that the library does not work
+        message = runtime.short_message(error)
+        raise UnavailableError(f"its self-test failed: {message}") from error
+
+
+def compare_with_stock_operators(device: Any) -> None:
+    """Compare one training step of each operator with MXNet's own operators in float32.
+
+    Raises:
+        UnavailableError: An output, gradient or running statistic differs.
+    """
+    import mxnet as mx
+
+    kind = runtime.device_kind(device)
+    arrays = _random_arrays()
+    data, addend = mx.sym.var("data"), mx.sym.var("addend")
+    plain = mx.sym.BatchNorm(
+        data,
+        name="bn",
+        fix_gamma=False,
+        eps=DEFAULT_EPSILON,
+        momentum=DEFAULT_MOMENTUM,
+        axis=3,
+    )
+    pairs = [
+        (batch_norm(data, "bn", _TEST_CHANNELS), plain),
+        (batch_norm(data, "bn", _TEST_CHANNELS, relu=True), mx.sym.relu(plain)),
+        (batch_norm(data, "bn", _TEST_CHANNELS, addend=addend), mx.sym.relu(plain + addend)),
+    ]
+    for operator, (own, stock) in zip(OPERATORS, pairs):
+        found = training_step(own, device, arrays, _DTYPES[kind])
+        expected = training_step(stock, mx.cpu(), arrays, "float32")
+        _correct_running_variance(expected, arrays)
+        for name, value in expected.items():
+            error = np.abs(found[name].astype(np.float64) - value).max() / np.abs(value).max()
+            if not error <= _TOLERANCES[kind]:  # also true if the error is not a number
+                raise UnavailableError(
+                    f"{operator} computes {name} with an error of {error:.2g} "
+                    f"(at most {_TOLERANCES[kind]:g})"
+                )
+
+
+def _correct_running_variance(
+    expected: Dict[str, np.ndarray], arrays: Dict[str, np.ndarray]
+) -> None:
+    """Replace the biased variance, which MXNet's BatchNorm keeps on a CPU, by the unbiased one."""
+    count = arrays["data"].size / _TEST_CHANNELS
+    kept = DEFAULT_MOMENTUM * arrays["bn_moving_var"]
+    expected["bn_moving_var"] = kept + (expected["bn_moving_var"] - kept) * count / (count - 1)
+
+
+def check_resnet50_sizes(device: Any, batch_size: int) -> None:
+    """Run one training step of each operator on feature maps of ResNet-50.
+
+    Raises:
+        UnavailableError: A result is not finite.
+    """
+    import mxnet as mx
+
+    dtype = _DTYPES[runtime.device_kind(device)]
+    data, addend = mx.sym.var("data"), mx.sym.var("addend")
+    for size, channels in _RESNET50_SIZES:
+        shape = (batch_size, size, size, channels)
+        arrays = {name: np.full(shape, 0.5, np.float16) for name in ("data", "addend", "head")}
+        arrays["data"][::2] = 1
+        for name in ("gamma", "beta", "moving_mean", "moving_var"):
+            arrays[f"bn_{name}"] = np.ones(channels, np.float32)
+        for fusion in ({}, {"relu": True}, {"addend": addend}):
+            symbol = batch_norm(data, "bn", channels, **fusion)
+            for name, array in training_step(symbol, device, arrays, dtype).items():
+                if not np.isfinite(array).all():
+                    sizes = " x ".join(map(str, shape))
+                    raise UnavailableError(f"{name} is not finite for data of {sizes}")
+
+
+def training_step(
+    symbol: Any, device: Any, arrays: Dict[str, np.ndarray], dtype: str
+) -> Dict[str, np.ndarray]:
+    """Run one forward and one backward pass of a batch norm.
+
+    Args:
+        symbol: Symbol of a batch norm named bn, with the inputs data and perhaps addend.
+        device: MXNet context.
+        arrays: Values of the inputs, parameters and running statistics, by variable name, and of
+            the gradient of the output ("head").
+        dtype: Type of the inputs.
+
+    Returns:
+        The output ("output"), the gradients and the new running statistics, by variable name.
+    """
+    import mxnet as mx
+
+    inputs = [name for name in symbol.list_arguments() if name in ("data", "addend")]
+    executor = symbol.simple_bind(
+        device,
+        grad_req="write",
+        type_dict=dict.fromkeys(inputs, dtype),
+        **{name: arrays[name].shape for name in inputs},
+    )
+    for name, array in [*executor.arg_dict.items(), *executor.aux_dict.items()]:
+        array[:] = arrays[name]
+    executor.forward(is_train=True)
+    executor.backward([mx.nd.array(arrays["head"], ctx=device, dtype=dtype)])
+    mx.nd.waitall()
+    results = {"output": executor.outputs[0], **executor.grad_dict, **executor.aux_dict}
+    return {name: array.asnumpy() for name, array in results.items()}
+
+
+def _random_arrays() -> Dict[str, np.ndarray]:
+    """Return arrays for training_step(), of a small, odd size, that float16 represents exactly."""
+    random = np.random.RandomState(7)
+    shape, channels = (3, 5, 7, _TEST_CHANNELS), _TEST_CHANNELS
+    arrays = {name: random.randn(*shape) for name in ("data", "addend", "head")}
+    arrays["data"] = arrays["data"] * 2 + random.randn(channels)
+    arrays.update(bn_gamma=random.rand(channels) + 0.5, bn_beta=random.randn(channels))
+    arrays.update(bn_moving_mean=random.randn(channels), bn_moving_var=random.rand(channels) + 0.5)
+    return {name: array.astype(np.float16).astype(np.float32) for name, array in arrays.items()}

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plan of a run: steps of an epoch, and which epochs end with an evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Tuple
+
+from mxresnet.config import Config
+from mxresnet.errors import UserError
+from mxresnet.lr_schedule import LearningRateSchedule, make_schedule
+
+
+@dataclass(frozen=True)
+class Block:
+    """Epochs (counted from 1) that end with an evaluation, as MLPerf logs them.
+
+    The last block may have no evaluation.
+    """
+
+    first_epoch: int
+    epoch_count: int
+    evaluated: bool
+
+    @property
+    def last_epoch(self) -> int:
+        return self.first_epoch + self.epoch_count - 1
+
+    @property
+    def epochs(self) -> range:
+        return range(self.first_epoch, self.last_epoch + 1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run in steps. Every rank takes the same number of steps."""
+
+    steps_per_epoch: int
+    num_epochs: int
+    schedule: LearningRateSchedule
+    blocks: Tuple[Block, ...]
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps_per_epoch * self.num_epochs
+
+    def learning_rate(self, update: int) -> float:
+        """Return the learning rate of an optimizer update. Updates count from 1."""
+        return self.schedule.learning_rate(update)
+
+
+def make_blocks(num_epochs: int, period: int, offset: int) -> Tuple[Block, ...]:
+    """Divide the epochs into blocks.
+
+    A block ends after each 0-based epoch e with e % period == offset.
+    """
+    ends = [epoch + 1 for epoch in range(num_epochs) if epoch % period == offset]
+    starts = [1] + [end + 1 for end in ends]
+    blocks = [Block(start, end - start + 1, True) for start, end in zip(starts, ends)]
+    if starts[-1] <= num_epochs:
+        blocks.append(Block(starts[-1], num_epochs - starts[-1] + 1, False))
+    return tuple(blocks)
+
+
+def count_steps_per_epoch(num_images: int, num_ranks: int, batch_size: int) -> int:
+    """Return the steps that every rank takes in an epoch, rounded as in the reference benchmark.
+
+    The smallest shard decides; the batch that it fills only in part is completed with images of the
+    next epoch.
+
+    Raises:
+        UserError: a rank would get no image.
+    """
+    shard = num_images // num_ranks
+    if shard == 0:
+        raise UserError(
+            f"{num_images} training images are too few for {num_ranks} ranks: start fewer ranks"
+        )
+    return -(-shard // batch_size)
+
+
+def make_plan(config: Config, num_images: int, num_ranks: int) -> Plan:
+    """Plan a run over num_images training images on num_ranks ranks.
+
+    Raises:
+        UserError: a rank would get no image.
+    """
+    steps_per_epoch = count_steps_per_epoch(num_images, num_ranks, config.batch_size)
+    if config.synth_data or config.profile:  # no validation data, or a run that only measures
+        blocks: Tuple[Block, ...] = (Block(1, config.num_epochs, False),)
+    else:
+        blocks = make_blocks(config.num_epochs, config.eval_period, config.eval_offset)
+    return Plan(steps_per_epoch, config.num_epochs, make_schedule(config, steps_per_epoch), blocks)

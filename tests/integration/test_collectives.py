@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ranks do together under mpirun: collectives, seeds, agreement on the number of ranks."""
+
+import os
+
+import numpy as np
+import pytest
+from support.commands import mpirun, python
+
+from mxresnet.parallel.world import rank_seeds
+
+COLLECTIVES = """
+import sys
+import numpy as np
+from mxresnet.data import loader
+from mxresnet.config import Config
+from mxresnet.errors import UserError
+loader.load_backend(Config())
+from mxresnet.parallel.world import CollectiveUserError, join, rank_seeds, start_horovod
+world = start_horovod(join())
+import mxnet as mx
+size = int(sys.argv[1])
+assert world.size == size and 0 <= world.rank < size and world.local_rank == world.rank
+assert world.sum([1, world.rank]) == [size, size * (size - 1) // 2]
+assert world.broadcast(f"from {world.rank}") == "from 0"
+for groups in (0, 1, 2, 7):
+    arrays = [mx.nd.full((3, i + 1), world.rank * (i + 1)) for i in range(5)]
+    world.average(arrays, f"test{groups}", groups)
+    for i, array in enumerate(arrays):
+        np.testing.assert_allclose(array.asnumpy(), (size - 1) / 2 * (i + 1), rtol=1e-6)
+parameters = {"a": mx.nd.full((2,), world.rank + 1), "b": mx.nd.full((3,), -world.rank)}
+world.broadcast_parameters(parameters)
+assert (parameters["a"].asnumpy() == 1).all() and (parameters["b"].asnumpy() == 0).all()
+try:
+    world.raise_if_any_failed(UserError("mine is bad") if world.rank == size - 1 else None)
+except CollectiveUserError as error:
+    expected = "mine is bad" if size == 1 else f"rank {size - 1}: mine is bad"
+    assert str(error) == expected, error
+else:
+    raise AssertionError("no rank raised the error")
+world.raise_if_any_failed(None)
+mx.nd.waitall()
+world.shutdown()
+"""
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_collectives(ranks):
+    done = mpirun(ranks, "-c", COLLECTIVES, ranks)
+    assert done.returncode == 0, done.stderr
+
+
+def test_another_number_of_ranks_than_the_launcher_asked_for_is_refused_in_one_line(few):
+    done = mpirun(
+        2, "-m", "mxresnet", "--data-root", few, "--batch-size", "16", env={"EXPECTED_RANKS": "3"}
+    )
+    assert (
+        done.returncode == 2
+        and done.stderr.count("2 ranks were started and EXPECTED_RANKS is 3") == 1
+    ), done.stderr
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ranks_that_mpi_does_not_connect_are_refused_and_the_first_reports_it(few, rank):
+    """An mpirun of another MPI than the library starts every rank as rank 0 of its own world."""
+    env = {
+        **os.environ,
+        "OMPI_COMM_WORLD_RANK": str(rank),
+        "EXPECTED_RANKS": "2",
+        "OMPI_MCA_plm_rsh_agent": "/bin/false",
+    }
+    done = python("-m", "mxresnet", "--data-root", few, "--batch-size", "16", env=env)
+    assert (
+        done.returncode == 2
+        and done.stderr.count("1 ranks were started and EXPECTED_RANKS is 2") == 1 - rank
+    ), done.stderr
+
+
+def test_rank_seeds_are_the_references():
+    np.random.seed(42)
+    assert rank_seeds(42, 5) == list(np.random.randint(2**16, size=5))

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""setup_env.sh with a fake Python: what it installs when, failures, interruptions."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+from support.commands import ROOT
+
+# Stands for python3.11 and for the python of .venv: notes its arguments, installs nothing.
+FAKE_PYTHON = """#!/usr/bin/env bash
+case "$*" in
+    *print*) echo 3.11 ;;
+    "-m venv "*)
+        mkdir -p "$3/bin"
+        cp "$0" "$3/bin/python"
+        ;;
+    *" pip "*)
+        echo "$*" >>"$CALLS"
+        case "$*" in
+            *--no-index*horovod) exit 1 ;;
+            *" wheel --"*) eval "${BUILD:-}" ;;
+        esac
+        ;;
+esac
+"""
+
+
+class Environment:
+    """A folder with setup_env.sh, in which python3.11 is the fake."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.calls = folder / "calls"
+        for name in ("constraints.txt", "setup.py", "setup_env.sh"):
+            shutil.copy(ROOT / name, folder)
+        fake = folder / "bin" / "python3.11"
+        fake.parent.mkdir()
+        fake.write_text(FAKE_PYTHON)
+        fake.chmod(0o755)
+        self.environ = {"PATH": f"{fake.parent}:/usr/bin:/bin", "CALLS": str(self.calls)}
+
+    def start(self, *arguments, **environ):
+        self.calls.write_text("")
+        return subprocess.Popen(
+            ["./setup_env.sh", *arguments],
+            cwd=self.folder,
+            env={**self.environ, **environ},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def run(self, *arguments, **environ):
+        """Run setup_env.sh; return its status, standard output and standard error."""
+        process = self.start(*arguments, **environ)
+        out, err = process.communicate(timeout=60)
+        return process.returncode, out, err
+
+    def installed_extras(self):
+        """Return the extras of this project that the last run installed."""
+        words = " ".join(self.calls.read_text().split()).split()
+        return [word.partition("[")[2].rstrip("]") for word in words if "[" in word]
+
+
+@pytest.fixture
+def environment(tmp_path):
+    return Environment(tmp_path)
+
+
+RUN, DEV = "cpu,train-without-horovod,prepare", "test,lint"
+
+
+def test_test_packages_are_installed_only_for_developers(environment):
+    python = f"{environment.folder}/.venv/bin/python\n"
+    assert environment.run()[:2] == (0, python)
+    assert environment.installed_extras() == [RUN]
+    assert environment.run()[:2] == (0, python)
+    assert environment.calls.read_text() == ""
+    assert environment.run("--dev")[:2] == (0, python)
+    assert environment.installed_extras() == [DEV]
+    assert environment.run("--dev")[:2] == (0, python)
+    assert environment.calls.read_text() == ""
+
+
+def test_a_changed_version_updates_both_levels(environment):
+    environment.run("--dev")
+    assert environment.installed_extras() == [RUN, DEV]
+    with open(environment.folder / "constraints.txt", "a") as constraints:
+        constraints.write("new-package==1\n")
+    environment.run()
+    assert environment.installed_extras() == [RUN]
+    environment.run("--dev")
+    assert environment.installed_extras() == [DEV]
+
+
+def test_a_failed_build_names_its_log_and_the_next_call_continues(environment):
+    status, out, err = environment.run(BUILD="echo no space left; exit 1")
+    assert (status, out) == (1, "")
+    assert "no space left" in err
+    assert "'Horovod (compiled from source), DALI and other packages' failed" in err
+    assert f"{environment.folder}/.venv/build_horovod.log" in err
+    assert not (environment.folder / ".venv" / ".ready").exists()
+    assert environment.run()[0] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_commands_that_run(environment, number):
+    pid_file = environment.folder / "pid"
+    process = environment.start(BUILD=f"sleep 100 & echo $! >{pid_file}; wait")
+    deadline = time.monotonic() + 30
+    while not (pid_file.exists() and pid_file.read_text().strip()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode != 0
+    child = int(pid_file.read_text())
+    while time.monotonic() < deadline:
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("the build still runs")
+    assert environment.run()[0] == 0
+
+
+def test_an_unsuitable_python_is_reported(environment):
+    fake = environment.folder / "bin" / "python3.11"
+    for name in ("python3.9", "python3.10", "python3.11", "python3"):
+        path = fake.with_name(name)
+        path.write_text('#!/bin/sh\ncase "$2" in *print*) echo 3.13 ;; *) exit 1 ;; esac\n')
+        path.chmod(0o755)
+    status, out, err = environment.run()
+    assert (status, out) == (1, "")
+    assert "Python 3.9, 3.10 or 3.11 is needed, but only 3.13" in err
+
+
+def test_an_unknown_option_is_an_error(environment):
+    status, out, err = environment.run("--test")
+    assert (status, out) == (1, "")
+    assert "--test is not an option" in err
