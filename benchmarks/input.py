@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The input pipeline beside bare DALI: python benchmarks/input.py [--threads 2] [--batch 32] [--rounds 15] [--batches 10] [--gpu]
+"""Compare the input pipeline with bare DALI.
 
-Two live processes read the same records in turn, so that a noisy neighbour meets both: `dali` runs the training pipeline's
-DALI graph on the CPU and leaves its output where DALI put it, `mxresnet` is the program's own Train.batches(), which hands it to
-MXNet. The records are photographs (crops of the two that scikit-learn brings, 500 x 375, about ImageNet's size).
-Prints images/s and the ratio of the two, medians and quartiles.
+    python benchmarks/input.py [--threads 2] [--batch 32] [--rounds 15] [--batches 10] [--gpu]
 
---gpu puts DALI's graph on GPU 0 (float16, channels last, no MXNet) beside the one on the CPU instead, after comparing the pixels
-that the two make of the validation images: mean difference in steps of 8 bits. NOT RUN yet: there was no GPU.
+Two processes read the same records in turn, so that other load on the machine affects both:
+`dali` runs the DALI graph of the training pipeline on the CPU and leaves its output in DALI's
+memory; `mxresnet` is TrainLoader.batches(), which also passes the output to MXNet. The records are
+photographs of about ImageNet's size: crops of 500 x 375 pixels from scikit-learn's two images.
+Prints images/s of both and their ratio, as medians and quartiles.
+
+With --gpu DALI's graph on GPU 0 (float16, channels last, no MXNet) takes the place of `mxresnet`.
+Before that the pixels that both make of the validation images are compared; the mean difference
+is printed in 8-bit steps. The --gpu part has not been run yet, for want of a GPU.
 """
 
 import argparse
@@ -24,26 +28,26 @@ sys.path.insert(0, str(ROOT))
 WIDTH, HEIGHT = 500, 375
 PHOTOGRAPHS = 256
 CLASSES = 8
-FILLED = 5  # batches that may have been made while the other had its turn
-ALIKE = 4  # steps of 8 bits: decoders interpolate colours differently; a wrong order of channels or scale is far above
+# Batches that a process may have prepared during the other's turn; they are not timed.
+PREFETCHED_BATCHES = 5
+# In 8-bit steps. Decoders interpolate colours differently; wrong channels or scales differ by more.
+MAX_PIXEL_DIFFERENCE = 4
 
 
-def make(folder):
-    """Records of PHOTOGRAPHS images, by way of prepare."""
+def make_records(folder):
+    """Write PHOTOGRAPHS images, convert them with prepare, and return the folder of records."""
     import cv2
     import numpy as np
     import sklearn.datasets
 
     images = pathlib.Path(sklearn.datasets.__file__).parent / "images"
-    random, scenes = (
-        np.random.RandomState(0),
-        [cv2.imread(str(path)) for path in sorted(images.glob("*.jpg"))],
-    )
+    random = np.random.RandomState(0)
+    scenes = [cv2.imread(str(path)) for path in sorted(images.glob("*.jpg"))]
     for number in range(PHOTOGRAPHS):
         scene = scenes[number % len(scenes)]
         top, left = random.randint(scene.shape[0] - HEIGHT), random.randint(scene.shape[1] - WIDTH)
-        for half in ("train", "val"):
-            place = folder / "jpegs" / half / f"class_{number % CLASSES}"
+        for split in ("train", "val"):
+            place = folder / "jpegs" / split / f"class_{number % CLASSES}"
             place.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(
                 str(place / f"{number}.jpg"),
@@ -59,12 +63,12 @@ def make(folder):
     return folder / "records"
 
 
-def configured(records, options, gpu):
-    """A configuration and its files; on a GPU in the types and layouts of the GPU configurations."""
+def make_config(records, options, on_gpu):
+    """Return a configuration; on a GPU with the types and layouts of the GPU configurations."""
     from mxresnet.config import Config
 
-    types = {"dtype": "float16", "input_layout": "NHWC"} if gpu else {}
-    config = Config(
+    types = {"dtype": "float16", "input_layout": "NHWC"} if on_gpu else {}
+    return Config(
         data_root=str(records),
         image_shape=(4, 224, 224),
         batch_size=options.batch,
@@ -75,51 +79,64 @@ def configured(records, options, gpu):
         num_classes=CLASSES,
         **types,
     )
-    return config, {
-        name: config.path(name)
-        for name in ("data_train", "data_train_idx", "data_val", "data_val_idx")
-    }
 
 
-def reader(kind, options):
-    """A function that reads so many batches."""
-    from mxresnet.data import loader
+def make_shard(config, training):
+    """Return the whole training or validation records as the shard of one rank."""
+    from mxresnet.data.shard import RecordShard
 
-    config, paths = configured(options.records, options, kind == "gpu")
-    backend = loader.load_backend(config)
+    name = "data_train" if training else "data_val"
+    records, index = config.path(name), config.path(f"{name}_idx")
+    return RecordShard(training, records, index, records, 0, 1, config.batch_size, seed=1)
+
+
+def make_reader(kind, options):
+    """Return a function that reads a number of batches."""
+    from mxresnet.data import dali, loader
+
+    config = make_config(options.records, options, kind == "gpu")
+    shard = make_shard(config, training=True)
     if kind != "mxresnet":
-        graph = backend.build(
-            config, paths, 0, 1, 0 if kind == "gpu" else None, seed=1, training=True
-        )
-        return lambda batches: [graph.run() and None for _ in range(batches)]
+        pipeline = dali.build_pipeline(config, shard, 0 if kind == "gpu" else None)
+
+        def read_with_dali(batches):
+            for _ in range(batches):
+                pipeline.run()
+
+        return read_with_dali
     import mxnet as mx
 
-    train = loader.TrainLoader(
-        backend(config, paths, 0, 1, mx.cpu(), seed=1, training=True), options.batch, 1
-    )
-    return lambda batches: [None for _ in train.batches(batches)]
+    iterator = dali.DaliIterator(config, shard, mx.cpu())
+    train = loader.TrainLoader(iterator, options.batch, multiplier=1)
+
+    def read_with_loader(batches):
+        for _ in train.batches(batches):
+            pass
+
+    return read_with_loader
 
 
-def difference(records, options, device_id):
-    """Mean difference of the validation pixels on a device to those on the CPU, and between labels, in steps of 8 bits."""
+def compare_validation(records, options, device_id):
+    """Compare the validation batches of a GPU with those of the CPU.
+
+    Returns:
+        The mean difference of the pixels in 8-bit steps, and the largest of the labels.
+    """
     import numpy as np
 
-    from mxresnet.data import loader
+    from mxresnet.data import dali
 
-    config, paths = configured(records, options, gpu=True)
-    backend = loader.load_backend(config)
-    here, there = (
-        backend.build(config, paths, 0, 1, device, seed=1, training=False)
-        for device in (None, device_id)
-    )
+    config = make_config(records, options, on_gpu=True)
+    shard = make_shard(config, training=False)
+    on_cpu, on_gpu = (dali.build_pipeline(config, shard, device) for device in (None, device_id))
     pixels, labels = [], []
     for _ in range(PHOTOGRAPHS // options.batch):
-        (image, label), (other, other_label) = here.run(), there.run()
+        (image, label), (other, other_label) = on_cpu.run(), on_gpu.run()
         other = other.as_cpu() if hasattr(other, "as_cpu") else other
         image, other = (
             np.asarray(output.as_tensor()).astype(np.float32) for output in (image, other)
         )
-        pixels.append(np.abs(image - other)[..., :3].mean(axis=(0, 1, 2)) * backend.STD)
+        pixels.append(np.abs(image - other)[..., :3].mean(axis=(0, 1, 2)) * dali.STD)
         labels.append(
             np.abs(np.asarray(label.as_tensor()) - np.asarray(other_label.as_tensor())).max()
         )
@@ -127,10 +144,10 @@ def difference(records, options, device_id):
 
 
 def work(kind, options):
-    """A contender's process."""
-    read = reader(kind, options)
+    """Run in a process of its own: read when the parent asks for it."""
+    read = make_reader(kind, options)
     read(options.batches)
-    step.serve(lambda: read(options.batches), first=lambda: read(FILLED))
+    step.serve(lambda: read(options.batches), first=lambda: read(PREFETCHED_BATCHES))
 
 
 def contender(kind, options, records):
@@ -158,16 +175,17 @@ def contender(kind, options, records):
 
 def compare_pixels(records, options):
     try:
-        pixels, labels = difference(records, options, device_id=0)
+        pixels, labels = compare_validation(records, options, device_id=0)
     except RuntimeError as error:
         raise SystemExit(
             f"DALI's graph does not run on GPU 0: {str(error).strip().splitlines()[0]}"
-        )
+        ) from None
     print(
-        f"GPU and CPU: validation pixels differ by {pixels:.2f} steps of 8 bits on average, labels by {labels:.0f}"
+        f"GPU and CPU: validation pixels differ by {pixels:.2f} 8-bit steps on average, labels by "
+        f"{labels:.0f}"
     )
-    if pixels > ALIKE or labels:
-        raise SystemExit("the two are not the same pipeline")
+    if pixels > MAX_PIXEL_DIFFERENCE or labels:
+        raise SystemExit("the GPU and the CPU do not compute the same pixels and labels")
 
 
 def main():
@@ -181,10 +199,11 @@ def main():
     parser.add_argument("--records", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
-        return work(options.work, options)
+        work(options.work, options)
+        return
     own = "gpu" if options.gpu else "mxresnet"
     with tempfile.TemporaryDirectory() as scratch:
-        records = make(pathlib.Path(scratch))
+        records = make_records(pathlib.Path(scratch))
         if options.gpu:
             compare_pixels(records, options)
         processes = {kind: contender(kind, options, records) for kind in ("dali", own)}
@@ -196,13 +215,13 @@ def main():
             process.kill()
     images = options.batch * options.batches
     print(
-        f"{options.threads} threads, batch {options.batch}, {options.rounds} rounds of {options.batches} batches, {size / 1000:.0f} kB an image"
+        f"{options.threads} threads, batch {options.batch}, {options.rounds} rounds of "
+        f"{options.batches} batches, {size / 1000:.0f} kB an image"
     )
     for kind, values in seconds.items():
         print(f"{kind:8} {step.quartiles([images / value for value in values])} images/s")
-    print(
-        f"{own} reads at {step.quartiles([bare / other for bare, other in zip(seconds['dali'], seconds[own])])} of dali's speed"
-    )
+    ratios = [bare / other for bare, other in zip(seconds["dali"], seconds[own])]
+    print(f"{own} reads at {step.quartiles(ratios)} of dali's speed")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the loop and a second rank cost: python benchmarks/scaling.py [--rounds 5] [--batch-size 32] [--image 64] [--steps 8]
+"""Measure the cost of the training loop and of a second rank on a CPU with 2 idle cores.
 
-Runs the program itself on random images, in the environment of config_CPU_common.sh, again and again: 1 rank x 1 thread,
-2 ranks x 1 thread, 1 rank x 2 threads, and as many bare steps (forward, backward, update; benchmarks/step.py) x 2 threads.
-Prints of each round, and at last the median and range of: 2 ranks against twice 1 rank (what the exchange of gradients and the
-machine lose), 2 ranks x 1 thread against 1 rank x 2 threads, and the whole loop against the bare steps. Wants 2 idle cores.
-With "--control" each round also has two runs of 1 rank at the same time: what the machine itself loses (shared caches,
-memory, clock) when both cores are at work.
+    python benchmarks/scaling.py [--rounds 5] [--batch-size 32] [--image 64] [--steps 8] [--control]
+
+Each round runs the program on random images in the environment of config_CPU_common.sh: 1 rank x
+1 thread, 2 ranks x 1 thread, 1 rank x 2 threads; and as many bare steps (forward, backward,
+update; benchmarks/step.py) x 2 threads. Prints each round, then the median and range of:
+2 ranks / twice 1 rank (the cost of exchanging gradients and of sharing the machine), 2 ranks x
+1 thread / 1 rank x 2 threads, and whole loop / bare steps. With --control each round also has
+two runs of 1 rank at the same time: the cost of sharing caches, memory and clock alone.
 """
 
 import argparse
@@ -79,8 +81,8 @@ def start(ranks, options, threads=1):
     )
 
 
-def bare(options):
-    """Images per second of bare steps, as many as a run's last epoch has, after as many."""
+def bare_images_per_second(options):
+    """Return the speed of as many steps as the last epoch of a run has, after as many others."""
     process = step.contender(
         "bare",
         argparse.Namespace(
@@ -93,8 +95,8 @@ def bare(options):
     return options.batch_size * options.steps / sum(seconds)
 
 
-def speed(process):
-    """Images per second of a run's last epoch."""
+def images_per_second(process):
+    """Wait for a run and return the speed of its last epoch."""
     text = process.communicate()[0]
     rates = re.findall(r"of at most 2: ([\d,]+) images/s", text)
     times = re.findall(r'"imgs_sec": ([\d.]+)', text)
@@ -112,12 +114,10 @@ def main():
     options = parser.parse_args()
     found = {}
     for number in range(1, options.rounds + 1):
-        one, two, threads, steps = (
-            speed(start(1, options)),
-            speed(start(2, options)),
-            speed(start(1, options, 2)),
-            bare(options),
-        )
+        one = images_per_second(start(1, options))
+        two = images_per_second(start(2, options))
+        threads = images_per_second(start(1, options, threads=2))
+        steps = bare_images_per_second(options)
         ratios = {
             "2 ranks to twice 1 rank": two / one / 2,
             "2 ranks x 1 thread to 1 rank x 2": two / threads,
@@ -125,9 +125,10 @@ def main():
         }
         if options.control:
             both = [start(1, options), start(1, options)]
-            ratios["2 ranks to two runs of 1"] = two / sum(map(speed, both))
+            ratios["2 ranks to two runs of 1"] = two / sum(map(images_per_second, both))
         print(
-            f"round {number}: images/s: 1 rank {one:.1f}, 2 ranks {two:.1f}, 2 threads {threads:.1f}, bare {steps:.1f}; "
+            f"round {number}: images/s: 1 rank {one:.1f}, 2 ranks {two:.1f}, 2 threads "
+            f"{threads:.1f}, bare {steps:.1f}; "
             + ", ".join(f"{name} {value:.3f}" for name, value in ratios.items()),
             flush=True,
         )

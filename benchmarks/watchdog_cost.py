@@ -1,10 +1,11 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""What the watchdog costs rank 0: CPU seconds of its thread in a minute, with so many other ranks on the same machine's loopback.
+"""Measure the CPU time of rank 0's watchdog for several numbers of other ranks.
 
     python benchmarks/watchdog_cost.py [--seconds 60] [RANKS ...]
 
-The other ranks are threads of a second process that say what a rank says.
+A second process has the connections of all other ranks, over the loopback interface, and sends
+their heartbeats. Prints CPU seconds a minute.
 """
 
 import argparse
@@ -16,12 +17,12 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from mxresnet.parallel import watchdog  # noqa: E402
 from mxresnet.config import Config  # noqa: E402
+from mxresnet.parallel import watchdog  # noqa: E402
 
 
-def others(address, ranks, seconds):
-    """Connections as ranks open them; each says every period that it is alive."""
+def run_other_ranks(address, ranks, seconds):
+    """Open the connections of `ranks` ranks and send a heartbeat on each in every period."""
     connections = []
     for rank in range(1, ranks + 1):
         connection = socket.create_connection(("127.0.0.1", address.port))
@@ -30,31 +31,30 @@ def others(address, ranks, seconds):
     end = time.monotonic() + seconds + 10
     while time.monotonic() < end:
         for connection in connections:
-            connection.sendall(watchdog.ALIVE)
-            time.sleep(address.period / ranks)  # ranks do not speak at the same moment
+            connection.sendall(watchdog.HEARTBEAT)
+            # Real ranks do not send at the same moment either.
+            time.sleep(address.period_seconds / ranks)
     for connection in connections:
-        connection.sendall(watchdog.BYE)
+        connection.sendall(watchdog.GOODBYE)
 
 
-def cost(ranks, seconds):
+def cpu_seconds_per_minute(ranks, seconds):
     config = Config()
-    dog = watchdog.listen(ranks + 1, config.watchdog_period, config.watchdog_limit)
+    rank_0 = watchdog.listen(ranks + 1, config.watchdog_period, config.watchdog_limit)
     process = multiprocessing.get_context("spawn").Process(
-        target=others, args=(dog.address, ranks, seconds), daemon=True
+        target=run_other_ranks, args=(rank_0.address, ranks, seconds), daemon=True
     )
     process.start()
-    while sum(peer.rank > 0 for peer in list(dog._peers.values())) < ranks:
+    while rank_0.num_connected_ranks() < ranks:
         time.sleep(0.1)
-    before = (
-        time.process_time()
-    )  # the main thread sleeps: all that this process uses is the watchdog's
+    # The main thread sleeps, so all CPU time of this process is the watchdog's.
+    before = time.process_time()
     time.sleep(seconds)
     used = time.process_time() - before
-    assert sum(peer.rank > 0 for peer in list(dog._peers.values())) == ranks, (
-        "some ranks were lost meanwhile"
-    )
+    assert rank_0.num_connected_ranks() == ranks, "some ranks were lost during the measurement"
+    # The watchdog's thread ends when the connections do, instead of ending this process.
+    rank_0._closing = True
     process.terminate()
-    dog._leaving = True
     return used * 60 / seconds
 
 
@@ -64,10 +64,8 @@ def main():
     parser.add_argument("--seconds", type=float, default=60)
     options = parser.parse_args()
     for ranks in options.ranks:
-        print(
-            f"{ranks:4d} other ranks: {cost(ranks, options.seconds):.3f} CPU seconds a minute",
-            flush=True,
-        )
+        cost = cpu_seconds_per_minute(ranks, options.seconds)
+        print(f"{ranks:4d} other ranks: {cost:.3f} CPU seconds a minute", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The input pipelines in DALI, on a GPU or all on the CPU. The only place that knows DALI.
+"""Input pipelines in DALI, on a GPU or entirely on the CPU. The only module that imports DALI.
 
-Source of the graph and its numbers: NVIDIA's v2.1 MXNet benchmark. DALI's resize antialiases by default, which is what
-the published accuracies were reached with; OpenCV-based iterators do not.
+Source of the graph and its constants: NVIDIA's MLPerf Training v2.1 MXNet benchmark. DALI's resize
+antialiases by default, and the published accuracies were reached with that; iterators that resize
+with OpenCV do not antialias.
 """
 
 from __future__ import annotations
@@ -18,21 +19,165 @@ from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 
 from mxresnet.config import Config
-from mxresnet.data.dataset import DAMAGED
-from mxresnet.errors import UserError
+from mxresnet.data.shard import RecordShard
 
+# ImageNet's mean and standard deviation of red, green and blue, in pixel values (0 to 255).
 MEAN = [255 * value for value in (0.485, 0.456, 0.406)]
 STD = [255 * value for value in (0.229, 0.224, 0.225)]
 RANDOM_CROP_ATTEMPTS = 10
-READER = "reader"
-_LENT_ON_CPU = 2  # batches of DALI's memory that MXNet may read at a time
+READER_NAME = "reader"
+# On the CPU MXNet reads images from DALI's memory: this many batches at the same time.
+_SHARED_CPU_OUTPUTS = 2
+
+DataNode = Any  # nvidia.dali.data_node.DataNode, an output of an operator in the graph
+Options = Dict[str, Any]  # keyword arguments of an operator
 
 
-def _decoder_options(config: Config, on_gpu: bool, cached: bool = False) -> dict:
+def build_pipeline(config: Config, shard: RecordShard, device_id: Optional[int]) -> Pipeline:
+    """Return the built DALI pipeline of one shard: read, decode, crop, normalize.
+
+    Its outputs are the images, of shape (batch, ...) as config.batch_shape, and the float32
+    labels of shape (batch, 1). No file is opened before the first batch or reader_meta().
+
+    Args:
+        device_id: number of the GPU, or None to run entirely on the CPU.
+    """
+    on_gpu = device_id is not None
+    pipeline = Pipeline(
+        batch_size=shard.batch_size,
+        num_threads=config.dali_threads,
+        device_id=device_id,
+        seed=shard.seed,
+        prefetch_queue_depth=config.dali_prefetch_queue
+        + (0 if on_gpu else _SHARED_CPU_OUTPUTS - 1),
+    )
+    with pipeline:
+        jpegs, labels = _read_records(config, shard, on_gpu)
+        preprocess = _preprocess_train if shard.training else _preprocess_val
+        pipeline.set_outputs(preprocess(jpegs, config, on_gpu), labels)
+    pipeline.build()
+    return pipeline
+
+
+def _read_records(config: Config, shard: RecordShard, on_gpu: bool) -> Tuple[DataNode, DataNode]:
+    """Read encoded images and labels of one shard.
+
+    Validation shards stay with their rank and are padded, so that each evaluation contains every
+    image exactly once. Training shards move to the next rank after each epoch, unless decoded
+    images are cached; the stream of training images has no end and no padding.
+    """
+    caches_images = shard.training and _caches_decoded_images(config, on_gpu)
+    jpegs, labels = fn.readers.mxnet(
+        path=[shard.records_path],
+        index_path=[shard.index_path],
+        random_shuffle=shard.training,
+        lazy_init=True,
+        name=READER_NAME,
+        dont_use_mmap=config.dali_dont_use_mmap,
+        shard_id=shard.rank,
+        num_shards=shard.num_ranks,
+        pad_last_batch=not shard.training,
+        stick_to_shard=not shard.training or caches_images,
+        skip_cached_images=caches_images,
+    )
+    return jpegs, labels
+
+
+def _preprocess_train(jpegs: DataNode, config: Config, on_gpu: bool) -> DataNode:
+    """Decode, crop a random area, resize it to the input size, mirror half, and normalize."""
+    # The decoder that decodes only the crop cannot use the cache.
+    if config.dali_roi_decode and not _caches_decoded_images(config, on_gpu):
+        images = _decode_random_crop_and_resize(jpegs, config, on_gpu)
+    else:
+        images = _decode_and_random_resized_crop(jpegs, config, on_gpu)
+    mirror = fn.random.coin_flip(probability=0.5) if config.rand_mirror else 0
+    return _crop_mirror_normalize(images, config, on_gpu, mirror=mirror)
+
+
+def _preprocess_val(jpegs: DataNode, config: Config, on_gpu: bool) -> DataNode:
+    """Decode, resize the shorter side to config.resize, crop the centre, normalize."""
+    decoded = fn.decoders.image(
+        jpegs, output_type=types.DALIImageType.RGB, **_decoder_options(config, on_gpu)
+    )
+    resized = fn.resize(decoded, resize_shorter=config.resize)
+    return _crop_mirror_normalize(resized, config, on_gpu)
+
+
+def _decode_random_crop_and_resize(jpegs: DataNode, config: Config, on_gpu: bool) -> DataNode:
+    """Decode only the random crop of each image, then resize it to the input size."""
+    _, height, width = config.image_shape
+    images = fn.decoders.image_random_crop(
+        jpegs,
+        output_type=types.DALIImageType.RGB,
+        **_random_crop_options(config),
+        **_decoder_options(config, on_gpu),
+    )
+    return fn.resize(
+        images,
+        resize_x=width,
+        resize_y=height,
+        **_gpu_memory_hint("bytes_per_sample_hint", config.dali_decoder_buffer_hint, on_gpu),
+        **_gpu_memory_hint("temp_buffer_hint", config.dali_tmp_buffer_hint, on_gpu),
+    )
+
+
+def _decode_and_random_resized_crop(jpegs: DataNode, config: Config, on_gpu: bool) -> DataNode:
+    """Decode each image completely, then crop a random area and resize it to the input size."""
+    _, height, width = config.image_shape
+    decoder_options = _decoder_options(config, on_gpu)
+    if _caches_decoded_images(config, on_gpu):
+        # Threshold 0: cache every image until the cache is full.
+        decoder_options.update(
+            cache_size=config.dali_cache_size, cache_type="threshold", cache_threshold=0
+        )
+    images = fn.decoders.image(jpegs, output_type=types.DALIImageType.RGB, **decoder_options)
+    return fn.random_resized_crop(
+        images,
+        size=(height, width),
+        **_random_crop_options(config),
+        **_gpu_memory_hint("bytes_per_sample_hint", config.dali_crop_buffer_hint, on_gpu),
+        **_gpu_memory_hint("temp_buffer_hint", config.dali_tmp_buffer_hint, on_gpu),
+    )
+
+
+def _crop_mirror_normalize(
+    images: DataNode, config: Config, on_gpu: bool, **mirror: Any
+) -> DataNode:
+    """Crop the centre to the input size, mirror if asked, and return (pixel - MEAN) / STD."""
+    channels, height, width = config.image_shape
+    return fn.crop_mirror_normalize(
+        images,
+        dtype=types.DALIDataType.FLOAT16
+        if config.input_dtype == "float16"
+        else types.DALIDataType.FLOAT,
+        output_layout=config.input_layout.strip("N"),
+        crop=(height, width),
+        mean=MEAN,
+        std=STD,
+        pad_output=channels == 4,
+        **mirror,
+        **_gpu_memory_hint("bytes_per_sample_hint", config.dali_normalize_buffer_hint, on_gpu),
+    )
+
+
+def _caches_decoded_images(config: Config, on_gpu: bool) -> bool:
+    """Return whether training keeps decoded images in GPU memory (--dali-cache-size)."""
+    return on_gpu and config.dali_cache_size > 0
+
+
+def _random_crop_options(config: Config) -> Options:
+    return {
+        "random_area": [config.min_random_area, config.max_random_area],
+        "random_aspect_ratio": [config.min_random_aspect_ratio, config.max_random_aspect_ratio],
+        "num_attempts": RANDOM_CROP_ATTEMPTS,
+    }
+
+
+def _decoder_options(config: Config, on_gpu: bool) -> Options:
     if not on_gpu:
         return {"device": "cpu"}
     padding_bytes = config.dali_nvjpeg_memory_padding * 2**20
-    options = {
+    return {
         "device": "mixed",
         "device_memory_padding": padding_bytes,
         "host_memory_padding": padding_bytes,
@@ -41,198 +186,125 @@ def _decoder_options(config: Config, on_gpu: bool, cached: bool = False) -> dict
         "preallocate_height_hint": config.dali_preallocate_height,
         "bytes_per_sample_hint": config.dali_decoder_buffer_hint,
     }
-    if cached:
-        # Threshold 0: every image is kept, until the cache is full.
-        options.update(cache_size=config.dali_cache_size, cache_type="threshold", cache_threshold=0)
-    return options
 
 
-def _hint(name: str, size_bytes: int, on_gpu: bool) -> dict:
+def _gpu_memory_hint(name: str, size_bytes: int, on_gpu: bool) -> Options:
     return {name: size_bytes} if on_gpu else {}
 
 
-def _normalized(images: Any, config: Config, on_gpu: bool, **mirror: Any) -> Any:
-    channels, height, width = config.image_shape
-    return fn.crop_mirror_normalize(
-        images,
-        dtype=types.FLOAT16 if config.input_dtype == "float16" else types.FLOAT,
-        output_layout=config.input_layout.strip("N"),
-        crop=(height, width),
-        mean=MEAN,
-        std=STD,
-        pad_output=channels == 4,
-        **mirror,
-        **_hint("bytes_per_sample_hint", config.dali_normalize_buffer_hint, on_gpu),
-    )
+def shard_sizes(num_examples: int, num_ranks: int) -> List[int]:
+    """Return the number of images in each of DALI's shards.
 
-
-def _train_images(jpegs: Any, config: Config, on_gpu: bool) -> Any:
-    """A random area of random aspect ratio, resized to the input size and mirrored half of the time."""
-    _, height, width = config.image_shape
-    crop = {
-        "random_area": [config.min_random_area, config.max_random_area],
-        "random_aspect_ratio": [config.min_random_aspect_ratio, config.max_random_aspect_ratio],
-        "num_attempts": RANDOM_CROP_ATTEMPTS,
-    }
-    cached = on_gpu and config.dali_cache_size > 0
-    decoder = _decoder_options(config, on_gpu, cached)
-    scratch = _hint("temp_buffer_hint", config.dali_tmp_buffer_hint, on_gpu)
-    if config.dali_roi_decode and not cached:
-        images = fn.decoders.image_random_crop(jpegs, output_type=types.RGB, **crop, **decoder)
-        resized = _hint("bytes_per_sample_hint", config.dali_decoder_buffer_hint, on_gpu)
-        images = fn.resize(images, resize_x=width, resize_y=height, **resized, **scratch)
-    else:
-        images = fn.decoders.image(jpegs, output_type=types.RGB, **decoder)
-        cropped = _hint("bytes_per_sample_hint", config.dali_crop_buffer_hint, on_gpu)
-        images = fn.random_resized_crop(images, size=(height, width), **crop, **cropped, **scratch)
-    mirror = fn.random.coin_flip(probability=0.5) if config.rand_mirror else 0
-    return _normalized(images, config, on_gpu, mirror=mirror)
-
-
-def _val_images(jpegs: Any, config: Config, on_gpu: bool) -> Any:
-    """The shorter side resized, then the centre."""
-    images = fn.decoders.image(jpegs, output_type=types.RGB, **_decoder_options(config, on_gpu))
-    return _normalized(fn.resize(images, resize_shorter=config.resize), config, on_gpu)
-
-
-def shard_sizes(examples: int, ranks: int) -> List[int]:
-    """Images in each of DALI's shards, which are cut at floor(examples * rank / ranks)."""
-    bounds = [examples * rank // ranks for rank in range(ranks + 1)]
-    return [end - start for start, end in zip(bounds, bounds[1:])]
-
-
-def build(
-    config: Config,
-    paths: Dict[str, str],
-    rank: int,
-    ranks: int,
-    device_id: Optional[int],
-    seed: int,
-    training: bool,
-) -> Pipeline:
-    """The pipeline of one rank, whose outputs are images and labels (batch, 1); without a device_id all on the CPU."""
-    part = "data_train" if training else "data_val"
-    on_gpu = device_id is not None
-    cached = on_gpu and config.dali_cache_size > 0
-    pipe = Pipeline(
-        batch_size=config.batch_size * (config.input_batch_multiplier if training else 1),
-        num_threads=config.dali_threads,
-        device_id=device_id,
-        seed=seed,
-        prefetch_queue_depth=config.dali_prefetch_queue + (0 if on_gpu else _LENT_ON_CPU - 1),
-    )
-    with pipe:
-        # Validation shards stay with their rank and are padded, so that every image comes exactly once in each evaluation.
-        # Training shards move on from rank to rank, unless decoded images are cached: the stream has no end and no padding.
-        jpegs, labels = fn.readers.mxnet(
-            path=[paths[part]],
-            index_path=[paths[f"{part}_idx"]],
-            random_shuffle=training,
-            lazy_init=True,
-            name=READER,
-            dont_use_mmap=config.dali_dont_use_mmap,
-            shard_id=rank,
-            num_shards=ranks,
-            pad_last_batch=not training,
-            stick_to_shard=not training or cached,
-            skip_cached_images=training and cached,
-        )
-        images = (_train_images if training else _val_images)(jpegs, config, on_gpu)
-        pipe.set_outputs(images, labels)
-    pipe.build()
-    return pipe
+    DALI starts the shard of a rank at floor(num_examples * rank / num_ranks).
+    """
+    starts = [num_examples * rank // num_ranks for rank in range(num_ranks + 1)]
+    return [end - start for start, end in zip(starts, starts[1:])]
 
 
 class DaliIterator:
-    """One pipeline. On a GPU its batches are copied into two arrays in turn; on a CPU, where a copy would take time from the
-    decoder, MXNet reads them where DALI put them, two at a time.
+    """Batches of one DALI pipeline as MXNet arrays.
+
+    On a GPU the images are copied into two MXNet arrays in turn. On the CPU, where a copy would
+    take time from the decoder, MXNet reads them from DALI's memory, two batches at the same time.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        paths: Dict[str, str],
-        rank: int,
-        ranks: int,
-        device: Any,
-        seed: int,
-        training: bool,
-    ):
-        part, what = ("data_train", "training") if training else ("data_val", "validation")
-        self._where = f"rank {rank}, {what} data {config.path(part)}"
-        self._rank, self._ranks = rank, ranks
+    def __init__(self, config: Config, shard: RecordShard, device: mx.Context):
+        self._shard = shard
         self._on_gpu = device.device_type == "gpu"
-        self._pipe = build(
-            config, paths, rank, ranks, device.device_id if self._on_gpu else None, seed, training
-        )
-        self._batch_size = self._pipe.max_batch_size
-        shape = (self._batch_size, *config.batch_shape[1:])
-        self._images = (
+        self._pipeline = build_pipeline(config, shard, device.device_id if self._on_gpu else None)
+        shape = (shard.batch_size, *config.batch_shape[1:])
+        self._image_buffers = (
             [mx.nd.empty(shape, device, dtype=config.input_dtype) for _ in range(2)]
             if self._on_gpu
             else []
         )
-        self._labels = [mx.nd.empty((self._batch_size, 1)) for _ in range(2)]
-        self._lent: Deque[Any] = collections.deque()
+        self._label_buffers = [mx.nd.empty((shard.batch_size, 1)) for _ in range(2)]
+        self._shared_images: Deque[mx.nd.NDArray] = collections.deque()  # oldest first
 
-    def examples(self) -> int:
-        """Images in the whole file; opens it. Raises UserError when it cannot be read."""
-        try:
-            return self._pipe.reader_meta(READER)["epoch_size"]
-        except RuntimeError as error:
-            raise self._explained(error) from None
+    def num_examples(self) -> int:
+        """Return the number of images in the whole record file, which this opens.
 
-    def next(self) -> Tuple[Any, Any]:
-        """Raises UserError when a record cannot be decoded."""
-        if len(self._lent) == _LENT_ON_CPU:
-            _wait_until_read(self._lent.popleft())
-            self._pipe.release_outputs()
+        Raises:
+            UserError: the records cannot be read.
+        """
         try:
-            self._pipe.schedule_run()
-            images, labels = (output.as_tensor() for output in self._pipe.share_outputs())
+            return self._pipeline.reader_meta(READER_NAME)["epoch_size"]
         except RuntimeError as error:
-            raise self._explained(error) from None
-        label = _copy(labels, self._labels).reshape((-1,))
+            raise self._shard.read_error(_reason(error)) from None
+
+    def next_train_batch(self) -> Tuple[mx.nd.NDArray, mx.nd.NDArray]:
+        """Return the next images (batch, ...) and float32 labels (batch,).
+
+        Raises:
+            UserError: a record cannot be decoded.
+        """
+        return self._next_batch()
+
+    def iterate_validation(self) -> Iterator[Tuple[mx.nd.NDArray, mx.nd.NDArray, int]]:
+        """Yield (images, labels, num_valid) for one pass over this rank's shard.
+
+        Every rank yields as many batches as the largest shard needs; DALI pads the others.
+
+        Raises:
+            UserError: a record cannot be decoded.
+        """
+        sizes = shard_sizes(self.num_examples(), self._shard.num_ranks)
+        batch_size, remaining = self._shard.batch_size, sizes[self._shard.rank]
+        for _ in range(-(-max(sizes) // batch_size)):
+            num_valid = min(batch_size, remaining)
+            remaining -= num_valid
+            yield (*self._next_batch(), num_valid)
+
+    def _next_batch(self) -> Tuple[mx.nd.NDArray, mx.nd.NDArray]:
+        if len(self._shared_images) == _SHARED_CPU_OUTPUTS:
+            _wait_for_pending_operations(self._shared_images.popleft())
+            self._pipeline.release_outputs()
+        try:
+            self._pipeline.schedule_run()
+            images, labels = (output.as_tensor() for output in self._pipeline.share_outputs())
+        except RuntimeError as error:
+            raise self._shard.read_error(_reason(error)) from None
+        label_array = _copy_to_next_buffer(labels, self._label_buffers).reshape((-1,))
         if self._on_gpu:
-            image = _copy(images, self._images)
-            self._pipe.release_outputs()
+            image_array = _copy_to_next_buffer(images, self._image_buffers)
+            self._pipeline.release_outputs()
         else:
-            image = mx.nd.from_numpy(np.asarray(images))
-            self._lent.append(image)
-        return image, label
-
-    def evaluation(self) -> Iterator[Tuple[Any, Any, int]]:
-        shards = shard_sizes(self.examples(), self._ranks)
-        left = shards[self._rank]
-        # Each rank reads as many batches as the largest shard has: DALI pads the others to that.
-        for _ in range(-(-max(shards) // self._batch_size)):
-            num_valid = min(self._batch_size, left)
-            left -= num_valid
-            yield (*self.next(), num_valid)
-
-    def _explained(self, error: RuntimeError) -> UserError:
-        """DALI's many lines as one: its reason, and the record where it says which."""
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reasons = [
-            re.sub(r"^.*?\[[^\]]*\.(?:cc|h|cu):\d+\]\s*", "", line)
-            for line in lines
-            if re.search(r"\.(?:cc|h|cu):\d+\]", line)
-        ]
-        reason = "; ".join(dict.fromkeys(reasons)) or lines[0]
-        return UserError(f"{self._where} cannot be used: {reason} {DAMAGED}")
+            image_array = mx.nd.from_numpy(np.asarray(images))
+            self._shared_images.append(image_array)
+        return image_array, label_array
 
 
-def _wait_until_read(array: Any) -> None:
-    """Wait until MXNet has done all that it was told to do with an array."""
+def _reason(error: RuntimeError) -> str:
+    """Return the reasons in DALI's message of many lines as one line.
+
+    DALI writes a reason as "[path/file.cc:123] reason". Without such a line, return the first one.
+    """
+    source_position = r"^.*?\[[^\]]*\.(?:cc|h|cu):\d+\]\s*"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reasons = [
+        re.sub(source_position, "", line)
+        for line in lines
+        if re.search(r"\.(?:cc|h|cu):\d+\]", line)
+    ]
+    return "; ".join(dict.fromkeys(reasons)) or lines[0]
+
+
+def _wait_for_pending_operations(array: mx.nd.NDArray) -> None:
+    """Wait until MXNet has finished every operation queued on the array, reads included."""
     mx.base.check_call(mx.base._LIB.MXNDArrayWaitToWrite(array.handle))
 
 
-def _copy(source: Any, targets: List[Any]) -> Any:
-    """Copy a DALI tensor into the first of several NDArrays of its shape and type, which becomes the last; return it."""
-    target = targets.pop(0)
-    targets.append(target)
-    _wait_until_read(target)
+def _copy_to_next_buffer(tensor: Any, buffers: List[mx.nd.NDArray]) -> mx.nd.NDArray:
+    """Copy a DALI tensor into the first buffer, move that buffer to the end, and return it.
+
+    Args:
+        tensor: a DALI tensor with the shape, dtype and device type of the buffers.
+        buffers: NDArrays that are used in turn.
+    """
+    buffer = buffers.pop(0)
+    buffers.append(buffer)
+    _wait_for_pending_operations(buffer)
     pointer = ctypes.c_void_p()
-    mx.base.check_call(mx.base._LIB.MXNDArrayGetData(target.handle, ctypes.byref(pointer)))
-    source.copy_to_external(pointer)
-    return target
+    mx.base.check_call(mx.base._LIB.MXNDArrayGetData(buffer.handle, ctypes.byref(pointer)))
+    tensor.copy_to_external(pointer)
+    return buffer

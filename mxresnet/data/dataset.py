@@ -1,25 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of a data set without reading a record: the files' presence, and what `prepare` wrote in its manifests."""
+"""Describe a data set from its files' sizes and the manifests of `prepare`; reads no record."""
 
 from __future__ import annotations
 
 import json
 import os
 from dataclasses import dataclass
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional
 
 from mxresnet.config import Config
 from mxresnet.errors import UserError
 
-IMAGENET = {"train": 1281167, "val": 50000, "classes": 1000}
+IMAGENET_TRAIN_EXAMPLES = 1281167
+IMAGENET_VAL_EXAMPLES = 50000
+IMAGENET_CLASSES = 1000
+MANIFEST_FORMAT = "mxresnet-recordio"
 MANIFEST_VERSION = 1
-DAMAGED = "(python -m prepare.verify finds a damaged record, --check=decode of prepare.imagenet an image that never was one)"
-_HOW = "make it with: python -m prepare.imagenet SOURCE DESTINATION"
+CONVERT_COMMAND = "python -m prepare.imagenet SOURCE DESTINATION"
+_CONVERT_AGAIN = f"convert the data set again with: {CONVERT_COMMAND}"
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """Images and classes of a data set; has_manifests is false when the counts are the settings' word only."""
+    """The number of images and classes of a data set.
+
+    Attributes:
+        train_examples: training images in one epoch.
+        val_examples: validation images.
+        classes: number of classes.
+        has_manifests: False when there is no manifest and the counts are those of the settings.
+    """
 
     train_examples: int
     val_examples: int
@@ -27,99 +37,165 @@ class DataSet:
     has_manifests: bool
 
 
-def _read_manifest(records: str) -> Optional[Dict[str, Any]]:
-    """Return the manifest beside a .rec file, or None when there is none. Raises UserError when it is not whole."""
-    path = os.path.splitext(records)[0] + ".json"
+@dataclass(frozen=True)
+class _Manifest:
+    """What training uses of a manifest; class_names are in label order."""
+
+    examples: int
+    class_names: List[str]
+
+
+def describe(config: Config) -> DataSet:
+    """Return the counts of the data set that the settings name.
+
+    Raises:
+        UserError: a file is missing or damaged, or the settings contradict the manifests.
+    """
+    if config.synth_data:
+        return _counts_from_settings(config, has_manifests=True)
+    manifests = {}
+    for prefix, name in (("train", "training"), ("val", "validation")):
+        records = config.path(f"data_{prefix}")
+        _check_file(records, f"{name} records")
+        _check_file(config.path(f"data_{prefix}_idx"), f"index of the {name} records")
+        manifests[prefix] = _read_manifest(os.path.splitext(records)[0] + ".json")
+    train, val = manifests["train"], manifests["val"]
+    if train is None or val is None:
+        return _counts_from_settings(config, has_manifests=False)
+    _check_same_classes(train, val)
+    _check_settings(config, train, val)
+    return DataSet(
+        config.num_examples or train.examples,
+        val.examples,
+        len(train.class_names),
+        has_manifests=True,
+    )
+
+
+def _counts_from_settings(config: Config, has_manifests: bool) -> DataSet:
+    """Return the counts of the settings, or ImageNet's where a setting is 0."""
+    return DataSet(
+        config.num_examples or IMAGENET_TRAIN_EXAMPLES,
+        config.num_val_examples or IMAGENET_VAL_EXAMPLES,
+        config.num_classes or IMAGENET_CLASSES,
+        has_manifests,
+    )
+
+
+def _check_file(path: str, contents: str) -> None:
+    """Raise UserError unless `path` is a readable file that is not empty."""
+    if not os.path.isfile(path):
+        raise UserError(
+            f"{contents}: file {path} does not exist: set --data-root to the folder of the "
+            f"data set, or make one with: {CONVERT_COMMAND}"
+        )
+    if not os.access(path, os.R_OK):
+        raise UserError(
+            f"{contents}: file {path} cannot be read by this user: change its permissions"
+        )
+    if os.path.getsize(path) == 0:
+        raise UserError(f"{contents}: file {path} is empty: {_CONVERT_AGAIN}")
+
+
+def _read_manifest(path: str) -> Optional[_Manifest]:
+    """Return the manifest, or None when the file does not exist.
+
+    Raises:
+        UserError: it is not a manifest, or does not match the files beside it.
+    """
     try:
         with open(path, encoding="utf-8") as file:
             manifest = json.load(file)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"manifest {path} cannot be read ({error}): make the data set again"
-        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"manifest {path} cannot be read ({error}): {_CONVERT_AGAIN}") from None
     if (
         not isinstance(manifest, dict)
-        or manifest.get("format") != "mxresnet-recordio"
+        or manifest.get("format") != MANIFEST_FORMAT
         or manifest.get("version") != MANIFEST_VERSION
     ):
         raise UserError(
-            f"manifest {path} is not of format mxresnet-recordio version {MANIFEST_VERSION}: {_HOW}"
+            f"manifest {path} is not of format {MANIFEST_FORMAT} version {MANIFEST_VERSION}: "
+            f"{_CONVERT_AGAIN}"
         )
     if not manifest.get("complete"):
         raise UserError(
-            f"manifest {path} says that the data set is not whole: run python -m prepare.imagenet again"
+            f"manifest {path} marks the data set as incomplete: run python -m prepare.imagenet "
+            "again to complete it"
         )
-    files = manifest.get("files")
+    _check_file_sizes(path, manifest.get("files"))
+    return _parse_counts(path, manifest)
+
+
+def _check_file_sizes(manifest_path: str, files: Any) -> None:
+    """Raise UserError unless the files that training reads have the sizes in the manifest.
+
+    Args:
+        files: the manifest's value of "files": {file name: {"bytes": size, ...}}.
+    """
     if not isinstance(files, dict) or not all(
-        isinstance(about, dict) and "bytes" in about for about in files.values()
+        isinstance(facts, dict) and "bytes" in facts for facts in files.values()
     ):
         raise UserError(
-            f"manifest {path} does not say which files belong to it: make the data set again"
+            f'manifest {manifest_path} has no list of files with their sizes ("files"): '
+            f"{_CONVERT_AGAIN}"
         )
-    for name, about in files.items():
+    for name, facts in files.items():
         if not name.endswith((".rec", ".idx")):
-            continue  # what training does not read
-        file_path = os.path.join(os.path.dirname(path), name)
-        size = os.path.getsize(file_path) if os.path.exists(file_path) else None
-        if size != about["bytes"]:
+            continue  # training reads no other files
+        path = os.path.join(os.path.dirname(manifest_path), name)
+        size = os.path.getsize(path) if os.path.exists(path) else None
+        if size != facts["bytes"]:
             found = "is missing" if size is None else f"has {size} bytes"
             raise UserError(
-                f"{file_path} {found}, its manifest {path} says {about['bytes']} bytes: make the data set again"
+                f"{path} {found}, but its manifest {manifest_path} lists {facts['bytes']} bytes: "
+                f"{_CONVERT_AGAIN}"
             )
-    return manifest
 
 
-def _check_file(path: str, what: str) -> None:
-    if not os.path.isfile(path):
+def _parse_counts(path: str, manifest: Dict[str, Any]) -> _Manifest:
+    examples, classes = manifest.get("examples"), manifest.get("classes")
+    if not isinstance(examples, int) or isinstance(examples, bool) or examples < 1:
         raise UserError(
-            f"{what} {path} do not exist: give --data-root the folder of the data set, or {_HOW}"
+            f'manifest {path} has no positive number of images ("examples"): {_CONVERT_AGAIN}'
         )
-    if not os.access(path, os.R_OK):
-        raise UserError(f"{what} {path} cannot be read by this user: change its permissions")
-    if os.path.getsize(path) == 0:
-        raise UserError(f"{what} {path} are empty: {_HOW}")
-
-
-def _as_set(config: Config, has_manifests: bool) -> DataSet:
-    return DataSet(
-        config.num_examples or IMAGENET["train"],
-        config.num_val_examples or IMAGENET["val"],
-        config.num_classes or IMAGENET["classes"],
-        has_manifests,
-    )
-
-
-def describe(config: Config) -> DataSet:
-    """Find the data set of `config` and its counts. Raises UserError when it is missing, damaged or another one."""
-    if config.synth_data:
-        return _as_set(config, has_manifests=True)
-    manifests = {}
-    for prefix, name in (("train", "training"), ("val", "validation")):
-        _check_file(config.path(f"data_{prefix}"), f"{name} records")
-        _check_file(config.path(f"data_{prefix}_idx"), f"index of the {name} records")
-        manifests[prefix] = _read_manifest(config.path(f"data_{prefix}"))
-    train, val = manifests["train"], manifests["val"]
-    if train is None or val is None:
-        return _as_set(config, has_manifests=False)
-    names = [[entry["name"] for entry in manifest["classes"]] for manifest in (train, val)]
-    if names[0] != names[1]:
-        odd = sorted(set(names[0]) ^ set(names[1]))[:3]
-        raise UserError(
-            f"training and validation set have different classes (such as {', '.join(odd)}): make the data set again"
+    if (
+        not isinstance(classes, list)
+        or not classes
+        or not all(
+            isinstance(entry, dict) and isinstance(entry.get("name"), str) for entry in classes
         )
-    classes = len(names[0])
-    for flag, asked, found in (
-        ("--num-classes", config.num_classes, classes),
-        ("--num-val-examples", config.num_val_examples, val["examples"]),
     ):
-        if asked not in (0, found):
-            raise UserError(
-                f"{flag} {asked}, but the data set in {os.path.dirname(config.path('data_train'))} has {found}"
-            )
-    if config.num_examples > train["examples"]:
         raise UserError(
-            f"--num-examples {config.num_examples}, but the data set has only {train['examples']}"
+            f'manifest {path} has no list of named classes ("classes"): {_CONVERT_AGAIN}'
         )
-    return DataSet(config.num_examples or train["examples"], val["examples"], classes, True)
+    return _Manifest(examples, [entry["name"] for entry in classes])
+
+
+def _check_same_classes(train: _Manifest, val: _Manifest) -> None:
+    if train.class_names != val.class_names:
+        examples = sorted(set(train.class_names) ^ set(val.class_names))[:3]
+        raise UserError(
+            "the training and the validation set have different classes "
+            f"(for example {', '.join(examples) or 'in another order'}): {_CONVERT_AGAIN}"
+        )
+
+
+def _check_settings(config: Config, train: _Manifest, val: _Manifest) -> None:
+    """Raise UserError when a count in the settings contradicts the manifests."""
+    folder = os.path.dirname(config.path("data_train"))
+    for flag, setting, count in (
+        ("--num-classes", config.num_classes, len(train.class_names)),
+        ("--num-val-examples", config.num_val_examples, val.examples),
+    ):
+        if setting not in (0, count):
+            raise UserError(
+                f"{flag} {setting} contradicts the data set in {folder}, which has {count}: "
+                "leave the flag out to use the data set's own count"
+            )
+    if config.num_examples > train.examples:
+        raise UserError(
+            f"--num-examples {config.num_examples} exceeds the {train.examples} training images "
+            f"of the data set in {folder}: the flag can only shorten an epoch"
+        )

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MXNet's own ImageRecordIter, where DALI is not installed or not wanted.
+"""Batches from MXNet's own ImageRecordIter, for machines without DALI and for --use-dali 0.
 
-Unlike DALI it interpolates without antialiasing, so accuracies may differ a little from the published ones.
+Unlike DALI it resizes without antialiasing, so accuracies may differ a little from the published
+ones.
 """
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, Tuple
+from typing import Any, Dict, Iterator, Optional, Tuple
 
 import mxnet as mx
 
 from mxresnet.config import Config
-from mxresnet.data.dataset import DAMAGED
-from mxresnet.errors import UserError
+from mxresnet.data.shard import RecordShard
 
-# ImageNet's mean and deviation in pixel values, as in NVIDIA's v2.1 benchmark.
-_CHANNELS = {
+# ImageNet's mean and standard deviation in pixel values, as in NVIDIA's v2.1 benchmark.
+_NORMALIZATION = {
     "mean_r": 123.675,
     "mean_g": 116.28,
     "mean_b": 103.53,
@@ -26,113 +26,122 @@ _CHANNELS = {
 
 
 class ImageRecordIterator:
-    """One iterator, made when it is first needed: it reads its file at once."""
+    """Batches of one mx.io.ImageRecordIter, which is created at the first use: it reads at once."""
 
-    def __init__(
-        self,
-        config: Config,
-        paths: Dict[str, str],
-        rank: int,
-        ranks: int,
-        device: Any,
-        seed: int,
-        training: bool,
-    ):
-        self._config, self._device, self._training = config, device, training
-        part = "data_train" if training else "data_val"
-        self._records, self._index = paths[part], paths[f"{part}_idx"]
-        self._where = (
-            f"rank {rank}, {'training' if training else 'validation'} data {config.path(part)}"
-        )
-        self._batch_size = config.batch_size * (config.input_batch_multiplier if training else 1)
-        self._rank, self._ranks = rank, ranks
-        self._seed = seed
-        self._made: Any = None
+    def __init__(self, config: Config, shard: RecordShard, device: mx.Context):
+        self._config, self._shard, self._device = config, shard, device
+        self._created_iterator: Optional[mx.io.DataIter] = None
 
-    def examples(self) -> int:
-        """Images in the whole file, counted in its index."""
-        with open(self._index, "rb") as file:
+    def num_examples(self) -> int:
+        """Return the number of images in the whole record file: the lines of its index."""
+        with open(self._shard.index_path, "rb") as file:
             return sum(1 for _ in file)
 
+    def next_train_batch(self) -> Tuple[mx.nd.NDArray, mx.nd.NDArray]:
+        """Return the next images (batch, ...) and float32 labels (batch,).
+
+        Raises:
+            UserError: the records cannot be read or decoded.
+        """
+        return self._next_batch()
+
+    def iterate_validation(self) -> Iterator[Tuple[mx.nd.NDArray, mx.nd.NDArray, int]]:
+        """Yield (images, labels, num_valid) for one pass over this rank's shard.
+
+        The number of valid images is computed here. MXNet counts its padding only with
+        round_batch, which would leave images out of the next evaluation.
+
+        Raises:
+            UserError: the records cannot be read or decoded.
+        """
+        num_examples, shard = self.num_examples(), self._shard
+        # MXNet's shards have ceil(images / shards) images, except the last ones.
+        largest_size = -(-num_examples // shard.num_ranks)
+        remaining = max(0, min(num_examples - shard.rank * largest_size, largest_size))
+        if remaining:  # MXNet cannot create an iterator without images
+            self._iterator.reset()
+        for _ in range(-(-remaining // shard.batch_size)):
+            num_valid = min(shard.batch_size, remaining)
+            remaining -= num_valid
+            yield (*self._next_batch(), num_valid)
+
     @property
-    def _iterator(self) -> Any:
-        if self._made is None:
-            config = self._config
-            _, height, width = config.image_shape
-            options: Dict[str, Any] = {"resize": config.resize}
-            if self._training:
-                options = {
-                    "random_resized_crop": True,
-                    "min_random_area": config.min_random_area,
-                    "max_random_area": config.max_random_area,
-                    "min_aspect_ratio": config.min_random_aspect_ratio,
-                    "max_aspect_ratio": config.max_random_aspect_ratio,
-                    "rand_mirror": config.rand_mirror,
-                    "shuffle": True,
-                    "seed": self._seed,
-                    "seed_aug": self._seed,
-                }
+    def _iterator(self) -> mx.io.DataIter:
+        if self._created_iterator is None:
+            options = self._train_options() if self._shard.training else self._val_options()
             try:
-                self._made = mx.io.ImageRecordIter(
-                    path_imgrec=self._records,
-                    path_imgidx=self._index,
-                    data_shape=(3, height, width),
-                    batch_size=self._batch_size,
-                    preprocess_threads=config.dali_threads,
-                    prefetch_buffer=config.dali_prefetch_queue,
-                    round_batch=self._training,  # true: what fills the last batch is left out of the next epoch
-                    verbose=False,
-                    part_index=self._rank,
-                    num_parts=self._ranks,
-                    **_CHANNELS,
-                    **options,
-                )
+                self._created_iterator = self._create_iterator(**options)
             except mx.MXNetError as error:
-                raise self._explained(error) from None
-        return self._made
+                raise self._shard.read_error(_reason(error)) from None
+        return self._created_iterator
 
-    def _explained(self, error: Exception) -> UserError:
-        reason = next(
-            (
-                line.split("Check failed: ")[-1]
-                for line in str(error).splitlines()
-                if "rror" in line or "failed" in line
-            ),
-            str(error),
+    def _create_iterator(self, **options: Any) -> mx.io.DataIter:
+        """Return the iterator; it decodes, crops and normalizes to float32 (batch, 3, H, W)."""
+        config, shard = self._config, self._shard
+        _, height, width = config.image_shape
+        return mx.io.ImageRecordIter(
+            path_imgrec=shard.records_path,
+            path_imgidx=shard.index_path,
+            data_shape=(3, height, width),
+            batch_size=shard.batch_size,
+            preprocess_threads=config.dali_threads,
+            prefetch_buffer=config.dali_prefetch_queue,
+            # True: fill the last batch with images that the next epoch then leaves out.
+            round_batch=shard.training,
+            verbose=False,
+            part_index=shard.rank,
+            num_parts=shard.num_ranks,
+            **_NORMALIZATION,
+            **options,
         )
-        return UserError(f"{self._where} cannot be used: {reason.strip()} {DAMAGED}")
 
-    def _converted(self, batch: Any) -> Tuple[Any, Any]:
-        """From float32 NCHW with 3 channels to the network's input."""
-        config = self._config
-        image = batch.data[0].as_in_context(self._device)
-        if config.image_shape[0] == 4:
-            image = mx.nd.concat(
-                image, mx.nd.zeros((image.shape[0], 1, *image.shape[2:]), ctx=self._device), dim=1
-            )
-        if config.input_layout == "NHWC":
-            image = image.transpose((0, 2, 3, 1))
-        return image.astype(config.input_dtype, copy=False), batch.label[0]
+    def _train_options(self) -> Dict[str, Any]:
+        """Return the options for random crops, mirroring and shuffling."""
+        config, seed = self._config, self._shard.seed
+        return {
+            "random_resized_crop": True,
+            "min_random_area": config.min_random_area,
+            "max_random_area": config.max_random_area,
+            "min_aspect_ratio": config.min_random_aspect_ratio,
+            "max_aspect_ratio": config.max_random_aspect_ratio,
+            "rand_mirror": config.rand_mirror,
+            "shuffle": True,
+            "seed": seed,
+            "seed_aug": seed,
+        }
 
-    def next(self) -> Tuple[Any, Any]:
+    def _val_options(self) -> Dict[str, Any]:
+        """Return the options for resizing the shorter side; the centre crop is MXNet's default."""
+        return {"resize": self._config.resize}
+
+    def _next_batch(self) -> Tuple[mx.nd.NDArray, mx.nd.NDArray]:
+        """Return the next batch; start again at the end of the shard."""
         try:
             try:
-                return self._converted(self._iterator.next())
+                batch = self._iterator.next()
             except StopIteration:
                 self._iterator.reset()
-                return self._converted(self._iterator.next())
+                batch = self._iterator.next()
+            return self._to_input_format(batch.data[0]), batch.label[0]
         except mx.MXNetError as error:
-            raise self._explained(error) from None
+            raise self._shard.read_error(_reason(error)) from None
 
-    def evaluation(self) -> Iterator[Tuple[Any, Any, int]]:
-        # The iterator gives each part ceil(images / parts) but the last ones; its own count of padding is not to be had
-        # without round_batch, which would leave images out of the next evaluation.
-        examples = self.examples()
-        share = -(-examples // self._ranks)
-        left = max(0, min(examples - self._rank * share, share))
-        if left:  # a part without images has no iterator
-            self._iterator.reset()
-        for _ in range(-(-left // self._batch_size)):
-            num_valid = min(self._batch_size, left)
-            left -= num_valid
-            yield (*self.next(), num_valid)
+    def _to_input_format(self, image: mx.nd.NDArray) -> mx.nd.NDArray:
+        """Convert float32 (batch, 3, H, W) to the network's channels, layout and dtype."""
+        config = self._config
+        image = image.as_in_context(self._device)
+        if config.image_shape[0] == 4:
+            batch_size, _, height, width = image.shape
+            padding = mx.nd.zeros((batch_size, 1, height, width), ctx=self._device)
+            image = mx.nd.concat(image, padding, dim=1)
+        if config.input_layout == "NHWC":
+            image = image.transpose((0, 2, 3, 1))
+        return image.astype(config.input_dtype, copy=False)
+
+
+def _reason(error: mx.MXNetError) -> str:
+    """Return the line of MXNet's message that has the reason."""
+    for line in str(error).splitlines():
+        if "rror" in line or "failed" in line:
+            return line.split("Check failed: ")[-1].strip()
+    return str(error).strip()

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches for a rank, from DALI, MXNet's ImageRecordIter or nowhere. Nothing of the data is read before open().
+"""Batches for one rank from DALI, MXNet's ImageRecordIter or random numbers.
 
-A backend module offers Stream(config, paths, rank, ranks, device, seed, training): examples() counts the images of the
-file, next() returns the next training images and labels, evaluation() yields (images, labels, num_valid) of one evaluation.
+Nothing is read from the data set before DataLoaders.open().
 """
 
 from __future__ import annotations
@@ -12,124 +11,214 @@ import importlib.util
 import os
 import tempfile
 from dataclasses import dataclass
-from typing import Any, Iterator, Tuple
+from typing import Any, Iterator, Protocol, Tuple, Type
 
 from mxresnet.config import Config
 from mxresnet.data.dataset import DataSet
+from mxresnet.data.shard import RecordShard
 from mxresnet.errors import UserError
 from mxresnet.parallel.world import World
 
+NDArray = Any  # mxnet.nd.NDArray; MXNet is imported by the backends only
+Context = Any  # mxnet.Context
 
-@dataclass(frozen=True)
-class Batch:
-    """image: NDArray of config.batch_shape and precision; label: float32 NDArray (batch,); num_valid: images that count.
-
-    The images behind the first `num_valid` are padding. The arrays are overwritten two batches later, when MXNet has done what it
-    was told to do with them.
-    """
-
-    image: Any
-    label: Any
-    num_valid: int
-
-
-# Class names by module; each is imported only when it is used.
-_ITERATORS = {
+# Backend modules, imported only when used, and their iterator classes.
+_ITERATOR_CLASSES = {
     "dali": "DaliIterator",
     "image_record_iter": "ImageRecordIterator",
     "synthetic": "SyntheticIterator",
 }
 
 
+@dataclass(frozen=True)
+class Batch:
+    """One batch of images and labels on this rank.
+
+    MXNet's memory is reused: an array is overwritten two batches later, after the operations
+    that MXNet has queued on it.
+
+    Attributes:
+        image: NDArray of shape config.batch_shape and dtype config.input_dtype.
+        label: float32 NDArray of shape (batch,).
+        num_valid: number of images to count; the images after these are padding.
+    """
+
+    image: NDArray
+    label: NDArray
+    num_valid: int
+
+
+class BatchIterator(Protocol):
+    """What a backend provides: batches of one shard of the training or validation records."""
+
+    def __init__(self, config: Config, shard: RecordShard, device: Context) -> None:
+        """Prepare to read; must not open the record file."""
+
+    def num_examples(self) -> int:
+        """Return the number of images in the whole record file.
+
+        Raises:
+            UserError: the records cannot be read.
+        """
+
+    def next_train_batch(self) -> Tuple[NDArray, NDArray]:
+        """Return the next images and labels of the endless training data.
+
+        Raises:
+            UserError: a record cannot be decoded.
+        """
+
+    def iterate_validation(self) -> Iterator[Tuple[NDArray, NDArray, int]]:
+        """Yield (images, labels, num_valid) for one pass over this shard of the validation data.
+
+        Raises:
+            UserError: a record cannot be decoded.
+        """
+
+
 def choose_backend(config: Config) -> str:
-    """Return the name of the module to read with; MXNet's own iterator where DALI is not installed."""
+    """Return the name of the backend module: a key of _ITERATOR_CLASSES.
+
+    Without DALI, or with --use-dali 0, this is MXNet's own ImageRecordIter.
+    """
     if config.synth_data:
         return "synthetic"
     has_dali = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
     return "dali" if config.use_dali and has_dali else "image_record_iter"
 
 
-def load_backend(config: Config) -> Any:
-    """Load the backend; must come before Horovod is loaded.
+def load_backend(config: Config) -> Type[BatchIterator]:
+    """Import the backend and return its iterator class. Call this before Horovod is loaded.
 
-    Horovod loads libmxnet with its symbols visible to all. DALI, loaded after that, would call MXNet's copies of the
-    C++ templates that both contain, which fit another C++ library, and crash at its first batch.
+    Horovod loads libmxnet with its symbols visible to all libraries. If DALI is loaded after
+    that, it calls MXNet's copies of C++ templates that both libraries contain. Those copies
+    match another version of the C++ library, and DALI crashes at its first batch.
     """
     name = choose_backend(config)
-    return getattr(importlib.import_module(f"mxresnet.data.{name}"), _ITERATORS[name])
+    module = importlib.import_module(f"mxresnet.data.{name}")
+    return getattr(module, _ITERATOR_CLASSES[name])
 
 
 class DataLoaders:
-    """Both pipelines of a rank, built but not opened."""
+    """The training and the validation iterator of one rank, not opened yet."""
 
     def __init__(
-        self, backend: Any, config: Config, dataset: DataSet, world: World, device: Any, seed: int
+        self,
+        backend: Type[BatchIterator],
+        config: Config,
+        dataset: DataSet,
+        world: World,
+        device: Context,
+        seed: int,
     ):
         self._config, self._dataset = config, dataset
-        self._paths = {
+        self._data_paths = {
             name: config.path(name)
             for name in ("data_train", "data_train_idx", "data_val", "data_val_idx")
         }
-        # With --lazy_init_sanity the pipelines know only names that come into being when the clock runs.
-        self._hidden = (
+        # With --lazy_init_sanity the iterators get paths that do not exist before open(), to
+        # prove that nothing is read earlier.
+        self._links_folder = (
             tempfile.TemporaryDirectory(prefix="mxresnet-") if config.lazy_init_sanity else None
         )
-        paths = (
-            {name: os.path.join(self._hidden.name, name) for name in self._paths}
-            if self._hidden
-            else self._paths
+        self._opened_paths = (
+            {name: os.path.join(self._links_folder.name, name) for name in self._data_paths}
+            if self._links_folder
+            else self._data_paths
         )
-        self._train = backend(config, paths, world.rank, world.size, device, seed, training=True)
-        val_part = (0, 1) if config.separ_val else (world.rank, world.size)
-        self._val = backend(config, paths, *val_part, device, seed, training=False)
+        self._train = backend(config, self._train_shard(world, seed), device)
+        self._val = backend(config, self._val_shard(world, seed), device)
+
+    def _train_shard(self, world: World, seed: int) -> RecordShard:
+        config = self._config
+        return RecordShard(
+            training=True,
+            records_path=self._opened_paths["data_train"],
+            index_path=self._opened_paths["data_train_idx"],
+            name=self._data_paths["data_train"],
+            rank=world.rank,
+            num_ranks=world.size,
+            batch_size=config.batch_size * config.input_batch_multiplier,
+            seed=seed,
+        )
+
+    def _val_shard(self, world: World, seed: int) -> RecordShard:
+        """Return the validation shard; with --separ-val every rank reads the whole file."""
+        config = self._config
+        return RecordShard(
+            training=False,
+            records_path=self._opened_paths["data_val"],
+            index_path=self._opened_paths["data_val_idx"],
+            name=self._data_paths["data_val"],
+            rank=0 if config.separ_val else world.rank,
+            num_ranks=1 if config.separ_val else world.size,
+            batch_size=config.batch_size,
+            seed=seed,
+        )
 
     def open(self) -> Tuple[TrainLoader, ValLoader]:
-        """Touch the data for the first time and compare the counts. Raises UserError when they are not as promised."""
-        if self._hidden:
-            for name, path in self._paths.items():
-                os.symlink(os.path.abspath(path), os.path.join(self._hidden.name, name))
+        """Open the record files, which nothing has read until now, and compare their counts.
+
+        Raises:
+            UserError: the records cannot be read, or have other counts than `dataset`.
+        """
+        if self._links_folder:
+            for name, path in self._data_paths.items():
+                os.symlink(os.path.abspath(path), self._opened_paths[name])
+        self._check_counts(self._train.num_examples(), self._val.num_examples())
+        config = self._config
+        return (
+            TrainLoader(self._train, config.batch_size, config.input_batch_multiplier),
+            ValLoader(self._val),
+        )
+
+    def _check_counts(self, train_examples: int, val_examples: int) -> None:
         data = self._dataset
-        train_examples, val_examples = self._train.examples(), self._val.examples()
         if train_examples < data.train_examples or val_examples != data.val_examples:
             raise UserError(
-                f"the data set has {train_examples} training and {val_examples} validation images, "
-                f"not {data.train_examples} and {data.val_examples}: set --num-examples and --num-val-examples, or make it again"
+                f"the data set has {train_examples} training and {val_examples} validation "
+                f"images, not {data.train_examples} and {data.val_examples}: set --num-examples "
+                "and --num-val-examples to its counts, or convert it again with python -m "
+                "prepare.imagenet"
             )
-        return TrainLoader(
-            self._train, self._config.batch_size, self._config.input_batch_multiplier
-        ), ValLoader(self._val)
 
 
 class TrainLoader:
-    """Endless training batches of this rank; each is a slice when the pipeline makes several at a time."""
+    """Endless training batches of this rank.
 
-    def __init__(self, stream: Any, batch_size: int, multiplier: int):
-        self._batch_size = batch_size
-        self._all = self._endless(stream, multiplier)
+    Args:
+        iterator: returns images and labels of `multiplier` batches at a time.
+        batch_size: images in one batch.
+        multiplier: --input-batch-multiplier, batches cut from each result of the iterator.
+    """
 
-    def _endless(self, stream: Any, multiplier: int) -> Iterator[Batch]:
-        while True:
-            image, label = stream.next()
-            for first in range(0, multiplier * self._batch_size, self._batch_size):
-                last = first + self._batch_size
-                yield (
-                    Batch(image[first:last], label[first:last], self._batch_size)
-                    if multiplier > 1
-                    else Batch(image, label, last)
-                )
+    def __init__(self, iterator: BatchIterator, batch_size: int, multiplier: int):
+        self._endless_batches = _cut_batches(iterator, batch_size, multiplier)
 
     def batches(self, steps: int) -> Iterator[Batch]:
-        """`steps` batches. What a pipeline has made and an epoch does not use, the next epoch does."""
+        """Yield `steps` batches, continuing where the previous call stopped."""
         for _ in range(steps):
-            yield next(self._all)
+            yield next(self._endless_batches)
+
+
+def _cut_batches(iterator: BatchIterator, batch_size: int, multiplier: int) -> Iterator[Batch]:
+    while True:
+        image, label = iterator.next_train_batch()
+        if multiplier == 1:
+            yield Batch(image, label, batch_size)
+            continue
+        for first in range(0, multiplier * batch_size, batch_size):
+            last = first + batch_size
+            yield Batch(image[first:last], label[first:last], batch_size)
 
 
 class ValLoader:
-    """This rank's share of the validation set, once a call."""
+    """This rank's shard of the validation set."""
 
-    def __init__(self, stream: Any):
-        self._stream = stream
+    def __init__(self, iterator: BatchIterator):
+        self._iterator = iterator
 
     def batches(self) -> Iterator[Batch]:
-        for image, label, num_valid in self._stream.evaluation():
+        """Yield every image of the shard once."""
+        for image, label, num_valid in self._iterator.iterate_validation():
             yield Batch(image, label, num_valid)

@@ -1,46 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random images and labels, the same batch every time: what a machine does without its storage and decoders."""
+"""Synthetic data (--synth-data): one batch of random images, to measure training without input."""
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, Tuple
+from typing import Iterator, Tuple
 
 import mxnet as mx
 
 from mxresnet.config import Config
-from mxresnet.data.dataset import IMAGENET
+from mxresnet.data.dataset import IMAGENET_CLASSES, IMAGENET_TRAIN_EXAMPLES, IMAGENET_VAL_EXAMPLES
+from mxresnet.data.shard import RecordShard
 
 
 class SyntheticIterator:
-    """Pixels uniform in [-1, 1), on the rank's own device; there is nothing to evaluate."""
+    """Return the same random batch every time; there is nothing to evaluate.
 
-    def __init__(
-        self,
-        config: Config,
-        paths: Dict[str, str],
-        rank: int,
-        ranks: int,
-        device: Any,
-        seed: int,
-        training: bool,
-    ):
-        count = config.batch_size * (config.input_batch_multiplier if training else 1)
-        classes = config.num_classes or IMAGENET["classes"]
-        self._examples = (
-            (config.num_examples or IMAGENET["train"])
-            if training
-            else (config.num_val_examples or IMAGENET["val"])
+    Pixels are uniform in [-1, 1) and labels uniform over the classes; both are on the rank's
+    device.
+    """
+
+    def __init__(self, config: Config, shard: RecordShard, device: mx.Context):
+        self._num_examples = (
+            config.num_examples or IMAGENET_TRAIN_EXAMPLES
+            if shard.training
+            else config.num_val_examples or IMAGENET_VAL_EXAMPLES
         )
-        self._image = mx.nd.random.uniform(
-            -1, 1, (count, *config.batch_shape[1:]), ctx=device
-        ).astype(config.input_dtype)
-        self._label = mx.nd.floor(mx.nd.random.uniform(0, classes, (count,), ctx=device))
+        shape = (shard.batch_size, *config.batch_shape[1:])
+        classes = config.num_classes or IMAGENET_CLASSES
+        images = mx.nd.random.uniform(-1, 1, shape, ctx=device)
+        self._images = images.astype(config.input_dtype)
+        self._labels = mx.nd.floor(
+            mx.nd.random.uniform(0, classes, (shard.batch_size,), ctx=device)
+        )
 
-    def examples(self) -> int:
-        return self._examples
+    def num_examples(self) -> int:
+        """Return the number of images of the data set that this stands for."""
+        return self._num_examples
 
-    def next(self) -> Tuple[Any, Any]:
-        return self._image, self._label
+    def next_train_batch(self) -> Tuple[mx.nd.NDArray, mx.nd.NDArray]:
+        """Return the images (batch, ...) of config.input_dtype and the float32 labels (batch,)."""
+        return self._images, self._labels
 
-    def evaluation(self) -> Iterator[Tuple[Any, Any, int]]:
+    def iterate_validation(self) -> Iterator[Tuple[mx.nd.NDArray, mx.nd.NDArray, int]]:
+        """Return an empty iterator."""
         return iter(())

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signs of life between ranks: one that is stopped, cut off or lost ends the run, for which MPI alone would wait for ever.
+"""TCP heartbeat between ranks: ends the job when a rank is stopped, lost or cut off the network.
 
-Every rank has a TCP connection to rank 0. A thread at either end sends a byte each period, whatever the rank's work is
-waiting for, and ends its process when the other end is silent. Knows no MPI.
+MPI alone would wait for such a rank for ever. Every rank has a TCP connection to rank 0. At both
+ends a thread sends a byte in each period, whatever the main thread is waiting for, and ends its
+process when nothing arrives from the other end for too long. This module does not use MPI.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import resource
@@ -19,113 +21,196 @@ import time
 from dataclasses import dataclass
 from typing import Dict, List, Optional
 
-# What is sent: still here; leaving, and all is well; leaving, and the cause has been said.
-ALIVE, BYE, TOLD = b".", b"-", b"!"
-# Seconds that a launcher has to end the processes of a run that failed. After that the watchdog does.
-GRACE = 5.0
-_SIOCGIFADDR = 0x8915  # of <linux/sockios.h>: an interface's IPv4 address
+# What a rank sends: it is running; it ends without an error; it fails and has printed the cause.
+HEARTBEAT, GOODBYE, FAILED = b".", b"-", b"!"
+# The launcher ends all processes of a failed job within this time; after it the watchdog does.
+LAUNCHER_GRACE_SECONDS = 5.0
+CONNECT_TIMEOUT_SECONDS = 3.0
+MAX_STAGGER_SECONDS = 10
+MAX_HANDSHAKE_BYTES = 1000
+_SIOCGIFADDR = 0x8915  # ioctl of <linux/sockios.h>: get an interface's IPv4 address
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where rank 0 listens. The token keeps strangers out, such as a port scanner or another run's rank."""
+    """Where rank 0 listens, and the timing that all ranks use.
+
+    Attributes:
+        hosts: rank 0's IPv4 addresses; the first that answers is used.
+        port: TCP port.
+        token: secret of this run, which refuses port scanners and ranks of other runs.
+        name: rank 0's host name, for messages.
+        period_seconds: time between two heartbeats.
+        limit_seconds: time without a heartbeat after which the job ends.
+    """
 
     hosts: List[str]
     port: int
     token: str
     name: str
-    period: float
-    limit: float
+    period_seconds: float
+    limit_seconds: float
 
 
 def own_addresses() -> List[str]:
-    """IPv4 addresses of this machine's interfaces, loopback last."""
-    found = []
+    """Return the IPv4 addresses of this machine's interfaces, loopback last."""
+    addresses = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode()[:15])
             try:
-                answer = fcntl.ioctl(
-                    probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15])
-                )
+                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
             except OSError:
                 continue  # an interface without an address
-            found.append(socket.inet_ntoa(answer[20:24]))
-    return sorted(found, key=lambda address: address.startswith("127."))
+            addresses.append(socket.inet_ntoa(answer[20:24]))
+    return sorted(addresses, key=lambda address: address.startswith("127."))
 
 
 @dataclass
 class _Peer:
-    """The other end of a connection; rank is -1 until it has said who it is."""
+    """The other end of a connection; rank is None until its handshake is complete.
+
+    last_received is a time.monotonic() value in seconds.
+    """
 
     connection: socket.socket
-    heard: float
-    rank: int = -1
-    name: str = ""
-    greeting: bytes = b""
+    last_received: float
+    rank: Optional[int] = None
+    host: str = ""
+    handshake: bytes = b""
 
-    def send(self, what: bytes) -> None:
-        try:
-            self.connection.send(what)
-        except OSError:
-            pass  # that it is gone, or takes nothing more, is noticed where it is heard
+    def __str__(self) -> str:
+        return f"rank {self.rank} on {self.host}"
+
+    def send(self, message: bytes) -> None:
+        # A broken or full connection is detected where its data is received.
+        with contextlib.suppress(OSError):
+            self.connection.send(message)
 
 
 class Watchdog:
-    """One end; its thread starts at once. Every method may be called from any thread."""
+    """One end of the heartbeat connections: rank 0 has all of them, each other rank has one.
 
-    def __init__(self, rank: int, period: float, limit: float):
-        self._rank, self._period = rank, period
-        # When rank 0 is silent each rank notices. They speak one after the other: the first one's word ends the run.
-        self._turn = min(max(rank - 1, 0), 10)
-        self._limit = limit + self._turn
-        self._peers: Dict[socket.socket, _Peer] = {}
+    Every public method may be called from any thread. Create it with listen() or connect().
+
+    Args:
+        rank: this process's rank.
+        period_seconds: time between two heartbeats.
+        limit_seconds: time without a heartbeat after which this process ends.
+        listener: on rank 0 the listening socket, not blocking.
+        address: on rank 0 the address for the other ranks.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        period_seconds: float,
+        limit_seconds: float,
+        listener: Optional[socket.socket] = None,
+        address: Optional[Address] = None,
+    ):
+        self._rank = rank
+        self._period_seconds = period_seconds
+        # When rank 0 is silent, every other rank detects it. They end one after another, so that
+        # only the first prints the cause: its end makes the launcher end the others.
+        self._stagger_seconds = min(max(rank - 1, 0), MAX_STAGGER_SECONDS)
+        self._limit_seconds = limit_seconds + self._stagger_seconds
+        self.address = address
+        self._listener = listener
         self._selector = selectors.DefaultSelector()
-        self._listener: Optional[socket.socket] = None
-        self.address: Optional[Address] = None  # rank 0's, for the others
-        self._ends_at: Optional[float] = None
-        self._cause = ""
+        if listener:
+            self._selector.register(listener, selectors.EVENT_READ)
+        self._peers: Dict[socket.socket, _Peer] = {}
         self._lock = threading.RLock()
-        self._leaving = False
-        self._left = threading.Event()
+        # Once another rank has failed: when to end this process (time.monotonic()), and the
+        # cause to print then, or None when another rank has printed it.
+        self._exit_at: Optional[float] = None
+        self._exit_cause: Optional[str] = None
+        self._closing = False
+        self._all_closed = threading.Event()
 
-    def _start(self) -> None:
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+    def start(self) -> None:
+        """Start the thread that sends and receives heartbeats."""
+        threading.Thread(target=self._run, name="watchdog", daemon=True).start()
 
-    def _watch(self) -> None:
-        beat = last = time.monotonic()
+    def num_connected_ranks(self) -> int:
+        """Return the number of ranks that are connected now."""
+        with self._lock:
+            return len(self._connected_peers())
+
+    def add_peer(
+        self, connection: socket.socket, rank: Optional[int] = None, host: str = ""
+    ) -> None:
+        """Watch a connection; without a rank its handshake has still to be received."""
+        connection.setblocking(False)
+        peer = _Peer(connection, time.monotonic(), rank, host)
+        with self._lock:
+            self._peers[connection] = peer
+            self._selector.register(connection, selectors.EVENT_READ, data=peer)
+
+    def wait_for_abort(self) -> None:
+        """Wait while another rank's failure ends this process, which failed because of it.
+
+        Returns when neither the launcher nor the watchdog has ended the process in that time.
+        """
+        threading.Event().wait(2 * LAUNCHER_GRACE_SECONDS + self._stagger_seconds)
+
+    def announce_failure(self) -> None:
+        """Tell the other ranks that this one fails and has printed the cause.
+
+        The others then print no cause of their own. This process ends after the grace period if
+        the launcher does not end it earlier.
+        """
+        with self._lock:
+            self._exit_at = time.monotonic() + LAUNCHER_GRACE_SECONDS
+            self._exit_cause = None
+            self._send_to_all(FAILED)
+
+    def close_gracefully(self) -> None:
+        """Send GOODBYE and wait until all connected ranks have closed their connections too.
+
+        Until then a connected rank may still be stopped or lost, and this rank watches it.
+        """
+        with self._lock:
+            self._closing = True
+            self._send_to_all(GOODBYE)
+            if not self._connected_peers():
+                return
+        self._all_closed.wait()
+
+    def _run(self) -> None:
+        last_heartbeat = last_turn = time.monotonic()
         while True:
-            ready = self._selector.select(max(0.0, beat + self._period - time.monotonic()))
+            next_heartbeat = last_heartbeat + self._period_seconds
+            ready = self._selector.select(max(0.0, next_heartbeat - time.monotonic()))
             now = time.monotonic()
             with self._lock:
-                if now - last > 2 * self._period:
-                    # This process was stopped itself: what the others said meanwhile has yet to be heard.
+                if now - last_turn > 2 * self._period_seconds:
+                    # This process itself was stopped. The data that arrived in the meantime is
+                    # not received yet, so that time does not count as silence.
                     for peer in self._peers.values():
-                        peer.heard += now - last
-                last = now
+                        peer.last_received += now - last_turn
+                last_turn = now
                 for key, _ in ready:
-                    self._accept() if key.fileobj is self._listener else self._hear(
-                        self._peers[key.fileobj], now
-                    )
-                self._judge(now)
-                if self._leaving and self._is_last():
-                    self._left.set()
+                    if key.data:
+                        self._on_readable(key.data, now)
+                    else:
+                        self._accept()
+                self._check_timeouts(now)
+                if self._closing and not self._connected_peers():
+                    self._all_closed.set()
                     return
-                if now >= beat + self._period:
-                    beat = now
-                    self._send_all(ALIVE)
+                if now >= next_heartbeat:
+                    last_heartbeat = now
+                    self._send_to_all(HEARTBEAT)
 
-    def _is_last(self) -> bool:
-        return not any(peer.rank >= 0 for peer in self._peers.values())
+    def _connected_peers(self) -> List[_Peer]:
+        """Return the peers whose handshake is complete."""
+        return [peer for peer in self._peers.values() if peer.rank is not None]
 
-    def _send_all(self, what: bytes) -> None:
-        for peer in self._peers.values():
-            if peer.rank >= 0:
-                peer.send(what)
-
-    def _add(self, connection: socket.socket, rank: int = -1, name: str = "") -> None:
-        connection.setblocking(False)
-        self._peers[connection] = _Peer(connection, time.monotonic(), rank, name)
-        self._selector.register(connection, selectors.EVENT_READ)
+    def _send_to_all(self, message: bytes) -> None:
+        for peer in self._connected_peers():
+            peer.send(message)
 
     def _drop(self, peer: _Peer) -> None:
         self._selector.unregister(peer.connection)
@@ -133,124 +218,121 @@ class Watchdog:
         peer.connection.close()
 
     def _accept(self) -> None:
-        try:
-            self._add(self._listener.accept()[0])
-        except OSError:
-            pass  # it left before it was let in, or there are too many files; it will say that it was not heard
+        # The connection may be closed already, or this process may have too many open files. Then
+        # connect() fails on that rank, which reports it.
+        with contextlib.suppress(OSError):
+            if self._listener:
+                self.add_peer(self._listener.accept()[0])
 
-    def _hear(self, peer: _Peer, now: float) -> None:
+    def _on_readable(self, peer: _Peer, now: float) -> None:
+        """Receive from a peer; empty data means that it has closed its connection."""
         try:
-            said = peer.connection.recv(4096)
+            received = peer.connection.recv(4096)
         except BlockingIOError:
             return
         except OSError:
-            said = b""
-        peer.heard = now
-        if peer.rank < 0:
-            self._greet(peer, said)
-        elif TOLD in said:
-            self._ends_at, self._cause = min(self._ends_at or now + GRACE, now + GRACE), ""
+            received = b""
+        peer.last_received = now
+        if peer.rank is None:
+            self._handshake(peer, received)
+        elif FAILED in received:
+            exit_at = now + LAUNCHER_GRACE_SECONDS
+            self._exit_at = min(self._exit_at or exit_at, exit_at)
+            self._exit_cause = None
             self._drop(peer)
-        elif BYE in said:
+        elif GOODBYE in received:
             self._drop(peer)
-        elif not said:
+        elif not received:
             self._drop(peer)
-            if self._ends_at is None:
-                self._ends_at = now + GRACE + self._turn
-                self._cause = f"rank {peer.rank} on {peer.name} ended without a word"
+            if self._exit_at is None:
+                self._exit_at = now + LAUNCHER_GRACE_SECONDS + self._stagger_seconds
+                self._exit_cause = f"{peer} closed its connection unexpectedly"
 
-    def _greet(self, peer: _Peer, said: bytes) -> None:
-        peer.greeting += said
-        if said and b"\n" not in peer.greeting and len(peer.greeting) < 1000:
+    def _handshake(self, peer: _Peer, received: bytes) -> None:
+        """Read the peer's line "token rank host"; drop the peer when the token is wrong."""
+        peer.handshake += received
+        is_complete = b"\n" in peer.handshake or len(peer.handshake) >= MAX_HANDSHAKE_BYTES
+        if received and not is_complete:
             return
-        token, rank, name = (peer.greeting.decode(errors="replace").split() + ["", "", ""])[:3]
-        if not said or not self.address or token != self.address.token:
+        fields = peer.handshake.decode(errors="replace").split() + ["", "", ""]
+        token, rank, host = fields[:3]
+        if not received or not self.address or token != self.address.token:
             self._drop(peer)
             return
-        peer.rank, peer.name = int(rank), name
-        peer.send(ALIVE)
+        peer.rank, peer.host = int(rank), host
+        peer.send(HEARTBEAT)
 
-    def _judge(self, now: float) -> None:
-        if self._ends_at is not None and now >= self._ends_at:
-            self._end(self._cause)
-        silent = sorted(
-            (
-                peer
-                for peer in self._peers.values()
-                if peer.rank >= 0 and now - peer.heard > self._limit
-            ),
-            key=lambda p: p.rank,
-        )
+    def _check_timeouts(self, now: float) -> None:
+        """End this process when its exit is due or a connected rank is silent for too long."""
+        if self._exit_at is not None and now >= self._exit_at:
+            self._end_process(self._exit_cause)
+        silent = [
+            peer
+            for peer in self._connected_peers()
+            if now - peer.last_received > self._limit_seconds
+        ]
         if silent:
-            who = ", ".join(f"rank {peer.rank} on {peer.name}" for peer in silent)
-            self._end(
-                f"no sign of life of {who} for {self._limit:g} s: stopped, or cut off the network (--watchdog-limit)"
+            names = ", ".join(map(str, sorted(silent, key=lambda peer: peer.rank or 0)))
+            self._end_process(
+                f"no heartbeat from {names} for {self._limit_seconds:g} s (--watchdog-limit): the "
+                "process was stopped or its network was cut"
             )
 
-    def _end(self, cause: str) -> None:
+    def _end_process(self, cause: Optional[str]) -> None:
         if cause:
-            # Not through sys.stderr, whose lock the main thread may hold.
-            os.write(
-                2,
-                f"mxresnet: rank {self._rank} on {socket.gethostname()} ends the run: {cause}\n".encode(),
-            )
-        self._send_all(TOLD)
+            text = f"mxresnet: rank {self._rank} on {socket.gethostname()} ends the run: {cause}\n"
+            # Not sys.stderr: the main thread may hold its lock.
+            os.write(2, text.encode())
+        self._send_to_all(FAILED)
         os._exit(1)
 
-    def wait_to_be_ended(self) -> None:
-        """Another rank's end is why this one cannot go on. Returns when neither launcher nor watchdog have ended it in a while."""
-        threading.Event().wait(2 * GRACE + self._turn)
 
-    def told(self) -> None:
-        """This rank has said why it cannot go on: let nobody else look for a cause, and end if the launcher does not."""
-        with self._lock:
-            self._ends_at, self._cause = time.monotonic() + GRACE, ""
-            self._send_all(TOLD)
+def listen(num_ranks: int, period_seconds: float, limit_seconds: float) -> Watchdog:
+    """Start rank 0's watchdog and return it; its `address` is for the other ranks.
 
-    def leave(self) -> None:
-        """All is well and this rank is about to end. Returns when those that it watches say the same: until then one may be stopped."""
-        with self._lock:
-            self._leaving = True
-            self._send_all(BYE)
-            if self._is_last():
-                return
-        self._left.wait()
-
-
-def listen(ranks: int, period: float, limit: float) -> Watchdog:
-    """Start rank 0's watchdog; watchdog.address is for the others. Raises OSError."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = soft + ranks if hard == resource.RLIM_INFINITY else min(soft + ranks, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
-    dog = Watchdog(0, period, limit)
-    dog._listener = socket.create_server(("", 0), backlog=ranks + 10)
-    dog._listener.setblocking(False)
-    dog._selector.register(dog._listener, selectors.EVENT_READ)
-    dog.address = Address(
-        own_addresses(),
-        dog._listener.getsockname()[1],
-        secrets.token_hex(16),
-        socket.gethostname(),
-        period,
-        limit,
+    Raises:
+        OSError: the socket cannot be created, or the limit of open files not be raised.
+    """
+    _raise_open_files_limit(num_ranks)
+    listener = socket.create_server(("", 0), backlog=num_ranks + 10)
+    listener.setblocking(False)
+    address = Address(
+        hosts=own_addresses(),
+        port=listener.getsockname()[1],
+        token=secrets.token_hex(16),
+        name=socket.gethostname(),
+        period_seconds=period_seconds,
+        limit_seconds=limit_seconds,
     )
-    dog._start()
-    return dog
+    watchdog = Watchdog(0, period_seconds, limit_seconds, listener, address)
+    watchdog.start()
+    return watchdog
+
+
+def _raise_open_files_limit(additional: int) -> None:
+    """Raise this process's soft limit of open files, up to the hard limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = soft + additional
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
 def connect(rank: int, address: Address) -> Optional[Watchdog]:
-    """Start another rank's watchdog, or return None when rank 0 cannot be reached."""
+    """Start the watchdog of a rank above 0; return None when rank 0 cannot be reached."""
     for host in address.hosts:
         try:
-            connection = socket.create_connection((host, address.port), timeout=3)
+            connection = socket.create_connection(
+                (host, address.port), timeout=CONNECT_TIMEOUT_SECONDS
+            )
             connection.sendall(f"{address.token} {rank} {socket.gethostname()}\n".encode())
-            welcome = connection.recv(1)
+            answer = connection.recv(1)
         except OSError:
             continue
-        if welcome == ALIVE:
-            dog = Watchdog(rank, address.period, address.limit)
-            dog._add(connection, 0, address.name)
-            dog._start()
-            return dog
+        if answer == HEARTBEAT:
+            watchdog = Watchdog(rank, address.period_seconds, address.limit_seconds)
+            watchdog.add_peer(connection, 0, address.name)
+            watchdog.start()
+            return watchdog
         connection.close()
     return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ranks of a run and what they do together. The only place that knows Horovod and MPI."""
+"""The ranks of a run and their collectives. The only module that imports Horovod and MPI."""
 
 from __future__ import annotations
 
@@ -10,229 +10,303 @@ import signal
 import socket
 import sys
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Callable,
+    Dict,
+    List,
+    Optional,
+    Protocol,
+    Sequence,
+    Tuple,
+    TypeVar,
+    cast,
+)
 
 import numpy as np
 
 from mxresnet.errors import UserError
 from mxresnet.parallel import watchdog
 
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
 Value = TypeVar("Value")
-# Where launchers say which rank this process is, before MPI is up: Open MPI, PMIx (srun), Slurm.
+SumFunction = Callable[[np.ndarray], np.ndarray]
+# Variables in which a launcher passes a process its rank: Open MPI, PMIx (srun), Slurm.
 _RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
 
 
+class NDArray(Protocol):
+    """What the collectives use of mxnet.nd.NDArray; MXNet is imported after this module."""
+
+    def asnumpy(self) -> np.ndarray:
+        """Return a copy on the host."""
+
+    def __setitem__(self, key: slice, value: np.ndarray) -> None:
+        """Overwrite elements in place."""
+
+
+class Horovod(Protocol):
+    """What this module uses of horovod.mxnet, which has no type information."""
+
+    def allreduce_(self, tensor: NDArray, *, name: str, priority: int) -> None:
+        """Start to average an array over the ranks, in place."""
+
+    def grouped_allreduce_(self, tensors: List[NDArray], *, name: str, priority: int) -> None:
+        """Start to average several arrays over the ranks in one exchange, in place."""
+
+    def shutdown(self) -> None:
+        """End Horovod on all ranks."""
+
+
+class CollectiveUserError(UserError):
+    """A user's mistake that all ranks know of: each rank exits by itself, and rank 0 prints it."""
+
+
 def launched_rank() -> Optional[int]:
-    """This process's rank as its launcher tells it, or None outside a launcher."""
+    """Return the rank that the launcher gave this process, or None without a launcher.
+
+    This works before MPI is initialised.
+    """
     for name in _RANK_VARIABLES:
         if os.environ.get(name, "").isdigit():
             return int(os.environ[name])
     return None
 
 
-def catch_user_error(what: Callable[[], Value]) -> Tuple[Optional[Value], Optional[UserError]]:
-    """Return (result, None) or (None, the user's mistake), so that the ranks can agree on it."""
+def catch_user_error(
+    function: Callable[[], Value],
+) -> Tuple[Optional[Value], Optional[UserError]]:
+    """Call the function and return (result, None), or (None, error) when it raises UserError."""
     try:
-        return what(), None
+        return function(), None
     except UserError as error:
         return None, error
 
 
-class CollectiveUserError(UserError):
-    """A mistake that every rank knows of: all leave by themselves and rank 0 says why."""
+def rank_seeds(seed: int, num_ranks: int) -> List[int]:
+    """Return a seed below 2**16 for each rank, drawn from the seed of the run.
 
-
-def rank_seeds(seed: int, ranks: int) -> List[int]:
-    """A seed below 2**16 for each rank, drawn from the run's seed the same way on every rank, as the reference does."""
-    return [int(value) for value in np.random.RandomState(seed).randint(2**16, size=ranks)]
+    The draw is that of NVIDIA's v2.1 MXNet benchmark and the same on every rank.
+    """
+    return [int(value) for value in np.random.RandomState(seed).randint(2**16, size=num_ranks)]
 
 
 @dataclass(frozen=True)
 class World:
-    """This rank's place in the run, and the collectives. World() is a run of one rank that needs no MPI."""
+    """This rank's place in the run, and the collectives. World() is one rank without MPI.
+
+    Attributes:
+        rank: number of this process, from 0 to size - 1.
+        size: number of ranks in the run.
+        local_rank: number of this process among those of its machine.
+        local_size: number of ranks on this machine.
+    """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
-    _mpi: Any = field(default=None, repr=False)  # an mpi4py communicator; None for one rank
-    _hvd: Any = field(default=None, repr=False)
+    _mpi: Optional[MPI.Intracomm] = field(default=None, repr=False)
+    _hvd: Optional[Horovod] = field(default=None, repr=False)
     _watchdog: Optional[watchdog.Watchdog] = field(default=None, repr=False)
 
+    def _require_mpi(self) -> MPI.Intracomm:
+        if self._mpi is None:
+            raise RuntimeError("several ranks need MPI: create their World with join()")
+        return self._mpi
+
+    def _require_horovod(self) -> Horovod:
+        if self._hvd is None:
+            raise RuntimeError("the ranks need Horovod: call start_horovod() before training")
+        return self._hvd
+
     def barrier(self) -> None:
+        """Wait until every rank has called this."""
         if self._mpi:
             self._mpi.Barrier()
 
-    def broadcast(self, value: Any) -> Any:
-        """Return rank 0's value (any picklable object) on every rank."""
+    def broadcast(self, value: Value) -> Value:
+        """Return rank 0's value, any picklable object, on every rank."""
         return self._mpi.bcast(value, root=0) if self._mpi else value
 
-    def gather(self, value: Any) -> List[Any]:
-        """Return every rank's value (any picklable object) in their order on rank 0, an empty list elsewhere."""
+    def gather(self, value: Value) -> List[Value]:
+        """Return the values of all ranks, in rank order, on rank 0; an empty list elsewhere.
+
+        The values may be any picklable objects.
+        """
         return (self._mpi.gather(value, root=0) or []) if self._mpi else [value]
 
     def sum(self, counts: Sequence[int]) -> List[int]:
-        """Add integers up over the ranks, exactly."""
+        """Return the sums over the ranks, element by element, as exact integers."""
         if not self._mpi:
             return list(counts)
         return [sum(column) for column in zip(*self._mpi.allgather(list(counts)))]
 
     def raise_if_any_failed(self, problem: Optional[UserError]) -> None:
-        """Raise CollectiveUserError on every rank when any rank has a problem, so that none waits for one that left."""
-        problems = (
-            self._mpi.allgather(problem and str(problem))
-            if self._mpi
-            else [problem and str(problem)]
-        )
-        ranks_of: Dict[str, List[int]] = {}
-        for rank, text in enumerate(problems):
+        """Raise on every rank when any rank has a problem, so that no rank waits for another.
+
+        Args:
+            problem: this rank's problem, or None.
+
+        Raises:
+            CollectiveUserError: any rank has a problem. The message names the ranks of a
+                problem that not all of them have.
+        """
+        text = str(problem) if problem else None
+        texts = self._mpi.allgather(text) if self._mpi else [text]
+        ranks_by_text: Dict[str, List[int]] = {}
+        for rank, text in enumerate(texts):
             if text:
-                ranks_of.setdefault(text, []).append(rank)
-        if ranks_of:
+                ranks_by_text.setdefault(text, []).append(rank)
+        if ranks_by_text:
             raise CollectiveUserError(
                 "; ".join(
                     text
                     if len(ranks) == self.size
                     else f"rank {', '.join(map(str, ranks))}: {text}"
-                    for text, ranks in ranks_of.items()
+                    for text, ranks in ranks_by_text.items()
                 )
             )
 
-    def run_on_all_ranks(self, what: Callable[[], Value]) -> Value:
-        """Return what() when every rank could do it. Raises CollectiveUserError on every rank when it raises UserError on any."""
-        value, problem = catch_user_error(what)
-        self.raise_if_any_failed(problem)
-        return value
+    def run_on_all_ranks(self, function: Callable[[], Value]) -> Value:
+        """Call the function and return its result when it succeeds on every rank.
 
-    def broadcast_parameters(self, parameters: Dict[str, Any]) -> None:
-        """Overwrite the named NDArrays with rank 0's, in place.
-
-        Not with Horovod's broadcast, which now and then crashes: 0.28.1 logs a tensor's name after it has handed the tensor
-        over, when the name may be gone (operations.cc, EnqueueTensorBroadcast).
+        Raises:
+            CollectiveUserError: on every rank, when the function raises UserError on any.
         """
-        if self.size > 1:
-            for name in sorted(parameters):
-                parameters[name][:] = self._mpi.bcast(parameters[name].asnumpy(), root=0)
+        value, problem = catch_user_error(function)
+        self.raise_if_any_failed(problem)
+        return cast(Value, value)
 
-    def average(self, arrays: Sequence[Any], name: str, groups: int) -> None:
-        """All-reduce NDArrays to their mean in place, in `groups` fused groups (0: each by itself).
+    def broadcast_parameters(self, parameters: Dict[str, NDArray]) -> None:
+        """Overwrite the named arrays with rank 0's, in place.
 
-        Asynchronous: MXNet's engine starts each group as soon as its arrays are computed. Arrays that come first get
-        priority: the next forward pass needs them first.
+        This uses MPI because Horovod 0.28.1's broadcast sometimes crashes: after it has handed a
+        tensor to its background thread it logs the tensor's name, which may be freed by then
+        (operations.cc, EnqueueTensorBroadcast).
         """
         if self.size == 1:
             return
+        for name in sorted(parameters):
+            parameters[name][:] = self._require_mpi().bcast(parameters[name].asnumpy(), root=0)
+
+    def average(self, arrays: Sequence[NDArray], name: str, groups: int) -> None:
+        """All-reduce arrays to their mean over the ranks, in place.
+
+        This is asynchronous: MXNet's engine starts each exchange when its arrays are computed.
+        Arrays that come first have priority, because the next forward pass needs them first.
+
+        Args:
+            name: prefix of the tensors' names in Horovod.
+            groups: number of fused exchanges; 0: one exchange for each array.
+        """
+        if self.size == 1:
+            return
+        horovod = self._require_horovod()
         if groups == 0:
             for index, array in enumerate(arrays):
-                self._hvd.allreduce_(array, name=f"{name}.{index}", priority=-index)
+                horovod.allreduce_(array, name=f"{name}.{index}", priority=-index)
             return
-        length = -(-len(arrays) // groups)
-        for first in range(0, len(arrays), length):
-            self._hvd.grouped_allreduce_(
-                list(arrays[first : first + length]), name=f"{name}.{first}", priority=-first
+        group_length = -(-len(arrays) // groups)
+        for first in range(0, len(arrays), group_length):
+            horovod.grouped_allreduce_(
+                list(arrays[first : first + group_length]),
+                name=f"{name}.{first}",
+                priority=-first,
             )
 
-    def group_sum_functions(
-        self, ranks: int, names: Sequence[str]
-    ) -> Dict[str, Callable[[np.ndarray], np.ndarray]]:
-        """For each name a function that adds a float64 array up over this rank's group of neighbouring ranks.
+    def group_sum_functions(self, group_size: int, names: Sequence[str]) -> Dict[str, SumFunction]:
+        """Return for each name a function that sums a float64 array over this rank's group.
 
-        Each has a communicator of its own: the functions may be called in any order and at the same time. Raises
-        UserError when the ranks of a machine cannot be divided into such groups.
+        A group is `group_size` neighbouring ranks of one machine. Each function has its own MPI
+        communicator, so they may be called in any order and at the same time.
+
+        Raises:
+            UserError: the ranks of a machine cannot be divided into such groups.
         """
-        if ranks == 1:
+        if group_size == 1:
             return {name: lambda array: array for name in names}
-        # All ranks must know, whichever machine it is: what follows is done together.
+        # Every rank must find the same error, on whichever machine it is: Split is collective.
         sizes = self._mpi.allgather(self.local_size) if self._mpi else [self.local_size]
-        wrong = [size for size in sizes if size % ranks]
-        if wrong:
+        wrong_sizes = [size for size in sizes if size % group_size]
+        if wrong_sizes:
             raise UserError(
-                f"--bn-group {ranks} does not divide the {wrong[0]} ranks of a machine: start a multiple of {ranks} on each"
+                f"--bn-group {group_size} does not divide the {wrong_sizes[0]} ranks of a machine: "
+                f"start a multiple of {group_size} on each"
             )
-        group = self._mpi.Split(self.rank // ranks, self.rank)
-
-        def over(communicator: Any) -> Callable[[np.ndarray], np.ndarray]:
-            def add(array: np.ndarray) -> np.ndarray:
-                total = np.empty_like(array)
-                communicator.Allreduce(array, total)
-                return total
-
-            return add
-
-        return {name: over(group.Dup()) for name in names}
+        group = self._require_mpi().Split(self.rank // group_size, self.rank)
+        return {name: _sum_function(group.Dup()) for name in names}
 
     def wait_if_secondary_failure(self, error: BaseException) -> None:
-        """Let others say why a rank ended, and end this one, when its error is no more than that. Returns when nobody does."""
+        """Wait to be ended if the error only means that another rank has failed.
+
+        The failed rank prints the cause and ends this one. Returns at once for other errors, and
+        after a while when nothing ends this rank.
+        """
         if self._watchdog and "Horovod has been shut down" in str(error):
-            self._watchdog.wait_to_be_ended()
+            self._watchdog.wait_for_abort()
 
     def abort(self, status: int) -> None:
-        """End every rank at once with this exit status; called when this one cannot go on."""
+        """End every rank at once with this exit status, because this rank cannot continue."""
         sys.stdout.flush()
         sys.stderr.flush()
         if self._watchdog:
-            self._watchdog.told()
+            self._watchdog.announce_failure()
         if self._mpi:
             self._mpi.Abort(status)
 
-    def leave(self) -> None:
-        """Leave the run in step with the other ranks, and MPI. All device work must be done (else updates are lost)."""
+    def shutdown(self) -> None:
+        """End Horovod, MPI and the watchdog together with the other ranks.
+
+        All work on the device must be done before: updates that still wait are lost.
+        """
         if self._hvd:
-            self._mpi.Barrier()
+            self.barrier()
             self._hvd.shutdown()
         if self._mpi:
             from mpi4py import MPI
 
-            # It waits for the other ranks: while the watchdog is there, not when the interpreter ends.
+            # Finalize waits for the other ranks. It is called here, while the watchdog runs, and
+            # not when the interpreter exits.
             MPI.Finalize()
         self.stop_watchdog()
 
     def stop_watchdog(self) -> None:
-        """Tell the other ranks that this one ends on purpose; what is left may take its time."""
+        """Tell the other ranks that this one ends without an error, and wait until all do."""
         if self._watchdog:
-            self._watchdog.leave()
+            self._watchdog.close_gracefully()
 
 
-def _start_watchdog(comm: Any, period: float, limit: float) -> Optional[watchdog.Watchdog]:
-    """Connect every rank's watchdog to rank 0's; without one, and with a note, where the network does not let them."""
-    rank, dog, address = comm.Get_rank(), None, None
-    if rank == 0:
-        try:
-            dog = watchdog.listen(comm.Get_size(), period, limit)
-            address = dog.address
-        except OSError as error:
-            sys.stderr.write(f"note: no watchdog over the ranks: {error}\n")
-    address = comm.bcast(address, root=0)
-    if address is None:
-        return None
-    if rank:
-        dog = watchdog.connect(rank, address)
-    missing = [
-        name
-        for name in comm.allgather("" if dog else f"rank {rank} on {socket.gethostname()}")
-        if name
-    ]
-    if rank == 0 and missing:
-        sys.stderr.write(
-            f"note: the watchdog on {address.name}, port {address.port}, is not reached by {', '.join(missing)}: "
-            "if one of them is stopped or cut off the network, the run may wait for ever\n"
-        )
-    return dog
+def _sum_function(communicator: MPI.Comm) -> SumFunction:
+    """Return a function that sums an array over the ranks of a communicator."""
+
+    def sum_over_group(array: np.ndarray) -> np.ndarray:
+        total = np.empty_like(array)
+        communicator.Allreduce(array, total)
+        return total
+
+    return sum_over_group
 
 
-def join(period: float = 0, limit: float = 0) -> World:
-    """Initialise MPI; return this process's World, whose Horovod still has to be started with start_horovod().
+def join(watchdog_period_seconds: float = 0, watchdog_limit_seconds: float = 0) -> World:
+    """Initialise MPI and return this process's World; Horovod is left to start_horovod().
 
-    With a period (seconds) ranks send each other signs of life and the run ends when one is silent for `limit` seconds.
+    Args:
+        watchdog_period_seconds: time between heartbeats of the ranks; 0: no watchdog.
+        watchdog_limit_seconds: the run ends when a rank does not start within this time, or
+            sends no heartbeat for this time.
     """
     if launched_rank() is None:
         return World()
-    if period:
-        # Until then nothing tells of a rank that does not come, and MPI waits without letting Python run. The launcher
-        # says what it means that a rank was ended by SIGALRM.
+    if watchdog_period_seconds:
+        # MPI waits for a rank that does not start, and Python code does not run meanwhile. The
+        # alarm then ends this process, and the launcher explains the SIGALRM to the user.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(math.ceil(limit))
-    # The index's Open MPI looks for itself where it was built, unless mpirun or this tells it otherwise.
+        signal.alarm(math.ceil(watchdog_limit_seconds))
+    # Open MPI from PyPI looks for its files in the folder where it was built, unless mpirun or
+    # OPAL_PREFIX names another.
     if os.path.exists(os.path.join(sys.prefix, "bin", "mpirun")):
         os.environ.setdefault("OPAL_PREFIX", sys.prefix)
         os.environ.setdefault("OMPI_MCA_ess_singleton_isolated", "1")
@@ -240,7 +314,9 @@ def join(period: float = 0, limit: float = 0) -> World:
 
     comm = MPI.COMM_WORLD
     local = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    dog = _start_watchdog(comm, period, limit) if period and comm.Get_size() > 1 else None
+    started_watchdog = None
+    if watchdog_period_seconds and comm.Get_size() > 1:
+        started_watchdog = _start_watchdog(comm, watchdog_period_seconds, watchdog_limit_seconds)
     signal.alarm(0)
     return World(
         comm.Get_rank(),
@@ -248,12 +324,47 @@ def join(period: float = 0, limit: float = 0) -> World:
         local.Get_rank(),
         local.Get_size(),
         _mpi=comm,
-        _watchdog=dog,
+        _watchdog=started_watchdog,
     )
 
 
+def _start_watchdog(
+    comm: MPI.Intracomm, period_seconds: float, limit_seconds: float
+) -> Optional[watchdog.Watchdog]:
+    """Start the watchdog on every rank and connect it to rank 0's.
+
+    Returns None on ranks without a watchdog: all ranks when rank 0 cannot listen, else those that
+    cannot reach rank 0. Rank 0 prints a note about them.
+    """
+    rank = comm.Get_rank()
+    started, address = None, None
+    if rank == 0:
+        try:
+            started = watchdog.listen(comm.Get_size(), period_seconds, limit_seconds)
+            address = started.address
+        except OSError as error:
+            sys.stderr.write(f"note: the ranks run without a watchdog: {error}\n")
+    address = comm.bcast(address, root=0)
+    if address is None:
+        return None
+    if rank != 0:
+        started = watchdog.connect(rank, address)
+    unreachable = None if started else f"rank {rank} on {socket.gethostname()}"
+    names = [name for name in comm.allgather(unreachable) if name]
+    if rank == 0 and names:
+        sys.stderr.write(
+            f"note: the watchdog on {address.name}, port {address.port}, is not reached by "
+            f"{', '.join(names)}: if one of these ranks is stopped or cut off the network, the run "
+            "may wait for ever\n"
+        )
+    return started
+
+
 def start_horovod(world: World) -> World:
-    """Initialise Horovod on the ranks of `world`; imports MXNet, which takes seconds."""
+    """Initialise Horovod on the ranks of `world` and return the World that uses it.
+
+    This imports MXNet, which takes seconds.
+    """
     if not world._mpi:
         return world
     import horovod.mxnet as hvd

@@ -103,9 +103,9 @@ class TestProcessesAndMachines:
     def test_a_process_is_stopped(self, start_job, machine):
         job, now = running(start_job)
         os.kill(job.cluster.rank_process_ids(machine)[0], signal.SIGSTOP)
-        cause = r"no sign of life of rank \d on resnet-worker-\d for 40 s"
+        cause = r"no heartbeat from rank \d on resnet-worker-\d for 40 s"
         out = job.check_end(now, within=60, cause=cause)
-        assert f"of rank {machine[-1]} on {machine}" in out
+        assert f"from rank {machine[-1]} on {machine}" in out
 
     @pytest.mark.slow
     def test_a_process_that_is_stopped_for_less_goes_on(self, start_job):
@@ -127,7 +127,7 @@ class TestProcessesAndMachines:
         out = job.output()
         assert job.process.returncode != 0 and time.monotonic() - now < 60, out
         assert (
-            "of rank 1 on resnet-worker-1" in out
+            "from rank 1 on resnet-worker-1" in out
             or "machines cannot be reached" in out
             or "resnet-worker-1.resnet.default.svc was lost" in out
         )
@@ -154,7 +154,7 @@ class TestSchedulers:
 
 
 UPDATE = "mxresnet.trainer/Trainer.update"
-NEXT_BATCH = "mxresnet.data.dali/DaliIterator.next"
+NEXT_BATCH = "mxresnet.data.dali/DaliIterator.next_train_batch"
 EVALUATE = "mxresnet.trainer/Trainer.evaluate"
 WARM_UP = "mxresnet.trainer/Trainer.warm_up"
 JOIN = "mxresnet.parallel.world/join"
@@ -181,7 +181,7 @@ class TestProgram:
             slow(JOIN, 1, "raise", error_of(1, " to join the others"), 30),
             slow(JOIN, 1, "SIGKILL", r"rank 1 on \S+ was ended by SIGKILL", 30),
             slow(JOIN, 1, "SIGSTOP", "did not connect to each other within 40 s", 60),
-            slow(WARM_UP, 1, "SIGSTOP", "no sign of life of rank 1", 60),
+            slow(WARM_UP, 1, "SIGSTOP", "no heartbeat from rank 1", 60),
             slow(UPDATE, 1, "exit", r"rank 1 on \S+ exited before the end of the run", 30),
         ],
     )

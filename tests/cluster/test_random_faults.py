@@ -103,7 +103,7 @@ def faults_of_worker(machine):
         Fault(
             send_signal(machine, RANK_PROCESS, signal.SIGSTOP),
             60,
-            f"no sign of life of rank {number} on {machine}|did not connect to each other",
+            f"no heartbeat from rank {number} on {machine}|did not connect to each other",
         ),
     )
     yield (

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The description of a data set from its files and manifests."""
+
+import copy
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mxresnet.config import Config
+from mxresnet.data.dataset import DataSet, describe
+from mxresnet.errors import UserError
+
+
+def test_counts_come_from_the_manifests(digits):
+    assert describe(Config(data_root=str(digits))) == DataSet(1442, 355, 10, True)
+
+
+def test_an_epoch_may_be_shortened(digits):
+    assert describe(Config(data_root=str(digits), num_examples=100)).train_examples == 100
+
+
+def test_without_manifests_the_counts_are_those_of_imagenet(copied):
+    (copied / "train.json").unlink()
+    assert describe(Config(data_root=str(copied))) == DataSet(1281167, 50000, 1000, False)
+
+
+@pytest.mark.parametrize("name", ["train.rec", "train.idx", "val.rec", "val.idx"])
+def test_a_missing_file_is_named(copied, name):
+    (copied / name).unlink()
+    with pytest.raises(UserError, match=f"{copied}/{name}.*prepare.imagenet"):
+        describe(Config(data_root=str(copied)))
+
+
+def test_an_empty_file_is_named(copied):
+    (copied / "val.idx").write_bytes(b"")
+    with pytest.raises(UserError, match=f"{copied}/val.idx is empty.*prepare.imagenet"):
+        describe(Config(data_root=str(copied)))
+
+
+def test_a_file_of_another_size_than_in_its_manifest_is_named(copied):
+    with open(copied / "val.rec", "ab") as file:
+        file.truncate(1000)
+    with pytest.raises(UserError, match=f"{copied}/val.rec has 1000 bytes"):
+        describe(Config(data_root=str(copied)))
+
+
+def test_files_that_training_does_not_read_may_be_missing(copied):
+    for name in ("train.lst", "val.lst", "train.sums", "val.sums"):
+        (copied / name).unlink()
+    assert describe(Config(data_root=str(copied))).train_examples == 1442
+
+
+@pytest.mark.parametrize(
+    "old, new, words",
+    [
+        ('"complete": true', '"complete": false', "incomplete"),
+        ('"version": 1', '"version": 9', "version 1"),
+        ('"format"', "nonsense", "cannot be read"),
+        (None, "[]", "not of format"),
+        (None, "[" * 100000, "cannot be read"),
+        ('"files"', '"file"', "no list of files"),
+        ('"examples": 1442', '"examples": "many"', "no positive number of images"),
+        ('"classes"', '"class"', "no list of named classes"),
+        ('"digit_3"', '"trois"', "different classes.*trois"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_refused(copied, old, new, words):
+    text = (copied / "train.json").read_text()
+    assert old is None or old in text
+    (copied / "train.json").write_text(new if old is None else text.replace(old, new, 1))
+    with pytest.raises(UserError, match=words):
+        describe(Config(data_root=str(copied)))
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"num_classes": 1000}, "--num-classes 1000.*10"),
+        ({"num_val_examples": 50000}, "--num-val-examples 50000.*355"),
+        ({"num_examples": 5000}, "--num-examples 5000.*1442"),
+    ],
+)
+def test_settings_that_contradict_the_manifest_are_refused(digits, settings, words):
+    with pytest.raises(UserError, match=words):
+        describe(Config(data_root=str(digits), **settings))
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=5,
+)
+FILE_NAMES = st.sampled_from(["train.rec", "../train.rec", "\0.rec", "\ud800.idx", ".", "/.rec"])
+
+
+@st.composite
+def changes(draw):
+    """Return a function that changes one value, somewhere in a manifest."""
+    steps = draw(st.lists(st.integers(0, 99), min_size=1, max_size=4))
+    action = draw(st.sampled_from(["replace", "delete", "add"]))
+    value, name = draw(JSON_VALUES), draw(FILE_NAMES)
+
+    def change(manifest):
+        holder, key = {"root": manifest}, "root"
+        for step in steps:
+            inner = holder[key]
+            if not isinstance(inner, (dict, list)) or not inner:
+                break
+            holder = inner
+            key = (
+                sorted(holder)[step % len(holder)]
+                if isinstance(holder, dict)
+                else step % len(holder)
+            )
+        if action == "add" and isinstance(holder, dict):
+            holder[name] = value
+        elif action == "delete":
+            del holder[key]
+        else:
+            holder[key] = value
+
+    return change
+
+
+@settings(
+    max_examples=300,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    mutations=st.lists(changes(), min_size=1, max_size=3), prefix=st.sampled_from(["train", "val"])
+)
+def test_a_changed_manifest_is_accepted_or_refused_without_another_error(copied, mutations, prefix):
+    path = copied / f"{prefix}.json"
+    original = path.read_text()
+    manifest = copy.deepcopy(json.loads(original))
+    for mutate in mutations:
+        mutate(manifest)
+    path.write_text(json.dumps(manifest))
+    try:
+        assert isinstance(describe(Config(data_root=str(copied))), DataSet)
+    except UserError as error:
+        assert str(error)
+    finally:
+        path.write_text(original)
+
+
+@settings(
+    max_examples=200,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.binary(max_size=60), position=st.integers(0, 2000))
+def test_damaged_bytes_in_a_manifest_cause_no_other_error(copied, data, position):
+    path = copied / "train.json"
+    original = path.read_bytes()
+    path.write_bytes(original[:position] + data + original[position + len(data) :])
+    try:
+        assert isinstance(describe(Config(data_root=str(copied))), DataSet)
+    except UserError as error:
+        assert str(error)
+    finally:
+        path.write_bytes(original)
