@@ -10,10 +10,13 @@
 # the folder of the log. The work, and the exit statuses, are in mxresnet/launch/run.py.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
-# PID 1 of a container ignores signals that it has no handler for. Python installs its own.
+# PID 1 of a container ignores signals that it has no handler for.
 for signal in INT TERM HUP; do
     # shellcheck disable=SC2064  # expand the name and number now
     trap "echo 'run_and_time.sh: stopped by SIG$signal' >&2; exit $((128 + $(kill -l "$signal")))" "$signal"
 done
 python=$(./setup_env.sh --launcher-python)
-exec "$python" -m mxresnet.launch.run "$@"
+# Signals during the start of Python stay pending until it has its own handlers (coreutils 8.31).
+block=(env "--block-signal=INT,TERM,HUP")
+"${block[@]}" true 2>/dev/null || block=()
+exec "${block[@]}" "$python" -m mxresnet.launch.run "$@"

@@ -67,11 +67,13 @@ def raise_if_stopped() -> None:
 def handle_stop_signals() -> None:
     """Install the handlers of SIGINT, SIGTERM and SIGHUP; see the head of this module.
 
-    A signal that the caller ignores (nohup) stays ignored.
+    A signal that the caller ignores (nohup) stays ignored. One that the caller blocked, and that
+    came meanwhile, is handled now.
     """
     for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _on_stop_signal)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def _on_stop_signal(number: int, frame: Optional[FrameType]) -> None:

@@ -75,10 +75,10 @@ class Run:
 
 def main() -> int:
     """Run, report an error in one line, and return the exit status."""
-    processes.handle_stop_signals()
     environ = dict(os.environ)
     rank = launched_rank(environ)
     try:
+        processes.handle_stop_signals()
         return run(sys.argv[1:], environ, rank)
     except UserError as error:
         if rank:

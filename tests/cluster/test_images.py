@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images without a container engine: what they install exists; the CPU image's steps are taken in directories made by debootstrap.
+"""Images without a container engine: their packages exist, and the CPU image builds and trains.
 
-Needs the network, for the steps also root, debootstrap, 6 GB and a quarter of an hour: ./run_tests.sh tests/cluster/test_images.py -m slow
-Base images cannot be asked for without a registry's client. Looked up by hand: nvidia/cuda:11.8.0-cudnn8-{devel,runtime}-ubuntu22.04
-in other projects' Dockerfiles (Ubuntu 22.04, Python 3.10); nvcr.io/nvidia/mxnet:22.04-py3 in NVIDIA's release notes of the series
-(Ubuntu 20.04, Python 3.8, Open MPI 4.1, Horovod 0.23, DALI 1) and in a submission to MLPerf that used it.
+The steps of Dockerfile.cpu run in folders made by debootstrap. Needs the network; the steps also
+need root, debootstrap, 6 GB and a quarter of an hour:
+
+    ./run_tests.sh tests/cluster/test_images.py -m slow
+
+Base images cannot be queried without a client of their registry. Looked up by hand:
+nvidia/cuda:11.8.0-cudnn8-{devel,runtime}-ubuntu22.04 in Dockerfiles of other projects (Ubuntu
+22.04, Python 3.10); nvcr.io/nvidia/mxnet:22.04-py3 in NVIDIA's release notes of the series (Ubuntu 20.04,
+Python 3.8, Open MPI 4.1, Horovod 0.23, DALI 1) and in an MLPerf submission that used it.
 """
 
 import gzip
@@ -21,7 +26,7 @@ from support.commands import ROOT
 
 pytestmark = pytest.mark.slow
 MIRROR, UBUNTU = "http://deb.debian.org/debian", "http://archive.ubuntu.com/ubuntu"
-# The distribution that a Dockerfile's last image is: mirror, release, sections that the image has switched on.
+# The distribution of a Dockerfile's last image: mirror, release, sections enabled in the image.
 RELEASES = {
     "Dockerfile": (UBUNTU, "jammy", ("main", "universe")),
     "Dockerfile.cpu": (MIRROR, "bookworm", ("main",)),
@@ -30,7 +35,7 @@ RELEASES = {
 
 
 def commands(dockerfile, pattern):
-    """The words after each such command of a Dockerfile."""
+    """Return the words after each such command of a Dockerfile, without options."""
     text = re.sub(r"\\\n\s*", " ", (ROOT / dockerfile).read_text())
     return [
         word
@@ -76,7 +81,7 @@ def test_the_index_has_the_pinned_versions(dockerfile):
 
 
 class Build:
-    """Carries out FROM, RUN, COPY, WORKDIR, ENV and CMD."""
+    """Run the FROM, RUN, COPY, WORKDIR, ENV and CMD lines of a Dockerfile in folders."""
 
     def __init__(self, folder, context):
         self.folder, self.context, self.stages, self.clean = folder, context, {}, folder / "debian"
@@ -103,7 +108,7 @@ class Build:
         )
         self.stages[(rest.split(" AS ") + [""])[1]] = self.root
         subprocess.run(["cp", "-a", self.clean, self.root], check=True)
-        # What an engine's host lends: name servers, and here the certificates that it trusts.
+        # A container engine provides name servers; this host's certificates are needed as well.
         for file in ("/etc/resolv.conf", "/etc/ssl/certs/ca-certificates.crt"):
             shutil.copy(file, self.root / "etc" / os.path.basename(file))
 
@@ -126,7 +131,7 @@ class Build:
         path = self.root / os.path.join(self.where, target).strip("/")
         for source in sources:
             from_ = origin / source.strip("/")
-            if from_.is_dir():  # as docker does: what is in it
+            if from_.is_dir():  # docker copies the content of a folder
                 path.mkdir(parents=True, exist_ok=True)
                 subprocess.run(["cp", "-a", f"{from_}/.", path], check=True)
             else:
@@ -134,7 +139,11 @@ class Build:
                 shutil.copy(from_, path / from_.name if target.endswith("/") else path)
 
     def do_run(self, rest):
-        script = f"mount -t proc proc {self.root}/proc; mount --rbind /dev {self.root}/dev; exec chroot {self.root} /bin/sh -c {shlex.quote(f'cd {self.where} && {rest}')}"
+        command = shlex.quote(f"cd {self.where} && {rest}")
+        script = (
+            f"mount -t proc proc {self.root}/proc; mount --rbind /dev {self.root}/dev; "
+            f"exec chroot {self.root} /bin/sh -c {command}"
+        )
         env = {**self.env, "PIP_CERT": "/etc/ca-certificates.crt"}
         subprocess.run(
             ["unshare", "--mount", "--pid", "--fork", "sh", "-ec", script], env=env, check=True
@@ -160,7 +169,8 @@ def test_the_cpu_image_builds_and_trains(tmp_path):
         image.do_run("/usr/sbin/sshd -t && sshd -T | grep -q 'strictmodes no'")
         image.do_run("test $(./setup_env.sh) = /workspace/mxresnet/.venv/bin/python")
         image.do_run(
-            "DGXSYSTEM=CPU_digits LOGDIR=/tmp/results ./run_and_time.sh --num-epochs 2 --num-layers 18 --accuracy-threshold 0.01"
+            "DGXSYSTEM=CPU_digits LOGDIR=/tmp/results ./run_and_time.sh "
+            "--num-epochs 2 --num-layers 18 --accuracy-threshold 0.01"
         )
     finally:
         for stage in tmp_path.iterdir():

@@ -113,6 +113,20 @@ def test_a_signal_between_commands_raises():
     assert process.returncode == 143
 
 
+def test_a_signal_that_was_blocked_is_handled():
+    """As during the start of Python, with env --block-signal."""
+    block = (
+        "import os, signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    program = RUN.replace(
+        "processes.handle_stop_signals()\ntry:\n", "try:\n    processes.handle_stop_signals()\n"
+    )
+    process = start("sleep", "60", program=block + program)
+    assert process.communicate(timeout=20) == ("stopped by SIGTERM\n", "")
+    assert process.returncode == 143
+
+
 def test_an_ignored_signal_stays_ignored():
     """As with nohup."""
     ignore = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n{RUN}"
