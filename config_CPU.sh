@@ -11,9 +11,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/config_CPU_common.sh"
 export BIND=--cpu=node
 
 if grep -qsE '\b(avx512_bf16|amx_bf16)\b' /proc/cpuinfo; then
-  export DTYPE=bfloat16
-  # The fourth channel is zero: for three, oneDNN has no bfloat16 kernel of the first convolution.
-  export IMAGE_SHAPE=4,224,224
+    export DTYPE=bfloat16
+    # The fourth channel is zero: for three, oneDNN has no bfloat16 kernel of the first convolution.
+    export IMAGE_SHAPE=4,224,224
 fi
 
 export BATCHSIZE=102

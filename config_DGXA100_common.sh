@@ -39,8 +39,8 @@ export OMP_NUM_THREADS=1
 
 # Gradient exchange
 export MXNET_HOROVOD_NUM_GROUPS=1
-export HOROVOD_CYCLE_TIME=0.1             # milliseconds
-export HOROVOD_FUSION_THRESHOLD=67108864  # bytes
+export HOROVOD_CYCLE_TIME=0.1            # milliseconds
+export HOROVOD_FUSION_THRESHOLD=67108864 # bytes
 export HOROVOD_NUM_NCCL_STREAMS=2
 export OMPI_MCA_btl=^openib
 
@@ -48,9 +48,9 @@ export OMPI_MCA_btl=^openib
 export DALI_THREADS=6
 export DALI_PREFETCH_QUEUE=5
 export DALI_ROI_DECODE=1
-export DALI_NVJPEG_MEMPADDING=256         # MiB
-export DALI_TMP_BUFFER_HINT=355568328     # bytes
-export DALI_PREALLOCATE_WIDTH=5980        # pixels
+export DALI_NVJPEG_MEMPADDING=256     # MiB
+export DALI_TMP_BUFFER_HINT=355568328 # bytes
+export DALI_PREALLOCATE_WIDTH=5980    # pixels
 export DALI_PREALLOCATE_HEIGHT=6430
 
 # Bind each rank to cores near its GPU, and to one network adapter.

@@ -20,7 +20,8 @@ wait_for_the_previous_pod() {
     flock -n 9 || status=$?
     [ "$status" = 1 ] || return 0 # 0: the lock is ours; else the file system has no locks
     echo "another data pod is working in $records: waiting for its end"
-    flock 9 & wait $! # in the background, so that a signal is handled at once
+    flock 9 &
+    wait $! # in the background, so that a signal is handled at once
 }
 
 wait_for_archives() {
@@ -30,14 +31,18 @@ wait_for_archives() {
         [ ! -f "$archives/complete" ] || return 0
         [ $((waited % 600)) != 0 ] ||
             echo "waiting for $archives/complete; the folder contains: $(find "$archives" -mindepth 1 -maxdepth 1 -printf '%f ')"
-        sleep 5 & wait $!
+        sleep 5 &
+        wait $!
     done
 }
 
 # Makes the records, unless they are finished and no new archives are complete.
 make_records() {
     local status
-    while wait_for_archives; [ -f "$archives/complete" ]; do
+    while
+        wait_for_archives
+        [ -f "$archives/complete" ]
+    do
         status=0
         "$python" -m prepare.imagenet "$archives" "$records" || status=$?
         case $status in
@@ -45,7 +50,8 @@ make_records() {
             1 | 2 | 3) # A new pod would fail in the same way, and its log would replace this one: keep this pod.
                 archives_were_wrong=1
                 rm -f "$archives/complete"
-                echo "fix the errors above, then create $archives/complete again" ;;
+                echo "fix the errors above, then create $archives/complete again"
+                ;;
             *) exit "$status" ;; # A write failed, or a signal: a new pod may succeed.
         esac
     done
