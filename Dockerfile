@@ -1,8 +1,8 @@
 # Image for NVIDIA GPUs from Volta to Ampere (V100, T4, A100, A30, A10), with public packages only.
 #   docker build -t mxresnet:gpu .
-# CUDA 11.8: its libraries have the names that MXNet's CUDA 11.2 wheel loads, on any driver from 450 on.
-# NOT built by its authors, who had no container engine and no GPU. tests/cluster/test_images.py and
-# test_dockerfiles.py check what can be checked without them.
+# CUDA 11.8: its libraries have the names that MXNet's CUDA 11.2 wheel loads, on any driver from 450
+# on. NOT built by its authors, who had no container engine and no GPU. tests/cluster/test_images.py
+# and test_dockerfiles.py check what can be checked without them.
 FROM nvidia/cuda:11.8.0-cudnn8-devel-ubuntu22.04 AS build
 RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
         g++ libgomp1 libquadmath0 python3 python3-venv
@@ -17,10 +17,12 @@ RUN python3 -m venv .venv && pip install -c constraints.txt setuptools wheel pac
 # passes VERBOSE=1 to cmake, which ninja would take for a target. Gradients are exchanged over NCCL,
 # everything else over MPI.
 RUN ln -s /usr/local/cuda/lib64/stubs/libcuda.so /usr/local/cuda/lib64/stubs/libcuda.so.1 && \
-    printf '%s\n' '#!/bin/sh' 'for a do shift; [ "$a" = VERBOSE=1 ] || set -- "$@" "$a"; done' 'exec cmake "$@"' >/usr/local/bin/horovod-cmake && \
+    printf '%s\n' '#!/bin/sh' 'for a do shift; [ "$a" = VERBOSE=1 ] || set -- "$@" "$a"; done' \
+        'exec cmake "$@"' >/usr/local/bin/horovod-cmake && \
     chmod +x /usr/local/bin/horovod-cmake && \
     LD_LIBRARY_PATH=/usr/local/cuda/lib64/stubs:/usr/local/cuda/lib64 HOROVOD_CMAKE=horovod-cmake CMAKE_GENERATOR=Ninja \
-    HOROVOD_WITH_MXNET=1 HOROVOD_WITH_MPI=1 HOROVOD_WITH_GLOO=1 HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 \
+    HOROVOD_WITH_MXNET=1 HOROVOD_WITH_MPI=1 \
+    HOROVOD_WITHOUT_GLOO=1 HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 \
     HOROVOD_GPU_OPERATIONS=NCCL HOROVOD_BUILD_CUDA_CC_LIST=70,75,80,86 \
     pip install -c constraints.txt --no-cache-dir --no-build-isolation horovod
 RUN pip install -c constraints.txt --no-build-isolation -e '.[gpu,train,prepare]'
@@ -35,13 +37,13 @@ WORKDIR /workspace/mxresnet
 # The same path as in the build: Horovod's library contains it.
 COPY --from=build /workspace/mxresnet /workspace/mxresnet
 COPY . .
-# Mark .venv as complete, so that setup_env.sh uses it. It cannot test that by importing MXNet, which
-# needs a GPU.
+# Mark .venv as complete, so that setup_env.sh uses it. It cannot test that by importing MXNet,
+# which needs a GPU.
 RUN ./setup_env.sh --fingerprint >.venv/.ready
 COPY k8s/image/ssh_config /etc/ssh/ssh_config.d/mpi.conf
 COPY k8s/image/sshd_config /etc/ssh/sshd_config.d/mpi.conf
 ENV PATH=/workspace/mxresnet/.venv/bin:$PATH
-# Without the image's forward-compatible driver: it is for data-centre GPUs with old drivers and would
-# hide the machine's own driver elsewhere.
+# Without the image's forward-compatible driver: it is for data-centre GPUs with old drivers and
+# would hide the machine's own driver elsewhere.
 ENV LD_LIBRARY_PATH=/usr/local/nvidia/lib64:/usr/local/cuda/lib64
 CMD ["./run_and_time.sh"]

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # 4 x A100-SXM4-40GB, global batch 1024.
-# As logged in the v2.1 submissions of Lenovo (SR670v2-4xA100_SXM4_40GB_400W) and Dell (XE8545x4A100-SXM-40GB):
-# 62 minutes, 35 epochs.
+# As logged in the v2.1 submissions of Lenovo (SR670v2-4xA100_SXM4_40GB_400W) and Dell
+# (XE8545x4A100-SXM-40GB): 62 minutes, 35 epochs.
 source "$(dirname "${BASH_SOURCE[0]}")/config_DGXA100_common.sh"
 
 export DGXNGPU=4

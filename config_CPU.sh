@@ -2,8 +2,8 @@
 # ImageNet on the CPU of one machine: 4 ranks, global batch 408. Computes in bfloat16 if the CPU has
 # instructions for it (6 GB of memory a rank), else in float32 (11 GB).
 # NOT from a published run: global batch, learning rate and weight decay are those of the v2.1
-# submission on 2 x A30. A whole run takes days on most machines; a few steps of it test the data and
-# the installation.
+# submission on 2 x A30. A whole run takes days on most machines; a few steps of it test the data
+# and the installation.
 
 export DGXNGPU=${DGXNGPU:-4}
 source "$(dirname "${BASH_SOURCE[0]}")/config_CPU_common.sh"

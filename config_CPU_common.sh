@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# Settings that the CPU configurations share. Set DGXNGPU, the ranks on a machine, before sourcing it.
+# Settings that the CPU configurations share. Set DGXNGPU, the ranks on a machine, before sourcing
+# it.
 source "$(dirname "${BASH_SOURCE[0]}")/config_common.sh"
 
 # One oneDNN operator for batch norm and ReLU saves one pass over memory.

@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# ResNet-50 on the built-in handwritten digits, on any CPU: 2 ranks, less than a minute on 2 idle cores.
+# ResNet-50 on the built-in handwritten digits, on any CPU: 2 ranks, less than a minute on 2 idle
+# cores.
 
 export DGXNGPU=${DGXNGPU:-2} # ranks on this machine
 source "$(dirname "${BASH_SOURCE[0]}")/config_CPU_common.sh"

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
 # 8 x V100-16GB, global batch 816.
 # UNTESTED on such a machine, and not from a published run. Global batch, learning rate and weight
-# decay are those of the v2.1 submission on 2 x A100-PCIe-80GB. It is an estimate that the batch fits in
-# memory.
+# decay are those of the v2.1 submission on 2 x A100-PCIe-80GB. It is an estimate that the batch
+# fits in memory.
 source "$(dirname "${BASH_SOURCE[0]}")/config_DGXA100_common.sh"
 
 export DGXNGPU=8

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Settings that all configurations share. config_<system>.sh sources this file. Every exported name is
-# a setting of mxresnet (python -m mxresnet --help), of a launcher, or of a library. Those of the
+# Settings that all configurations share. config_<system>.sh sources this file. Every exported name
+# is a setting of mxresnet (python -m mxresnet --help), of a launcher, or of a library. Those of the
 # launchers:
 #   DGXNGPU        ranks on a machine
 #   DGXNNODES      machines (default: 1)

@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# The program of the data pod: waits for the archives, then makes and verifies the records. It can be interrupted.
+# The program of the data pod: waits for the archives, then makes and verifies the records. It can
+# be interrupted.
 #
 #   prepare_data.sh ARCHIVES RECORDS
 #
-# Whoever copies the archives creates the file ARCHIVES/complete after the last one. If an archive is wrong, the pod reports
-# the error, removes that file, and waits for it again.
+# Whoever copies the archives creates the file ARCHIVES/complete after the last one. If an archive
+# is wrong, the pod reports the error, removes that file, and waits for it again.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 archives=${1:?folder of the archives} records=${2:?folder for the records}
 python=$(./setup_env.sh)
-archives_were_wrong="" # then finished records do not count: they are not made from the archives that are there now
+# Set after wrong archives. Finished records do not count then: they are not made from the archives
+# that are there now.
+archives_were_wrong=""
 
 finished() { [ -f "$records/val.json" ] && [ -f "$records/train.json" ]; }
 
@@ -30,7 +33,8 @@ wait_for_archives() {
         [ -n "$archives_were_wrong" ] || ! finished || return 0
         [ ! -f "$archives/complete" ] || return 0
         [ $((waited % 600)) != 0 ] ||
-            echo "waiting for $archives/complete; the folder contains: $(find "$archives" -mindepth 1 -maxdepth 1 -printf '%f ')"
+            echo "waiting for $archives/complete; the folder contains:" \
+                "$(find "$archives" -mindepth 1 -maxdepth 1 -printf '%f ')"
         sleep 5 &
         wait $!
     done
@@ -47,7 +51,8 @@ make_records() {
         "$python" -m prepare.imagenet "$archives" "$records" || status=$?
         case $status in
             0) return ;;
-            1 | 2 | 3) # A new pod would fail in the same way, and its log would replace this one: keep this pod.
+            # A new pod would fail in the same way, and its log would replace this one: keep this pod.
+            1 | 2 | 3)
                 archives_were_wrong=1
                 rm -f "$archives/complete"
                 echo "fix the errors above, then create $archives/complete again"
