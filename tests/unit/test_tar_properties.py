@@ -48,6 +48,8 @@ def is_writable(members, tar_format):
 def test_reads_what_tarfile_writes(tmp_path, tar_format, files):
     # The outer folder of everything is left out if it has one of these names.
     assume(not any(name.startswith(("train/", "val/")) for name in files))
+    # An image whose name has a packed archive's extension before its own is a problem.
+    assume(not any(tar_index.PACKED_NAME.search(name) for name in files))
     members = [make_member(name, content) for name, content in files.items()]
     first = next(iter(files))
     links = {"xhard.jpg": tarfile.LNKTYPE, "xsoft.jpg": tarfile.SYMTYPE}
@@ -81,9 +83,7 @@ def tar_format_members(descriptor):
     """Return the members of an open archive; fail if there are more than it has blocks."""
     size = os.fstat(descriptor).st_size
     limit = size // BLOCK_BYTES + 1
-    members = list(
-        itertools.islice(tar_format.read_members(descriptor, 0, size), limit)
-    )
+    members = list(itertools.islice(tar_format.read_members(descriptor, 0, size), limit))
     assert len(members) < limit, "the reader does not reach the end"
     return members
 
@@ -141,7 +141,7 @@ def assert_listed_or_refused(path, content):
         return
     for folder in listing.folders:
         for size, offset in zip(folder.sizes, folder.offsets):
-            assert 0 <= size and 0 <= offset and offset + size <= len(content)
+            assert size >= 0 and offset >= 0 and offset + size <= len(content)
 
 
 number_bytes = st.binary(max_size=12) | st.text("-+_ 01234567o\0", max_size=12).map(str.encode)
