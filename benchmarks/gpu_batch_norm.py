@@ -138,7 +138,7 @@ def parse_arguments():
 
 
 def main():
-    """Run the command line; return the exit status: 0 right, 1 wrong results, 2 cannot run."""
+    """Run the command line; return 0 if all results are right, 1 if not, 2 if it cannot run."""
     options = parse_arguments()
     try:
         torch = None if options.cpu else import_torch()

@@ -26,7 +26,7 @@ UNSUPPORTED_FLAGS = {
     "--save-period": "it writes no checkpoints",
     "--logging-dir": "it logs to standard output (here: --log-file)",
     "--log": "it logs to standard output (here: --log-file)",
-    "--epoch-size": "the data set decides (--num-examples shortens an epoch)",
+    "--epoch-size": "an epoch is the whole data set (--num-examples shortens it)",
     "--dali-bytes-per-sample-hint": "the decoder, crop and normalize hints replace it",
     "--profile-server-suffix": "Horovod has no parameter server",
 }

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training step and an evaluation, with MXNet's Module and averages over the ranks.
 
-train_loop.py decides when each happens. The loss, softmax cross-entropy with label smoothing, is
-the network's last operator (the operator backend's head() in model/ops.py).
+train_loop.py calls them in the order of a run. The loss, softmax cross-entropy with label
+smoothing, is the network's last operator (the operator backend's head() in model/ops.py).
 """
 
 from __future__ import annotations

@@ -243,7 +243,7 @@ class DaliIterator:
     def iterate_validation(self) -> Iterator[Tuple[mx.nd.NDArray, mx.nd.NDArray, int]]:
         """Yield (images, labels, num_valid) for one pass over this rank's shard.
 
-        Every rank yields as many batches as the largest shard needs; DALI pads the others.
+        Every rank yields the number of batches of the largest shard; DALI pads the other shards.
 
         Raises:
             UserError: a record cannot be decoded.

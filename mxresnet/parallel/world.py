@@ -274,7 +274,7 @@ class World:
         self.stop_watchdog()
 
     def stop_watchdog(self) -> None:
-        """Announce that this rank ends without an error; wait for the same from its peers."""
+        """Announce that this rank ends without an error; wait until its peers have done so too."""
         if self._watchdog:
             self._watchdog.close_gracefully()
 
