@@ -47,7 +47,7 @@ def _needs_channel_last_batch_norm(config: Config, on_gpu: bool) -> bool:
 
 
 def _select_vendor_ops(config: Config, on_gpu: bool) -> Optional[Type[FusedBnOps]]:
-    """Return the backend of config.network, or the last one; None without their operators."""
+    """Return the backend of VENDOR_OPS for config.network; None without the operators it needs."""
     layouts = (config.conv_layout, config.batchnorm_layout)
     usable = on_gpu and config.bn_group == 1 and config.dtype == "float16"
     if not usable or layouts != (LAYOUT, LAYOUT):
@@ -63,8 +63,8 @@ def _select_vendor_ops(config: Config, on_gpu: bool) -> Optional[Type[FusedBnOps
 def cudnn_bn_unavailable_reason(config: Config, device: Any) -> Optional[str]:
     """Return why this project's batch norms cannot be used on the device; None when they can.
 
-    Where the settings need them, this runs their self-test, which takes seconds. Ranks may get
-    different answers, so they must agree on one.
+    Where the settings need them, this runs their self-test, which takes seconds. The result may
+    differ between ranks; the caller must pass the same one to select_ops() on every rank.
     """
     on_gpu = device.device_type == "gpu"
     if not _needs_channel_last_batch_norm(config, on_gpu) or _select_vendor_ops(config, on_gpu):
@@ -85,8 +85,8 @@ def select_ops(
         cudnn_bn_reason: result of cudnn_bn_unavailable_reason(), the same on every rank.
     """
     if config.bn_group > 1:
-        # NVIDIA's operators exchange statistics through buffers that processes open in each other's
-        # GPUs. This project does not: such code must be written where it can be run.
+        # NVIDIA's operators can exchange statistics through CUDA IPC buffers. This project does not
+        # use that: it could not be tested without GPUs.
         return SyncBatchNormOps(config)
     vendor_ops = _select_vendor_ops(config, on_gpu)
     if vendor_ops:
