@@ -9,8 +9,8 @@ import enum
 class UserError(Exception):
     """Wrong settings, data or environment.
 
-    The message is one line that is shown without a traceback. It names the thing and its value, and
-    says what to do.
+    The message is one line that is shown without a traceback. It names the thing, its value, and
+    what to do.
     """
 
 

@@ -14,8 +14,7 @@ from mxresnet.errors import UserError
 from mxresnet.launch.system_config import reject_log_file
 
 DEFAULT_TRIALS = "5"  # as MLPerf requires for this benchmark
-# The largest drawn seed is below this.
-DRAWN_SEEDS = 65536
+DRAWN_SEEDS = 65536  # random seeds are drawn below this number
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def number_of_trials(environ: Mapping[str, str]) -> int:
 
 
 def check_flags(flags: Sequence[str], environ: Mapping[str, str]) -> None:
-    """Raise UserError for flags that one run may have and trials may not."""
+    """Raise UserError for flags that are valid for a single run only."""
     reject_log_file(flags, environ)
     for flag in flags:
         if flag == "--seed" or flag.startswith("--seed="):

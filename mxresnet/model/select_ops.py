@@ -46,7 +46,7 @@ def _needs_channel_last_batch_norm(config: Config, on_gpu: bool) -> bool:
     return on_gpu and config.bn_group == 1 and config.batchnorm_layout == LAYOUT
 
 
-def _select_vendor_ops(config: Config, on_gpu: bool) -> Optional[Type[FusedBnOps]]:
+def _select_nvidia_ops(config: Config, on_gpu: bool) -> Optional[Type[FusedBnOps]]:
     """Return the backend of config.network, or the last one; None without their operators."""
     layouts = (config.conv_layout, config.batchnorm_layout)
     usable = on_gpu and config.bn_group == 1 and config.dtype == "float16"
@@ -67,7 +67,7 @@ def cudnn_bn_unavailable_reason(config: Config, device: Any) -> Optional[str]:
     different answers, so they must agree on one.
     """
     on_gpu = device.device_type == "gpu"
-    if not _needs_channel_last_batch_norm(config, on_gpu) or _select_vendor_ops(config, on_gpu):
+    if not _needs_channel_last_batch_norm(config, on_gpu) or _select_nvidia_ops(config, on_gpu):
         return NOT_TRIED
     if config.dtype != "float16" or config.conv_layout != LAYOUT:
         return "this project's batch norms need --dtype float16 and --conv-layout NHWC"
@@ -88,9 +88,9 @@ def select_ops(
         # NVIDIA's operators exchange statistics through buffers that processes open in each other's
         # GPUs. This project does not: such code must be written where it can be run.
         return SyncBatchNormOps(config)
-    vendor_ops = _select_vendor_ops(config, on_gpu)
-    if vendor_ops:
-        return vendor_ops(config)
+    nvidia_ops = _select_nvidia_ops(config, on_gpu)
+    if nvidia_ops:
+        return nvidia_ops(config)
     if _needs_channel_last_batch_norm(config, on_gpu):
         if cudnn_bn_reason is None:
             return CudnnBnOps(config)
