@@ -9,9 +9,9 @@ memory; `mxresnet` is TrainLoader.batches(), which also passes the output to MXN
 photographs of about ImageNet's size: crops of 500 x 375 pixels from scikit-learn's two images.
 Prints images/s of both and their ratio, as medians and quartiles.
 
-With --gpu DALI's graph on GPU 0 (float16, channels last, no MXNet) takes the place of `mxresnet`.
+With --gpu DALI's graph on GPU 0 (float16, channels last, no MXNet) replaces `mxresnet`.
 Before that the pixels that both make of the validation images are compared; the mean difference
-is printed in 8-bit steps. The --gpu part has not been run yet, for want of a GPU.
+is printed in 8-bit steps. The --gpu part has not been run yet, because no GPU was available.
 """
 
 import argparse

@@ -267,7 +267,7 @@ def test_a_real_job_whose_trial_misses_its_target(few, tmp_path):
 def test_a_real_job_on_two_nodes_without_pmix(few, tmp_path):
     sizes = {"DGXNGPU": "1", "DGXNNODES": "2", "SLURM_MPI_TYPE": "none", "OMP_NUM_THREADS": "1"}
     status, output = job(tmp_path, 2, "--accuracy-threshold", "0", DATADIR=str(few), **sizes)
-    assert status == 4, output  # reached, but the official checker wants 0.759
+    assert status == 4, output  # reached, but the official checker requires 0.759
     assert (
         "mpirun starts the ranks" in output
         and "2 x cpu" in output
