@@ -48,7 +48,7 @@ def cgroup_limits(
 ) -> List[float]:
     """Return the CPU limits of a control group and of all groups above it.
 
-    A container often sees its own group as the root, so that only "/" exists of the path.
+    In a container the own group is often mounted as the root: then only "/" of the path exists.
     """
     limits = []
     while True:

@@ -49,7 +49,7 @@ def read_validation_synsets(path: str) -> List[str]:
         return [synset_of_id[int(line)] for line in devkit.ground_truth.decode().split()]
     except (ValueError, KeyError) as error:
         raise SourceError(
-            f"{path}: {GROUND_TRUTH_FILE}: {error} is no ILSVRC2012_ID of its {META_FILE}"
+            f"{path}: {GROUND_TRUTH_FILE}: {error} is not an ILSVRC2012_ID of its {META_FILE}"
         ) from None
 
 

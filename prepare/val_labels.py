@@ -245,7 +245,7 @@ def check_class_folders(listing: Listing, paths: Sequence[str]) -> None:
         SourceError: an image is in another folder, or two label files disagree.
         OSError: a label file cannot be read.
     """
-    # Pairs rather than a dict, as a name may occur in two folders.
+    # Pairs and not a dict, because a name may occur in two folders.
     locations = [
         (name, folder.path)
         for folder in listing.folders

@@ -105,7 +105,7 @@ def find_local_rank(environ: Mapping[str, str]) -> LocalRank:
         if environ.get(name):
             rank = environ[name]
             if not rank.isdecimal():
-                raise UserError(f"{name}={rank} is not the number of a rank")
+                raise UserError(f"{name}={rank} is not a rank: it must be a whole number")
             break
     for name in (
         "OMPI_COMM_WORLD_LOCAL_SIZE",

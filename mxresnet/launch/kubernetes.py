@@ -195,7 +195,7 @@ def wait_for_workers(workers: Sequence[Worker], environ: Mapping[str, str]) -> N
             if waited >= int(limit):
                 raise UserError(
                     f"{worker.host} cannot be reached after {limit} s: {reason} (kubectl describe "
-                    f"pod {worker.host.partition('.')[0]}; LAUNCH_WAIT is how long to wait)"
+                    f"pod {worker.host.partition('.')[0]}; LAUNCH_WAIT sets the time limit)"
                 )
             if waited - last_report >= REPORT_SECONDS:
                 last_report = waited

@@ -60,7 +60,7 @@ def load_configuration(system: str, environ: Mapping[str, str]) -> Dict[str, str
 
     Args:
         system: Name of the system, as in DGXSYSTEM.
-        environ: Environment that the configuration sees.
+        environ: Environment in which the configuration is sourced.
 
     Returns:
         The environment with what config_<system>.sh exports.

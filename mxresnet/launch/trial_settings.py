@@ -44,7 +44,7 @@ def number_of_trials(environ: Mapping[str, str]) -> int:
     """
     text = environ.get("NEXP") or DEFAULT_TRIALS
     if not re.fullmatch("[1-9][0-9]{0,3}", text):
-        raise UserError(f"NEXP={text} is not a number of trials")
+        raise UserError(f"NEXP={text} is not a number of trials: use a number from 1 to 9999")
     return int(text)
 
 
@@ -82,7 +82,9 @@ def choose_seeds(trials: int, environ: Mapping[str, str]) -> List[int]:
         return list(range(seed, seed + trials))
     seeds = [_parse_seed(f"SEEDS={text}", word) for word in text.replace(",", " ").split()]
     if len(seeds) != trials:
-        raise UserError(f"SEEDS={text} are {len(seeds)} seeds for NEXP={trials} trials")
+        raise UserError(
+            f"SEEDS={text} are {len(seeds)} seeds for NEXP={trials} trials: give one seed for each"
+        )
     if len(set(seeds)) != trials:
         raise UserError(f"SEEDS={text}: every trial needs a seed of its own")
     return seeds

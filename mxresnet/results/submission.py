@@ -223,7 +223,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     options = parser.parse_args(argv)
     if not re.fullmatch(r"[\w.+-]+", options.system):
         parser.error(
-            f"--system {options.system!r}: use letters, digits and .+-_ only, for it names files"
+            f"--system {options.system!r} is part of file names: use only letters, digits and .+-_"
         )
     try:
         print(write_submission(options.folder, options.logs, options.system, options.nodes))

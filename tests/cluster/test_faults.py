@@ -201,7 +201,7 @@ class TestProgram:
         try:
             job = start_job()
             job.cluster.remove(WORKER_0)
-            job.cluster.start_worker(WORKER_0)  # it sees the new file system
+            job.cluster.start_worker(WORKER_0)  # the new one has the new file system
             cause = "cannot be written .No space left on device"
             out = job.check_end(time.monotonic(), within=60, cause=cause, statuses={2})
             assert "Failed to encode" not in out

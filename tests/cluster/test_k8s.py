@@ -146,7 +146,7 @@ def test_overlays(version):
             job["spec"]["mpiReplicaSpecs"][role]["template"]["spec"]
             for role in ("Launcher", "Worker")
         )
-        # v1 enters workers through the API with the launcher's account; v2beta1 through sshd.
+        # The launcher reaches workers of v1 through the API, with its account; of v2beta1 by sshd.
         assert (launcher.get("automountServiceAccountToken") is False) == (version == "v2beta1")
         assert ("readinessProbe" in worker["containers"][0]) == (version == "v2beta1")
 

@@ -72,7 +72,7 @@ def test_warm_up_changes_only_the_number_of_updates():
 
 @pytest.mark.parametrize("optimizer", ["sgdwfastlars", "sgd"])
 def test_two_steps_equal_numpy(optimizer):
-    """The rule and MXNet's gradients give the weights, from update 2 of the schedule on."""
+    """Compute the weights from MXNet's gradients by the optimizer's formula, from update 2 on."""
     config = Config(**{**CONFIG.__dict__, "optimizer": optimizer})
     made = trainer(config)
     made.warm_up()

@@ -48,7 +48,7 @@ class DockerBackend(Backend):
         if not os.path.isdir(data):
             raise UserError(f"DATADIR={data} is not a folder: name the folder of the data set")
         if find_program("docker", self.environ) is None:
-            raise UserError("docker is not found on PATH")
+            raise UserError("docker is not found on PATH: install it")
         self._load_configuration(system)
         self.make_logdir()
         self._start_container(image, data)
