@@ -13,8 +13,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 # PID 1 of a container ignores signals that it has no handler for.
 for signal in INT TERM HUP; do
+    status=$((128 + $(kill -l "$signal")))
     # shellcheck disable=SC2064  # expand the name and number now
-    trap "echo 'run_and_time.sh: stopped by SIG$signal' >&2; exit $((128 + $(kill -l "$signal")))" "$signal"
+    trap "echo 'run_and_time.sh: stopped by SIG$signal' >&2; exit $status" "$signal"
 done
 python=$(./setup_env.sh --launcher-python)
 # Signals during the start of Python stay pending until it has its own handlers (coreutils 8.31).
