@@ -145,9 +145,8 @@ def _check_same_conversion(path: str, manifest: Manifest, identity: str, options
             f"--{name.replace('_', '-')}={value}" for name, value in sorted(made_with.items())
         )
         raise DestinationError(
-            f"{path}: the split was made from another source or with other options "
-            f"({manifest['source']['path']} as it was then, {flags}): "
-            "choose another destination, or remove the files of this split"
+            f"{path}: the split was made from {manifest['source']['path']} as it was at that time, "
+            f"with {flags}: choose another destination, or remove the files of this split"
         )
 
 
