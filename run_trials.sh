@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run NEXP timed runs one after another, each from a dropped page cache and with its own seed, and
+# Run NEXP timed runs one after another, each with a dropped page cache and its own seed, and
 # summarize them.
 #
 #   ./run_trials.sh [flags of python -m mxresnet]
@@ -12,7 +12,8 @@
 #                 (.check), <stamp>_summary.txt and <stamp>_package, the folder for MLPerf's
 #                 package_checker and result_summarizer
 #   DATESTAMP     the stamp; not set: now
-#   SUBMISSION_ORG, SUBMISSION_PLATFORM, ...  are logged; run_and_time.sh's variables work here too
+#   SUBMISSION_ORG, SUBMISSION_PLATFORM, ...  values for the log
+#   and the variables of run_and_time.sh
 #
 # mxresnet/launch/trials.py does the work and describes the exit statuses.
 set -euo pipefail

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The GPUs of this machine, and the configuration that was published for them."""
+"""Detect the GPUs of this machine, and choose the configuration that was published for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CPU_SYSTEM = "CPU_digits"
 
 @dataclass(frozen=True)
 class GpuSystem:
-    """GPUs that have a configuration."""
+    """A set of GPUs that has a configuration."""
 
     count: int
     name_pattern: str
@@ -26,7 +26,7 @@ class GpuSystem:
     system: str
 
 
-# The first that matches counts.
+# The first match is used.
 GPU_SYSTEMS = (
     GpuSystem(8, "*A100*", 80, "DGXA100"),
     GpuSystem(8, "*A100*", 40, "A100-40GB_8gpu"),
@@ -46,7 +46,7 @@ GPU_SYSTEMS = (
 
 @dataclass(frozen=True)
 class Choice:
-    """A system and the hardware it was chosen for, in words."""
+    """A system, and a description of the hardware for which it was chosen."""
 
     system: str
     hardware: str
@@ -56,11 +56,11 @@ def choose_system(environ: Mapping[str, str]) -> Choice:
     """Choose the configuration for the GPUs of this machine, or for its CPU if it has none.
 
     Args:
-        environ: Its CUDA_VISIBLE_DEVICES restricts the GPUs that count.
+        environ: Its CUDA_VISIBLE_DEVICES selects the GPUs.
 
     Raises:
-        UserError: The GPUs cannot be queried, have no configuration, or the job has more machines
-            than this one.
+        UserError: The GPUs cannot be queried or have no configuration, or the job has several
+            machines.
     """
     gpus = _query_gpus(environ)
     if not gpus:
@@ -115,7 +115,7 @@ def _system_for(gpus: List[str]) -> Optional[str]:
     if len(names) != 1 or not all(memory.isdecimal() for memory in memories):
         return None
     (name,) = names
-    # The least memory, rounded up: drivers keep some of it for themselves.
+    # The smallest memory, rounded up: drivers reserve some of it.
     memory_gib = (min(map(int, memories)) + 1023) // 1024
     for known in GPU_SYSTEMS:
         if (len(gpus), memory_gib) == (known.count, known.memory_gib) and fnmatch.fnmatchcase(

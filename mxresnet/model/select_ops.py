@@ -46,7 +46,7 @@ def _needs_channel_last_batch_norm(config: Config, on_gpu: bool) -> bool:
     return on_gpu and config.bn_group == 1 and config.batchnorm_layout == LAYOUT
 
 
-def _select_vendor_ops(config: Config, on_gpu: bool) -> Optional[Type[FusedBnOps]]:
+def _select_nvidia_ops(config: Config, on_gpu: bool) -> Optional[Type[FusedBnOps]]:
     """Return the backend of VENDOR_OPS for config.network; None without the operators it needs."""
     layouts = (config.conv_layout, config.batchnorm_layout)
     usable = on_gpu and config.bn_group == 1 and config.dtype == "float16"
@@ -67,7 +67,7 @@ def cudnn_bn_unavailable_reason(config: Config, device: Any) -> Optional[str]:
     differ between ranks; the caller must pass the same one to select_ops() on every rank.
     """
     on_gpu = device.device_type == "gpu"
-    if not _needs_channel_last_batch_norm(config, on_gpu) or _select_vendor_ops(config, on_gpu):
+    if not _needs_channel_last_batch_norm(config, on_gpu) or _select_nvidia_ops(config, on_gpu):
         return NOT_TRIED
     if config.dtype != "float16" or config.conv_layout != LAYOUT:
         return "this project's batch norms need --dtype float16 and --conv-layout NHWC"
@@ -88,9 +88,9 @@ def select_ops(
         # NVIDIA's operators can exchange statistics through CUDA IPC buffers. This project does not
         # use that: it could not be tested without GPUs.
         return SyncBatchNormOps(config)
-    vendor_ops = _select_vendor_ops(config, on_gpu)
-    if vendor_ops:
-        return vendor_ops(config)
+    nvidia_ops = _select_nvidia_ops(config, on_gpu)
+    if nvidia_ops:
+        return nvidia_ops(config)
     if _needs_channel_last_batch_norm(config, on_gpu):
         if cudnn_bn_reason is None:
             return CudnnBnOps(config)

@@ -10,7 +10,7 @@ import time
 import pytest
 from support.commands import ROOT
 
-# Stands for python3.11 and for the python of .venv: notes its arguments, installs nothing.
+# A fake of python3.11 and of .venv's python: records its arguments and installs nothing.
 FAKE_PYTHON = """#!/usr/bin/env bash
 case "$*" in
     *print*) echo 3.11 ;;
