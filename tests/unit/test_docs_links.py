@@ -15,6 +15,8 @@ PATH = re.compile(
     r"(?<![\w./$}-])(?:\./)?"
     r"((?:benchmarks|docs|k8s|mxresnet|prepare|tests)/[\w./-]*\.(?:cc|h|json|md|py|sh|yaml))\b"
 )
+# `path` in a Markdown file: a folder too.
+QUOTED_PATH = re.compile(r"`((?:benchmarks|docs|k8s|mxresnet|prepare|tests)/[\w./-]*)`")
 MODULE = re.compile(r"-m (?P<name>(?:mxresnet|prepare)(?:\.\w+)*)\b")
 
 
@@ -62,7 +64,8 @@ def test_links_of_a_markdown_file(path):
 @pytest.mark.parametrize("path", text_files(), ids=relative)
 def test_files_and_modules_that_a_text_refers_to(path):
     text = path.read_text()
-    missing = {name for name in PATH.findall(text) if not (ROOT / name).exists()}
+    names = {*PATH.findall(text), *(QUOTED_PATH.findall(text) if path.suffix == ".md" else ())}
+    missing = {name for name in names if not (ROOT / name).exists()}
     for name in MODULE.findall(text):
         module = ROOT / name.replace(".", "/")
         if not (module.with_suffix(".py").exists() or (module / "__main__.py").exists()):
