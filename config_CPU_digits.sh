@@ -22,7 +22,7 @@ export WARMUP_EPOCHS=1
 # from the first epoch on.
 export BATCHNORM_MOM=0.3
 export BN_GAMMA_INIT0=1
-export NUMEPOCHS=8
+export NUMEPOCHS=9
 export EVAL_PERIOD=1
 export EVAL_OFFSET=0
 export DISP_BATCHES=0
