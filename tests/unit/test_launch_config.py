@@ -72,7 +72,7 @@ def test_a_setting_that_a_configuration_overrides_is_reported_with_its_flag():
     assert notes(LR="3", NUMEPOCHS="2 ") == [
         "note: LR=3 from the environment is overridden by config_CPU_digits.sh (LR=4): use --lr 3",
         "note: NUMEPOCHS=2  from the environment is overridden by config_CPU_digits.sh "
-        "(NUMEPOCHS=12): use --num-epochs '2 '",
+        f"(NUMEPOCHS={exported('CPU_digits')['NUMEPOCHS']}): use --num-epochs '2 '",
     ]
 
 

@@ -68,7 +68,7 @@ def test_steps_and_learning_rates_are_the_published_ones(system):
     )
     config, plan = plan_of(values, facts["nodes"])
     assert config.batch_size * facts["nodes"] * facts["gpus"] == facts["global_batch"]
-    assert [plan.steps_per_epoch, plan.warmup_steps, plan.total_steps] == facts["steps"]
+    assert [plan.steps_per_epoch, plan.schedule.warmup_steps, plan.total_steps] == facts["steps"]
     _, warm, total = facts["steps"]
     for update, rate in facts.get("rates", {}).items():
         assert plan.learning_rate(int(update)) == pytest.approx(rate, abs=5e-7)
@@ -94,7 +94,7 @@ def test_an_unpublished_configuration_is_marked_and_has_values_of_published_runs
         assert (
             config.lr,
             config.wd,
-            plan.warmup_steps // plan.steps_per_epoch,
+            plan.schedule.warmup_steps // plan.steps_per_epoch,
             config.num_epochs,
         ) == RAN[OURS[system]]
         assert (
