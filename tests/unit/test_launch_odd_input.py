@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Launchers with variables and arguments that make no sense: one line and status 2."""
+"""Launchers with odd variables, arguments and moments of signals: one line and a fitting status."""
 
 import os
+import signal
 import subprocess
+import sys
 
 import pytest
 from support.commands import ROOT
+from support.scripts import finish, start_script, wait_for
 
 from mxresnet.errors import UserError
 from mxresnet.launch import processes, run
@@ -83,3 +86,25 @@ def test_the_parent_of_the_data_is_made_and_not_the_data(monkeypatch, tmp_path):
     assert root.parent.is_dir() and not root.exists()
     assert commands[0][3:] == [f"{root}.images"]
     assert commands[1][3:] == [f"{root}.images", str(root)]
+
+
+@pytest.mark.parametrize(
+    "script", ["run_and_time.sh", "run_trials.sh", "run.sub", "run_with_docker.sh"]
+)
+def test_a_signal_during_the_start_of_python_is_handled(tmp_path, script):
+    started = tmp_path / "started"
+    # Not a shell script: dash unblocks signals.
+    slow_python = tmp_path / "python"
+    slow_python.write_text(
+        f"#!{sys.executable}\nimport os, pathlib, sys, time\n"
+        "if sys.argv[1] == '-m':\n"
+        f"    pathlib.Path({str(started)!r}).touch()\n    time.sleep(1)\n"
+        f"os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])\n"
+    )
+    slow_python.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    process = start_script([f"./{script}"], tmp_path, PATH=path, DGXSYSTEM="PDP11")
+    wait_for(started.exists)
+    process.send_signal(signal.SIGINT)
+    done = finish(process)
+    assert (done.returncode, done.stderr) == (130, f"{script}: stopped by SIGINT\n")
