@@ -12,4 +12,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 python=$(./setup_env.sh --launcher-python)
-exec "$python" -m mxresnet.launch.trials docker "$@"
+# Signals during the start of Python stay pending until it has its own handlers (coreutils 8.31).
+block=(env "--block-signal=INT,TERM,HUP")
+"${block[@]}" true 2>/dev/null || block=()
+exec "${block[@]}" "$python" -m mxresnet.launch.trials docker "$@"

@@ -234,7 +234,7 @@ def main() -> NoReturn:
     """Replace this process with the command in the arguments, bound."""
     try:
         options, command = parse_arguments(sys.argv[1:])
-        if not command:
+        if not command or not command[0]:
             raise UserError(f"no command: {_USAGE}")
         command, environ = _bind(options, command, os.environ)
     except UserError as error:

@@ -88,22 +88,29 @@ def _query_gpus(environ: Mapping[str, str]) -> List[str]:
     if visible in ("", "-1", "NoDevFiles") or program is None:
         return []
     only = [] if visible == "all" else ["-i", visible]
-    done = subprocess.run(
-        [program, *only, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"],
-        env=dict(environ),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        errors="replace",
-    )
+    try:
+        done = subprocess.run(
+            [program, *only, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"],
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+        )
+    except OSError as error:
+        raise _query_error(f"{program}: {error.strerror}") from error
     lines = done.stdout.splitlines()
     if done.returncode == 0:
         return lines
     if "No devices were found" in done.stdout:
         return []
-    raise UserError(
-        f"nvidia-smi fails ({' '.join(lines)}), so the hardware is not known: "
+    raise _query_error(" ".join(lines))
+
+
+def _query_error(reason: str) -> UserError:
+    return UserError(
+        f"nvidia-smi fails ({reason}), so the hardware is not known: "
         f"set DGXSYSTEM to one of: {systems_text()}"
     )
 

@@ -21,14 +21,13 @@ import pwd
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from typing import Dict, List, Mapping, Optional, Sequence
 
 from mxresnet.errors import ExitStatus, UserError
 from mxresnet.launch import hardware, kubernetes, mpi, processes, system_config
-from mxresnet.launch.terminal import print_to_stderr
+from mxresnet.launch.terminal import print_to_stderr, write_to_stdout
 from mxresnet.results.log_reader import has_evaluation
 
 NAME = "run_and_time.sh"
@@ -77,9 +76,10 @@ class Run:
 def main() -> int:
     """Run, report an error in one line, and return the exit status."""
     environ = dict(os.environ)
-    rank = launched_rank(environ)
+    rank = None
     try:
         processes.handle_stop_signals()
+        rank = launched_rank(environ)
         return run(sys.argv[1:], environ, rank)
     except UserError as error:
         if rank:
@@ -90,6 +90,9 @@ def main() -> int:
         return ExitStatus.USER_ERROR
     except CommandFailedError as error:
         return error.status
+    except OSError as error:  # a file of the run, or standard output, cannot be written
+        report(str(error))
+        return ExitStatus.FAILURE
     except processes.StoppedBySignal as stop:
         report(str(stop))
         return stop.status
@@ -101,11 +104,21 @@ def report(message: str) -> None:
 
 
 def launched_rank(environ: Mapping[str, str]) -> Optional[int]:
-    """Return the rank that mpirun or srun gave this process, or None if neither started it."""
-    rank = environ.get("OMPI_COMM_WORLD_RANK") or environ.get("PMIX_RANK")
-    if not rank and environ.get("SLURM_STEP_ID"):
-        rank = environ.get("SLURM_PROCID")
-    return int(rank) if rank else None
+    """Return the rank that mpirun or srun gave this process, or None if neither started it.
+
+    Raises:
+        UserError: The variable with the rank is not a number.
+    """
+    names = ["OMPI_COMM_WORLD_RANK", "PMIX_RANK"]
+    if environ.get("SLURM_STEP_ID"):
+        names.append("SLURM_PROCID")
+    for name in names:
+        rank = environ.get(name)
+        if rank:
+            if not rank.isdecimal():
+                raise UserError(f"{name}={rank} is not the number of a rank")
+            return int(rank)
+    return None
 
 
 def run(flags: List[str], environ: Dict[str, str], rank: Optional[int]) -> int:
@@ -195,7 +208,8 @@ def environment_python(environ: Mapping[str, str]) -> str:
     Raises:
         CommandFailedError: The environment could not be created.
     """
-    with tempfile.TemporaryFile() as output:
+    # In memory: a full disk need not stop a run whose environment exists.
+    with open(os.memfd_create("python"), "w+b") as output:
         status = processes.run_to_end(
             ["./setup_env.sh"], env=environ, stdout=output, new_session=True, signal_group=True
         )
@@ -268,7 +282,7 @@ def run_timed(context: Run) -> int:
     print_to_stderr(f"log: {log_file}")
     # A run without an evaluation has no result: --synth-data, --profile, too few epochs.
     if status == 0 and has_evaluation(log_file):
-        print(result_line(started, time.time()), flush=True)
+        write_to_stdout(os.fsencode(result_line(started, time.time())) + b"\n")
     return status
 
 
@@ -297,7 +311,7 @@ def make_builtin_data(context: Run) -> None:
         UserError: The name of the data set is unknown, or DATAROOT cannot be created.
         CommandFailedError: The data set could not be created.
     """
-    name, root = context.environ.get("BUILTIN_DATA"), context.environ.get("DATAROOT", "")
+    name, root = context.environ.get("BUILTIN_DATA"), context.environ.get("DATAROOT", "").rstrip("/")
     manifests = [pathlib.Path(root, f"{split}.json") for split in ("train", "val")]
     if not name or all(manifest.is_file() for manifest in manifests):
         return

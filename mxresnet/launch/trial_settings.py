@@ -114,6 +114,8 @@ def read_trial_settings(
             f"LOGDIR={logdir} cannot be written: name a folder that this user may write"
         )
     stamp = environ.get("DATESTAMP") or time.strftime("%y%m%d%H%M%S")
+    if "/" in stamp:
+        raise UserError(f"DATESTAMP={stamp}: it starts the names of files, so it cannot have a /")
     if any(name.startswith(f"{stamp}_") for name in os.listdir(logdir)):
         raise UserError(
             f"DATESTAMP={stamp}: {logdir} has files of that stamp: set another DATESTAMP"

@@ -25,7 +25,7 @@ from mxresnet.launch.backends.docker import DockerBackend
 from mxresnet.launch.backends.local import LocalBackend
 from mxresnet.launch.backends.slurm import SlurmBackend
 from mxresnet.launch.run import CommandFailedError
-from mxresnet.launch.terminal import print_to_stderr
+from mxresnet.launch.terminal import print_to_stderr, write_to_stdout
 from mxresnet.launch.trial_settings import read_trial_settings
 from mxresnet.launch.trial_summary import (
     MISSED,
@@ -78,7 +78,7 @@ class Trials:
         summary = summarize(self._settings, self._results)
         with open(f"{self._settings.prefix}_summary.txt", "w", encoding="utf-8") as file:
             file.write(summary)
-        print(summary, end="", flush=True)
+        write_to_stdout(os.fsencode(summary))
         complete = len(self._results) == len(self._settings.seeds)
         if complete and status in (ExitStatus.SUCCESS, ExitStatus.TARGET_MISSED, LOG_REFUSED):
             self._write_submission()
@@ -177,6 +177,9 @@ def run_trials(backend: Backend, flags: Sequence[str]) -> int:
         return ExitStatus.USER_ERROR
     except CommandFailedError as error:
         return error.status
+    except OSError as error:  # a file of the run, or standard output, cannot be written
+        print_to_stderr(f"{backend.program}: {error}")
+        return ExitStatus.FAILURE
     except processes.StoppedBySignal as stop:
         print_to_stderr(f"{backend.program}: {stop}")
         return stop.status

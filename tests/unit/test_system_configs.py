@@ -16,6 +16,8 @@ from support.launchers import exported
 
 from mxresnet.config import FIELDS
 from mxresnet.config_parser import parse
+from mxresnet.errors import UserError
+from mxresnet.launch import hardware
 from mxresnet.run_plan import make_plan
 
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "published_configs.json").read_text())
@@ -222,6 +224,17 @@ def test_a_broken_driver_does_not_select_the_cpu_configuration(tmp_path):
         messages.startswith("run_and_time.sh: nvidia-smi fails (Failed to initialize NVML")
         and messages.count("\n") == 1
     )
+
+
+@pytest.mark.parametrize("content", ["", "garbage", "#!/no/such/shell\n"])
+def test_a_tool_that_cannot_be_started_is_reported(tmp_path, content):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(content)
+    program.chmod(0o755)
+    with pytest.raises(
+        UserError, match=f"nvidia-smi fails \\({program}: .* set DGXSYSTEM to one of"
+    ):
+        hardware.choose_system({"PATH": str(tmp_path)})
 
 
 def test_only_visible_gpus_are_used(tmp_path):

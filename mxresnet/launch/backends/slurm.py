@@ -10,7 +10,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import threading
 from typing import Iterator, List, Mapping, NoReturn, Sequence
 
@@ -26,7 +25,7 @@ from mxresnet.launch.processes import (
 )
 from mxresnet.launch.run import environment_python
 from mxresnet.launch.system_config import check_system, load_configuration
-from mxresnet.launch.terminal import print_to_stderr
+from mxresnet.launch.terminal import OutputError, print_to_stderr, write_to_stdout
 from mxresnet.launch.trial_settings import check_flags, number_of_trials
 
 DATA_IN_CONTAINER = "/data"
@@ -48,11 +47,11 @@ def stdout_without_mlperf_log() -> Iterator[int]:
     def copy_lines() -> None:
         # Leave signals to the main thread, which runs the handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        with open(read_end, "rb") as lines:
+        # When standard output is lost, this end of the pipe closes, and the ranks notice it.
+        with contextlib.suppress(OutputError), open(read_end, "rb") as lines:
             for line in lines:
                 if not line.startswith(_MLPERF_PREFIX):
-                    sys.stdout.buffer.write(line)
-                    sys.stdout.buffer.flush()
+                    write_to_stdout(line)
 
     thread = threading.Thread(target=copy_lines, daemon=True)
     thread.start()
@@ -89,6 +88,8 @@ class SlurmBackend(Backend):
     def prepare(self, flags: Sequence[str]) -> None:
         system = self.required("DGXSYSTEM", "it selects config_<DGXSYSTEM>.sh")
         check_system(system)
+        if not self._machines.isdecimal():
+            raise UserError(f"SLURM_JOB_NUM_NODES={self._machines} is not a number of machines")
         data = self.environ.get("DATADIR", "")
         if data and not os.path.isdir(data):
             raise UserError(f"DATADIR={data} is not a folder: name the folder of the data set")
