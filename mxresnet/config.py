@@ -16,7 +16,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Optional, Tuple
 
-from mxresnet.setting import (
+from mxresnet.config_field import (
     above,
     at_least,
     between,

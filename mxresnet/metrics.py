@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accuracy as integer counts that are summed exactly over ranks, and images per second."""
+"""Accuracy as integer counts that are summed exactly over ranks."""
 
 from __future__ import annotations
 
@@ -87,7 +87,3 @@ def sum_over_ranks(counts: List[int], ranks: Ranks, same_images: bool) -> Score:
             counts are then the result on every rank, so that all ranks stop at the same time.
     """
     return Score(*(ranks.broadcast(counts) if same_images else ranks.sum(counts)))
-
-
-def images_per_second(images: int, seconds: float) -> float:
-    return images / seconds

@@ -9,7 +9,7 @@ from typing import Callable, Optional, Sequence, TextIO
 
 from mxresnet.config import Config
 from mxresnet.errors import UserError
-from mxresnet.metrics import Score, images_per_second
+from mxresnet.metrics import Score
 from mxresnet.run_plan import Plan
 
 
@@ -19,6 +19,11 @@ def format_duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def images_per_second(images: int, seconds: float) -> float:
+    """Return the throughput, of all ranks when `images` counts the images of all ranks."""
+    return images / seconds
 
 
 class Progress:

@@ -19,6 +19,7 @@ from mxresnet.errors import UserError
 from mxresnet.lars import DECAYS_BIAS, Lars
 from mxresnet.metrics import AccuracyCounter, Score, sum_over_ranks
 from mxresnet.model import resnet
+from mxresnet.model.initializers import initializer
 from mxresnet.model.ops import PlainOps
 from mxresnet.model.sync_batch_norm import set_group_sum_functions
 from mxresnet.parallel.world import World
@@ -157,7 +158,7 @@ class Trainer:
             "label_shapes": [mx.io.DataDesc("softmax_label", (config.batch_size,), "float32")],
         }
         self._module.bind(**shapes)
-        self._module.init_params(resnet.initializer(config))
+        self._module.init_params(initializer(config))
         parameters, statistics = self._module.get_params()
         self._world.broadcast_parameters(parameters)
         self._world.broadcast_parameters(statistics)

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the record file, index, list and checksums of a plan; resume an interrupted conversion."""
+"""Write the record file, index, list and checksums of a plan."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Callable, Deque, Dict, Iterator, List, Tuple
+from typing import Deque, Dict, Iterator, List, Tuple
 
 import numpy as np
 
@@ -17,11 +16,10 @@ from prepare import recordio
 from prepare.journal import Journal
 from prepare.listing import Problem, SourceError
 from prepare.manifest import DestinationError, Manifest, Options, SourceFacts
-from prepare.pieces import MAX_IN_FLIGHT, ImageCheck, Piece, Ranges, Release, build_pieces
+from prepare.pieces import MAX_IN_FLIGHT, ImageCheck, Piece, Release, build_pieces
 from prepare.plan import Plan, check_no_class_lost
 from prepare.record_writer import RecordWriter
-
-OnProgress = Callable[[int, int], None]  # (images, bytes) added
+from prepare.resume import ConversionState, OnProgress, resume
 
 
 class BadImagesError(SourceError):
@@ -30,65 +28,6 @@ class BadImagesError(SourceError):
     def __init__(self, problems: List[Problem]) -> None:
         super().__init__(f"{len(problems)} bad images")
         self.problems = problems
-
-
-class ConversionState:
-    """Lengths and checksums of the records so far, the bad images, and the hash of the file."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.lengths = np.zeros(len(plan.paths), np.int64)  # in bytes; 0: skipped
-        self.sums = np.zeros(len(plan.paths), recordio.WORD)  # recordio.word_sums of each record
-        self.bad: Dict[int, str] = {}  # record -> reason
-        self.sha256 = hashlib.sha256()
-
-    def add(
-        self, first: int, last: int, lengths: np.ndarray, sums: np.ndarray, bad: Dict[int, str]
-    ) -> None:
-        """Add the records `first` to `last` - 1."""
-        self.lengths[first:last] = lengths
-        self.sums[first:last] = sums
-        self.bad.update(bad)
-
-
-def resume(
-    plan: Plan,
-    ranges: Ranges,
-    journal: Journal,
-    path: str,
-    state: ConversionState,
-    progress: OnProgress,
-) -> Tuple[int, int]:
-    """Keep the pieces of an earlier run up to the first that differs from the journal.
-
-    Args:
-        path: The record file.
-        state: Updated with the records that are kept.
-
-    Returns:
-        Number of pieces kept, and their size in bytes.
-    """
-    pieces = end = 0
-    if journal.entries and os.path.exists(path):
-        with open(path, "rb") as stream:
-            for (first, last), entry in zip(ranges, journal.entries):
-                lengths = recordio.record_bytes(plan.sizes[first:last])
-                for record, count in entry["cuts"].items():
-                    lengths[int(record) - first] += count * recordio.SPLIT_GROWTH_BYTES
-                for record in entry["bad"]:
-                    lengths[int(record) - first] = 0
-                data = stream.read(int(lengths.sum()))
-                sha256 = state.sha256.copy()
-                sha256.update(data)
-                if sha256.hexdigest() != entry["sha256"]:
-                    break
-                state.sha256 = sha256
-                sums = recordio.record_sums(data, lengths)
-                bad = {int(record): reason for record, reason in entry["bad"].items()}
-                state.add(first, last, lengths, sums, bad)
-                pieces, end = pieces + 1, end + len(data)
-                progress(last - first, int(plan.sizes[first:last].sum()))
-    journal.truncate(pieces)
-    return pieces, end
 
 
 def _hash_piece(state: ConversionState, views: List[memoryview]) -> str:

@@ -311,7 +311,10 @@ def make_builtin_data(context: Run) -> None:
         UserError: The name of the data set is unknown, or DATAROOT cannot be created.
         CommandFailedError: The data set could not be created.
     """
-    name, root = context.environ.get("BUILTIN_DATA"), context.environ.get("DATAROOT", "").rstrip("/")
+    name, root = (
+        context.environ.get("BUILTIN_DATA"),
+        context.environ.get("DATAROOT", "").rstrip("/"),
+    )
     manifests = [pathlib.Path(root, f"{split}.json") for split in ("train", "val")]
     if not name or all(manifest.is_file() for manifest in manifests):
         return

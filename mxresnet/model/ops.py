@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operator backends for any build of MXNet: the layers that a network is made of, and its loss.
+"""Operator backends for any build of MXNet: the layers that a network is made of.
 
 A backend has the methods input, conv_bn, relu, add_relu, max_pool and head, which map Features to
 Features. conv_bn returns a feature with a pending batch norm: relu or add_relu always follows and
@@ -19,6 +19,7 @@ import numpy as np
 
 from mxresnet.config import Config
 from mxresnet.model import sync_batch_norm
+from mxresnet.model.loss import softmax_cross_entropy_loss
 
 cudnn_bn: Any  # the module, or None
 try:
@@ -78,29 +79,6 @@ def accepts(operator: str, *attributes: str) -> bool:
     if function is None:
         return False
     return set(attributes) <= set(inspect.signature(function).parameters)
-
-
-def softmax_cross_entropy_loss(logits: Any, label_smoothing: float) -> Any:
-    """Return the class probabilities, with the gradient of the loss as their backward pass.
-
-    For logits x of K classes, label l and label smoothing a, the loss of one image is
-
-        loss = -sum_k t_k log p_k,    p = softmax(x),    t_k = 1 - a if k = l else a / (K - 1)
-
-    MXNet does not evaluate it: SoftmaxOutput returns p in the forward pass and d loss / d x = p - t
-    in the backward pass, not divided by the batch size.
-
-    Source: MXNet's documentation of SoftmaxOutput (smooth_alpha); label smoothing: Szegedy et al.,
-    "Rethinking the Inception Architecture" (2016), which shares a among all K classes instead.
-
-    Args:
-        logits: Symbol of shape (batch, K), float32.
-        label_smoothing: a, from 0 to 1.
-
-    Returns:
-        A symbol of shape (batch, K) named softmax; the labels are its input softmax_label.
-    """
-    return mx.sym.SoftmaxOutput(logits, smooth_alpha=label_smoothing, name="softmax")
 
 
 class PlainOps:

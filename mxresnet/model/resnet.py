@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ResNet v1.5 network: its graph, its parameter names and its initializers.
+"""The ResNet v1.5 network: its graph and its parameter names.
 
 Version 1.5 ("v1b" in MXNet's names) has the stride of a bottleneck unit in its 3 x 3 convolution.
 The graph is written once, over the operators of a backend (see ops.py).
@@ -12,8 +12,6 @@ MLPerf's compliance checker requires.
 from __future__ import annotations
 
 from typing import Any, List, Tuple
-
-import mxnet as mx
 
 from mxresnet.config import Config
 from mxresnet.model.ops import Feature, PlainOps
@@ -31,7 +29,6 @@ MIN_BOTTLENECK_LAYERS = 50  # smaller networks have basic units
 STEM_FILTERS = 64
 STAGE_FILTERS = (64, 128, 256, 512)  # of the 3 x 3 convolutions
 BOTTLENECK_EXPANSION = 4  # output channels of a bottleneck unit per filter of its 3 x 3 convolution
-FC_SIGMA = 0.01
 
 
 def _unit_convolutions(num_layers: int, filters: int, stride: int) -> List[Tuple[int, int, int]]:
@@ -117,33 +114,3 @@ def parameter_names(num_layers: int) -> List[str]:
         for name in (f"{conv}_weight", f"{bn}_gamma", f"{bn}_beta")
     ]
     return [*names, "fc1_weight", "fc1_bias"]
-
-
-class _ZeroGamma(mx.init.Initializer):
-    """Initialize a gamma to 0.
-
-    mx.init.Zero cannot do this: MXNet calls _init_gamma for a parameter named gamma, and the method
-    of the base class sets it to 1.
-    """
-
-    def _init_gamma(self, name: str, array: Any) -> None:
-        array[:] = 0
-
-
-def initializer(config: Config) -> mx.init.Initializer:
-    """Return the initializer of the parameters, with the reference's distributions.
-
-    Convolution weights are drawn from N(0, 2 / fan-in) (He et al., "Delving Deep into Rectifiers",
-    2015). Fan-in counts the fourth input channel, which is zero padding, as the reference does.
-    fc1_weight is drawn from N(0, FC_SIGMA ** 2). Gamma is 1; beta and bias are 0. With
-    --bn-gamma-init0 the gamma of the last batch norm of each unit is 0, and fc1_weight is drawn
-    like a convolution weight.
-    """
-    he_normal = mx.init.Xavier(rnd_type="gaussian", factor_type="in", magnitude=2)
-    if config.bn_gamma_init0:
-        last_bn = 2 if config.num_layers < MIN_BOTTLENECK_LAYERS else 3
-        rules = {f".*bn{last_bn}_gamma$": _ZeroGamma()}
-    else:
-        rules = {"^fc1_weight$": mx.init.Normal(FC_SIGMA)}
-    rules[".*"] = he_normal
-    return mx.init.Mixed(list(rules), list(rules.values()))

@@ -5,7 +5,8 @@ import mxnet as mx
 import pytest
 
 from mxresnet.errors import UserError
-from mxresnet.metrics import AccuracyCounter, Score, images_per_second, sum_over_ranks
+from mxresnet.metrics import AccuracyCounter, Score, sum_over_ranks
+from mxresnet.progress import images_per_second
 
 PROBABILITIES = [[0.1, 0.7, 0.2], [0.5, 0.2, 0.3], [0.25, 0.35, 0.4]]
 

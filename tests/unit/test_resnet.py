@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from mxresnet.config import Config
-from mxresnet.model import resnet
-from mxresnet.model.ops import FusedCpuOps, PlainOps, softmax_cross_entropy_loss
+from mxresnet.model import initializers, resnet
+from mxresnet.model.loss import softmax_cross_entropy_loss
+from mxresnet.model.ops import FusedCpuOps, PlainOps
 from mxresnet.model.select_ops import select_ops
 
 
@@ -106,7 +107,7 @@ def test_any_layout_computes_the_same_network(layouts):
         values = data.transpose(0, 2, 3, 1) if settings.get("input_layout") else data
         module = mx.mod.Module(net, context=mx.cpu())
         module.bind([("data", values.shape)], [("softmax_label", (2,))])
-        module.init_params(resnet.initializer(Config()))
+        module.init_params(initializers.initializer(Config()))
         if weights:
             module.set_params(*weights)
         weights = module.get_params()
@@ -122,7 +123,7 @@ def one_step(config, images, labels, weights=None):
     )
     module.bind([mx.io.DataDesc("data", config.batch_shape)], [("softmax_label", labels.shape)])
     mx.random.seed(2)
-    module.init_params(resnet.initializer(config))
+    module.init_params(initializers.initializer(config))
     if weights:
         module.set_params(*weights)
     weights = tuple({n: a.copy() for n, a in part.items()} for part in module.get_params())
@@ -202,7 +203,7 @@ def test_initial_weights(zero_gamma):
     config = Config(image_shape=(4, 32, 32), bn_gamma_init0=zero_gamma)
     module = mx.mod.Module(resnet.build(PlainOps(config), config, 1000), context=mx.cpu())
     module.bind([("data", (1, 4, 32, 32))], [("softmax_label", (1,))])
-    module.init_params(resnet.initializer(config))
+    module.init_params(initializers.initializer(config))
     arguments, statistics = module.get_params()
     for name, array in arguments.items():
         value = array.asnumpy()
