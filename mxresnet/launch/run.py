@@ -271,7 +271,7 @@ def log_file_path(environ: Mapping[str, str]) -> str:
     """Return the path of the log: <LOGDIR>/<DATESTAMP>_<TRIAL>.log. Makes LOGDIR.
 
     Raises:
-        UserError: LOGDIR cannot be made.
+        UserError: LOGDIR cannot be made or written.
     """
     folder = environ.get("LOGDIR") or "./results"
     try:
@@ -281,6 +281,10 @@ def log_file_path(environ: Mapping[str, str]) -> str:
             f"LOGDIR={folder} cannot be made ({error.strerror}): "
             "name a folder that this user may write"
         ) from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(
+            f"LOGDIR={folder} cannot be written: name a folder that this user may write"
+        )
     stamp = environ.get("DATESTAMP") or time.strftime("%y%m%d%H%M%S")
     return f"{folder}/{stamp}_{environ.get('TRIAL') or '1'}.log"
 
