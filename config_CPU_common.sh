@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Settings that the CPU configurations share. Set DGXNGPU, the ranks on a machine, before sourcing
-# it.
+# Settings that the CPU configurations share. Set DGXNGPU, the number of ranks on a machine, before
+# sourcing this file.
 source "$(dirname "${BASH_SOURCE[0]}")/config_common.sh"
 
 # One oneDNN operator for batch norm and ReLU saves one pass over memory.
@@ -17,5 +17,5 @@ export MXNET_OPTIMIZER_AGGREGATION_SIZE=1
 # Keep freed memory: new pages cost several percent of a step.
 export MALLOC_MMAP_MAX_=0
 export MALLOC_TRIM_THRESHOLD_=17179869184
-# Ranks that wait yield the CPU, for there may be more ranks than cores.
+# Ranks that wait yield the CPU, because there may be more ranks than cores.
 export OMPI_MCA_mpi_yield_when_idle=1

@@ -17,11 +17,12 @@ export BATCHSIZE=64
 export LR=4
 export WD=0.0001
 export WARMUP_EPOCHS=1
-# With 12 steps an epoch and a high rate, running statistics that forget slowly describe a network
-# that no longer exists. Residual units that start as the identity learn from the first epoch on.
+# The weights change much in the 12 steps of an epoch: with the usual momentum of 0.9 the running
+# statistics would be outdated. With residual units that start as the identity, the accuracy rises
+# from the first epoch on.
 export BATCHNORM_MOM=0.3
 export BN_GAMMA_INIT0=1
-export NUMEPOCHS=8
+export NUMEPOCHS=9
 export EVAL_PERIOD=1
 export EVAL_OFFSET=0
 export DISP_BATCHES=0

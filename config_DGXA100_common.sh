@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Settings that the GPU configurations share: NVIDIA's MLPerf Training v2.1 settings for one machine
 # of A100s.
-# Values, unless a line says otherwise: NVIDIA's v2.1 results repository,
+# Source of the values, unless a comment names another one: NVIDIA's v2.1 results repository,
 # resnet/implementations/mxnet-22.04 (its config_DGXA100_common.sh, config_DGXA100.sh, and the
 # constants of its run_and_time.sh and Dockerfile).
 source "$(dirname "${BASH_SOURCE[0]}")/config_common.sh"

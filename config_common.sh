@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Settings that all configurations share. config_<system>.sh sources this file. Every exported name
-# is a setting of mxresnet (python -m mxresnet --help), of a launcher, or of a library. Those of the
-# launchers:
+# is a setting of mxresnet (python -m mxresnet --help), of a launcher, or of a library. The settings
+# of the launchers:
 #   DGXNGPU        ranks on a machine
 #   DGXNNODES      machines (default: 1)
 #   WALLTIME       minutes that one trial may take under Slurm (run.sub)

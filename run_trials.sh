@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run NEXP timed runs one after another, each from a dropped page cache and with its own seed, and
+# Run NEXP timed runs one after another, each with a dropped page cache and its own seed, and
 # summarize them.
 #
 #   ./run_trials.sh [flags of python -m mxresnet]
@@ -12,10 +12,14 @@
 #                 (.check), <stamp>_summary.txt and <stamp>_package, the folder for MLPerf's
 #                 package_checker and result_summarizer
 #   DATESTAMP     the stamp; not set: now
-#   SUBMISSION_ORG, SUBMISSION_PLATFORM, ...  are logged; run_and_time.sh's variables work here too
+#   SUBMISSION_ORG, SUBMISSION_PLATFORM, ...  values for the log
+#   and the variables of run_and_time.sh
 #
 # mxresnet/launch/trials.py does the work and describes the exit statuses.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 python=$(./setup_env.sh --launcher-python)
-exec "$python" -m mxresnet.launch.trials local "$@"
+# Signals during the start of Python stay pending until it has its own handlers (coreutils 8.31).
+block=(env "--block-signal=INT,TERM,HUP")
+"${block[@]}" true 2>/dev/null || block=()
+exec "${block[@]}" "$python" -m mxresnet.launch.trials local "$@"

@@ -5,11 +5,14 @@
 #
 #   CONT         image with this project in its working directory, MXNet and Horovod in its python
 #   DATADIR      folder of the data set, mounted as /data, read-only
-#   DGXSYSTEM    selects config_<name>.sh of this checkout; the container gets what it exports
+#   DGXSYSTEM    selects config_<name>.sh of this checkout; its variables are set in the container
 #   LOGDIR       (./results), mounted as /results
 #   DOCKER_GPUS  GPUs of the container, as in docker run --gpus (all; none for CPU configurations)
 #   NEXP, SEED, SEEDS, CLEAR_CACHES, DATESTAMP, SUBMISSION_*  as for run_trials.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 python=$(./setup_env.sh --launcher-python)
-exec "$python" -m mxresnet.launch.trials docker "$@"
+# Signals during the start of Python stay pending until it has its own handlers (coreutils 8.31).
+block=(env "--block-signal=INT,TERM,HUP")
+"${block[@]}" true 2>/dev/null || block=()
+exec "${block[@]}" "$python" -m mxresnet.launch.trials docker "$@"

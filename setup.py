@@ -28,7 +28,14 @@ setup(
         "train-without-horovod": TRAIN_WITHOUT_HOROVOD,
         # The built-in digits data set, and reading the ImageNet devkit (meta.mat).
         "prepare": ["tqdm", "scipy", "scikit-learn", "opencv-python-headless"],
-        "test": ["pytest", "hypothesis", "jsonschema", "kubernetes-validate", "pyyaml"],
+        "test": [
+            "pytest",
+            "pytest-timeout",
+            "hypothesis",
+            "jsonschema",
+            "kubernetes-validate",
+            "pyyaml",
+        ],
         "lint": [
             "clang-format",
             "codespell",

@@ -4,7 +4,7 @@
 #   ./setup_env.sh                 for training and data preparation
 #   ./setup_env.sh --dev           also for the tests and the linters
 #   ./setup_env.sh --launcher-python
-#                                  print the path of any Python 3.8 or newer; create nothing
+#                                  print the path of a Python 3.8 or newer; create nothing
 #   ./setup_env.sh --fingerprint   print the text that .venv/.ready must contain for .venv to count
 #                                  as complete (for an image that fills .venv by other means)
 #
@@ -20,7 +20,7 @@ venv=$here/.venv
 steps=3
 step=0
 python=""             # the Python that .venv is created with
-dev=false             # whether the tests and the linters are wanted
+dev=false             # whether to install the packages for the tests and the linters
 declare -A running=() # process id -> name of the function that runs in it
 
 log() { printf '%s\n' "$*" >&2; }
@@ -30,12 +30,12 @@ die() {
     exit 1
 }
 
-# Identifies what the environment is made from. When it changes, .venv is updated.
+# Print a hash of the files that define the environment. When it changes, .venv is updated.
 fingerprint() {
     cat "$here/constraints.txt" "$here/setup.py" "$here/setup_env.sh" | sha256sum | cut -d' ' -f1
 }
 
-# Whether a marker file shows that the installation it stands for is complete and up to date.
+# Succeed if a marker file (.ready or .ready-dev) exists and has the current fingerprint.
 is_current() { [ "$(cat "$venv/$1" 2>/dev/null)" = "$(fingerprint)" ]; }
 
 # Print the path of the newest Python that MXNet 1.9.1 supports (it needs numpy < 1.24, and the last
@@ -157,8 +157,8 @@ EOF
     chmod +x "$1"
 }
 
-# The wheel is not taken from pip's cache, because the library contains the paths of the environment
-# that it was built in.
+# Do not use pip's cache: Horovod's library contains the paths of the environment in which it was
+# built.
 build_horovod() {
     # Nothing to do when the right version is installed.
     ! pip_install --no-index --no-deps horovod || return 0
@@ -200,8 +200,9 @@ install_dev_packages() {
 
 make_environment() {
     check_machine
-    mkdir -p "$venv" 2>/dev/null && [ -w "$venv" ] ||
-        die "$venv cannot be written by this user, and the environment is not complete:" \
+    # mkdir shows the reason.
+    mkdir -p "$venv" && [ -w "$venv" ] ||
+        die "$venv cannot be written, and the environment is not complete:" \
             "let its owner run ./setup_env.sh, or use a copy of your own"
     # Two commands that are started together must not build the same environment at the same time.
     exec 9>"$venv/.lock"
@@ -232,7 +233,8 @@ make_environment() {
 
 main() {
     local active
-    # Without importing them: importing the GPU build of MXNet fails on a machine without a GPU.
+    # Find the packages without importing them: the GPU build of MXNet cannot be imported on a
+    # machine without a GPU.
     local has_both='
 import importlib.util as u
 raise SystemExit(not (u.find_spec("mxnet") and u.find_spec("horovod.mxnet")))'

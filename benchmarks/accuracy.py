@@ -5,11 +5,11 @@
 
 FOLDER holds the four files of Fashion-MNIST (train-images-idx3-ubyte.gz ...). Debian's package
 dataset-fashion-mnist installs them in /usr/share/datasets/fashion-mnist; `apt-get download` and
-`dpkg -x` put them elsewhere. The first --images training images and all 10,000 test images are
-written as JPEGs of 32 x 32 pixels and converted by prepare. Then `python -m mxresnet` trains on
-them, one rank x one thread, with each seed in each precision, --jobs runs at a time. Prints the
-accuracy after the last epoch of each run, and the mean and (in brackets) standard deviation for
-each precision.
+`dpkg -x` can put them elsewhere. This program writes the first --images training images and all
+10,000 test images as JPEGs of 32 x 32 pixels and converts them with prepare. Then `python -m
+mxresnet` trains on them, one rank x one thread, with each seed in each precision, --jobs runs at a
+time. The program prints the accuracy after the last epoch of each run, and for each precision the
+mean and (in brackets) the standard deviation.
 """
 
 import argparse
@@ -60,7 +60,7 @@ FLAGS = [
 
 
 def read_idx(path, header_bytes):
-    """Return the bytes of an IDX file (the format of MNIST) after its header."""
+    """Return the bytes after the header of a compressed IDX file, the format of MNIST."""
     import numpy as np
 
     with gzip.open(path) as stream:
@@ -87,7 +87,7 @@ def write_jpegs(source, folder, images):
 
 
 def train(records, dtype, seed, epochs):
-    """Return the accuracy after the last epoch, the only one that is evaluated."""
+    """Train once; return the accuracy after the last epoch, the only one that is evaluated."""
     command = [
         sys.executable,
         "-m",

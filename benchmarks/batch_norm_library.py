@@ -11,8 +11,8 @@ BN, BN_RELU, BN_ADD_RELU = range(3)  # MxresnetOperation of batch_norm.h
 OPERATION_NAMES = {BN: "bn", BN_RELU: "bn+relu", BN_ADD_RELU: "bn+add+relu"}
 EPSILON, MOMENTUM = 1e-5, 0.9
 MESSAGE_BYTES = 512
-GUARD_BYTES = 256  # behind each output: must keep the value GUARD
-GUARD = 0xA5
+GUARD_BYTES = 256  # after each output; a layer must not change them
+GUARD = 0xA5  # value of each of these bytes
 DATA_ARRAYS = ("x", "z", "y", "dx", "dz", "dy")  # of n x h x w x c elements
 
 
@@ -52,7 +52,7 @@ class HostMemory:
     Attributes:
         dtype: Type of the data.
         rounding: Relative rounding error of the type.
-        smallest: Smallest positive number of the type, where it matters.
+        smallest: Smallest positive number of the type; 0 where it is negligible.
         stream: CUDA stream of the calls.
         name: Device and library, for messages.
     """
@@ -64,12 +64,15 @@ class HostMemory:
     name = "the C++ library on the CPU"
 
     def put(self, array):
+        """Return a copy of an array in this memory, as bytes."""
         return np.ascontiguousarray(array).view(np.uint8).reshape(-1).copy()
 
     def get(self, memory):
+        """Return the bytes of what put() returned, on the host."""
         return memory
 
     def pointer(self, memory):
+        """Return the address of what put() returned."""
         return memory.ctypes.data
 
 

@@ -13,7 +13,8 @@ from batch_norm_library import (
 
 from mxresnet.errors import UserError
 
-# (n, h, w, c). Kernels that work in tiles tend to fail in odd sizes; the last six are ResNet-50's.
+# (n, h, w, c). Odd sizes, because kernels that work in tiles tend to fail there; the last six are
+# sizes of ResNet-50.
 CHECKED_SHAPES = [
     (1, 1, 2, 4),
     (2, 1, 1, 8),
@@ -78,7 +79,16 @@ def _statistics(arrays, mean, variance, count):
 
 
 def _allowed_dx_error(dy, uncertain, passed_dy, normalized, normalized_error, rounding):
-    """Return the allowed error of dx / (gamma * inverse_std)."""
+    """Return the allowed error of dx / (gamma * inverse_std).
+
+    Args:
+        dy: Gradient of the output.
+        uncertain: Where rounding decides the sign of the ReLU's input.
+        passed_dy: Gradient of the ReLU's input.
+        normalized: (x - mean) * inverse_std.
+        normalized_error: Its allowed error.
+        rounding: Relative rounding error of the data type.
+    """
     count = dy[..., 0].size
     dbeta, dgamma = passed_dy.sum(AXES), (passed_dy * normalized).sum(AXES)
     terms = np.abs(passed_dy) + np.abs(dbeta) / count + np.abs(normalized * dgamma) / count
@@ -94,9 +104,9 @@ def _allowed_dx_error(dy, uncertain, passed_dy, normalized, normalized_error, ro
 def expected_results(operation, arrays, found_y, rounding, smallest):
     """Return {name: (expected, allowed error)} of one step, in float64.
 
-    The allowed error is two roundings of each term of an element, a few float32 roundings of the
-    statistics it is computed with, and 1e-4 of the sum of magnitudes where many elements are summed
-    in float32.
+    The allowed error of an element is two roundings of each of its terms, and a few float32
+    roundings of the statistics that it is computed from. Where many elements are summed in float32,
+    it is 1e-4 of the sum of their magnitudes.
 
     Args:
         operation: BN, BN_RELU or BN_ADD_RELU.
@@ -119,8 +129,8 @@ def expected_results(operation, arrays, found_y, rounding, smallest):
         + normalized_error * np.abs(gamma)
         + smallest
     )
-    # Near 0 both signs are right, also in backward, which may compute the value again and round
-    # differently.
+    # Near 0 both signs are allowed. Backward may compute the value again and round differently, so
+    # they are allowed there too.
     uncertain = (np.abs(before_relu) <= y_error) & (operation != BN)
     passed = np.where(uncertain, found_y > 0, before_relu > 0) | (operation == BN)
     passed_dy = dy * passed

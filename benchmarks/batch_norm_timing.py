@@ -34,9 +34,9 @@ RESNET50 = [
     (BN_ADD_RELU, 7, 2048, 3),
     (BN, 7, 2048, 1),
 ]
-REPEATS = 5  # runs of a contender per measurement
+REPEATS = 5  # steps of a contender per measurement
 WARM_UP_ROUNDS = 3
-# GPU cycles in which Python queues the work: else small layers would measure Python.
+# GPU cycles to sleep while Python queues the work; otherwise small layers would measure Python.
 SLEEP_CYCLES = 5_000_000
 RANDOM_IMAGES = 4  # repeated to fill a batch: numpy takes minutes for a whole batch
 
@@ -69,7 +69,7 @@ def torch_step(torch, tensor_options, operation, shape):
 
 
 def measure_ms(torch, run):
-    """Return the milliseconds of one run, by the GPU's clock."""
+    """Return the milliseconds of one call of run(), measured with CUDA events."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda._sleep(SLEEP_CYCLES)
     start.record()
@@ -111,8 +111,9 @@ def time_layer(torch, library, memory, operation, shape, rounds):
 def run_timing(torch, library, memory, batch_size, rounds):
     """Time and print each batch norm of ResNet-50, and the sum over all.
 
-    The speed is printed as a share of the speed of a copy, for two amounts of memory traffic: each
-    tensor once, and the inputs twice, as is necessary where they do not fit into on-chip memory.
+    The speed is printed as a share of the speed of a copy, for two assumptions about the memory
+    traffic: each tensor is read or written once; or the inputs are read twice, which is necessary
+    where they do not fit into on-chip memory.
     """
     print(
         f"batch {batch_size}, {rounds} rounds: ms forward + backward, this library and PyTorch; "

@@ -6,16 +6,15 @@
     python benchmarks/gpu_batch_norm.py --cpu    run the checks on the C++ library for CPUs
 
 It needs an NVIDIA GPU, PyTorch for it, numpy, g++, and cuDNN 8 or 9 with its headers (cuDNN 9 still
-has the functions). PyTorch's wheels bring cuDNN; CUDA's headers, of the same CUDA, come from a
-toolkit or NVIDIA's wheels.
+has the functions). PyTorch's wheels contain cuDNN. The headers of CUDA, of the version that PyTorch
+uses, come from a CUDA toolkit or NVIDIA's wheels.
 
 It builds batch_norm_cudnn.cc, which MXNet's operators call, as a library. It compares forward,
 backward and running statistics with numpy in float64 on many sizes and reports whether a second run
 returns the same bits. Then it times each batch norm of ResNet-50 in turn with PyTorch's batch_norm,
 add and relu (NHWC, float16) and with a copy. --sanitize runs the checks under compute-sanitizer.
 
-NOT RUN on a GPU yet: there was none where this was written. Only the checks and the compilation
-have been.
+This has not been run on a GPU yet. The compilation for a GPU, and the checks with --cpu, have been.
 """
 
 import argparse
@@ -81,12 +80,13 @@ def import_torch():
         import torch
     except ImportError:
         raise UserError(
-            "PyTorch is not installed: it allocates this benchmark's GPU memory, and is compared"
+            "PyTorch is not installed, and this benchmark needs it for GPU memory and as a "
+            "comparison: install it, or run only the checks with --cpu"
         ) from None
     if not torch.cuda.is_available():
         raise UserError(
-            "PyTorch finds no NVIDIA GPU: run this on a machine with one (--cpu runs the checks "
-            "without)"
+            "PyTorch finds no NVIDIA GPU: run this on a machine with one, or run only the checks "
+            "with --cpu"
         )
     torch.cuda.init()
     torch.zeros(1, device="cuda")
@@ -138,7 +138,7 @@ def parse_arguments():
 
 
 def main():
-    """Run the command line; return the exit status: 0 right, 1 wrong results, 2 cannot run."""
+    """Run the command line; return 0 if all results are right, 1 if not, 2 if it cannot run."""
     options = parse_arguments()
     try:
         torch = None if options.cpu else import_torch()

@@ -3,15 +3,15 @@
 
     python benchmarks/input.py [--threads 2] [--batch 32] [--rounds 15] [--batches 10] [--gpu]
 
-Two processes read the same records in turn, so that other load on the machine affects both:
+Two processes read the same records in turn, so that other load on the machine affects both.
 `dali` runs the DALI graph of the training pipeline on the CPU and leaves its output in DALI's
-memory; `mxresnet` is TrainLoader.batches(), which also passes the output to MXNet. The records are
+memory. `mxresnet` is TrainLoader.batches(), which also passes the output to MXNet. The records are
 photographs of about ImageNet's size: crops of 500 x 375 pixels from scikit-learn's two images.
 Prints images/s of both and their ratio, as medians and quartiles.
 
-With --gpu DALI's graph on GPU 0 (float16, channels last, no MXNet) takes the place of `mxresnet`.
-Before that the pixels that both make of the validation images are compared; the mean difference
-is printed in 8-bit steps. The --gpu part has not been run yet, for want of a GPU.
+With --gpu, DALI's graph on GPU 0 (float16, channels last, no MXNet) replaces `mxresnet`. The
+program then first compares the pixels that both graphs make of the validation images, and prints
+the mean difference in 8-bit steps. --gpu has not been run on a GPU yet.
 """
 
 import argparse
@@ -28,14 +28,15 @@ sys.path.insert(0, str(ROOT))
 WIDTH, HEIGHT = 500, 375
 PHOTOGRAPHS = 256
 CLASSES = 8
-# Batches that a process may have prepared during the other's turn; they are not timed.
+# Batches that a process may have prefetched during the other's turn. They are read untimed.
 PREFETCHED_BATCHES = 5
-# In 8-bit steps. Decoders interpolate colours differently; wrong channels or scales differ by more.
+# In 8-bit steps. Decoders interpolate colours differently; with wrong channels or scales the
+# difference would be larger.
 MAX_PIXEL_DIFFERENCE = 4
 
 
 def make_records(folder):
-    """Write PHOTOGRAPHS images, convert them with prepare, and return the folder of records."""
+    """Write PHOTOGRAPHS images, convert them with prepare, and return the records' folder."""
     import cv2
     import numpy as np
     import sklearn.datasets
@@ -47,10 +48,10 @@ def make_records(folder):
         scene = scenes[number % len(scenes)]
         top, left = random.randint(scene.shape[0] - HEIGHT), random.randint(scene.shape[1] - WIDTH)
         for split in ("train", "val"):
-            place = folder / "jpegs" / split / f"class_{number % CLASSES}"
-            place.mkdir(parents=True, exist_ok=True)
+            class_folder = folder / "jpegs" / split / f"class_{number % CLASSES}"
+            class_folder.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(
-                str(place / f"{number}.jpg"),
+                str(class_folder / f"{number}.jpg"),
                 scene[top : top + HEIGHT, left : left + WIDTH],
                 [cv2.IMWRITE_JPEG_QUALITY, 90],
             )
@@ -64,7 +65,7 @@ def make_records(folder):
 
 
 def make_config(records, options, on_gpu):
-    """Return a configuration; on a GPU with the types and layouts of the GPU configurations."""
+    """Return the settings; on a GPU with the types and layouts of the GPU configurations."""
     from mxresnet.config import Config
 
     types = {"dtype": "float16", "input_layout": "NHWC"} if on_gpu else {}
@@ -120,7 +121,7 @@ def compare_validation(records, options, device_id):
     """Compare the validation batches of a GPU with those of the CPU.
 
     Returns:
-        The mean difference of the pixels in 8-bit steps, and the largest of the labels.
+        The mean difference of the pixels in 8-bit steps, and the largest difference of the labels.
     """
     import numpy as np
 
@@ -144,13 +145,14 @@ def compare_validation(records, options, device_id):
 
 
 def work(kind, options):
-    """Run in a process of its own: read when the parent asks for it."""
+    """Run one contender in this process: read batches whenever the parent requests a turn."""
     read = make_reader(kind, options)
     read(options.batches)
     step.serve(lambda: read(options.batches), first=lambda: read(PREFETCHED_BATCHES))
 
 
-def contender(kind, options, records):
+def start_contender(kind, options, records):
+    """Start a process that runs work()."""
     command = [
         sys.executable,
         __file__,
@@ -174,6 +176,7 @@ def contender(kind, options, records):
 
 
 def compare_pixels(records, options):
+    """Print the differences between GPU 0 and the CPU; exit when they are too large."""
     try:
         pixels, labels = compare_validation(records, options, device_id=0)
     except RuntimeError as error:
@@ -206,9 +209,9 @@ def main():
         records = make_records(pathlib.Path(scratch))
         if options.gpu:
             compare_pixels(records, options)
-        processes = {kind: contender(kind, options, records) for kind in ("dali", own)}
+        processes = {kind: start_contender(kind, options, records) for kind in ("dali", own)}
         for process in processes.values():
-            step.answer(process, "ready")
+            step.wait_for_line(process, "ready")
         seconds = step.take_turns(processes, options.rounds)[0]
         size = (records / "train.rec").stat().st_size / PHOTOGRAPHS
         for process in processes.values():
@@ -219,9 +222,9 @@ def main():
         f"{options.batches} batches, {size / 1000:.0f} kB an image"
     )
     for kind, values in seconds.items():
-        print(f"{kind:8} {step.quartiles([images / value for value in values])} images/s")
+        print(f"{kind:8} {step.format_quartiles([images / value for value in values])} images/s")
     ratios = [bare / other for bare, other in zip(seconds["dali"], seconds[own])]
-    print(f"{own} reads at {step.quartiles(ratios)} of dali's speed")
+    print(f"{own} reads at {step.format_quartiles(ratios)} of dali's speed")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """python benchmarks/prepare_index.py [FOLDER]: measure time and memory of planning all of ImageNet.
 
-Writes a sparse ILSVRC2012_img_train.tar of the true shape (1,000 class archives, 1,281,167 images,
-138 GB by its sizes) of which only the headers take space: 5 GB, a file system block each. Lists and
-plans it in a process of its own, with 1 and 4 threads, and prints seconds and peak memory.
+Writes a sparse ILSVRC2012_img_train.tar with the real number of members (1,000 class archives,
+1,281,167 images). Its nominal size is 138 GB; only the headers use disk space, 5 GB in file system
+blocks. Then a new process lists and plans it, with 1 and with 4 threads, and prints seconds and
+peak memory.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def padded(size: int) -> int:
 
 
 def header(name: str, size: int) -> bytes:
-    """Return the tar header of a file."""
+    """Return the tar header of a file with this name and this many bytes."""
     info = tarfile.TarInfo(name)
     info.size = size
     return info.tobuf(tarfile.USTAR_FORMAT)
@@ -56,19 +57,19 @@ def write_archive(path: str) -> None:
     """Write the archive of class archives; the images' data are holes in the file."""
     num_written = 0
     with open(path, "wb") as stream:
-        descriptor, at = stream.fileno(), 0
+        descriptor, offset = stream.fileno(), 0
         for number in range(NUM_CLASSES):
             count = NUM_IMAGES * (number + 1) // NUM_CLASSES - num_written
             sizes = [IMAGE_BYTES + (num_written + image) * 7919 % 5000 for image in range(count)]
             class_bytes = sum(BLOCK_BYTES + padded(size) for size in sizes) + END_BYTES
-            os.pwrite(descriptor, header(f"n{number:08d}.tar", class_bytes), at)
-            at += BLOCK_BYTES
+            os.pwrite(descriptor, header(f"n{number:08d}.tar", class_bytes), offset)
+            offset += BLOCK_BYTES
             for image, size in enumerate(sizes):
-                os.pwrite(descriptor, header(f"n{number:08d}_{image}.JPEG", size), at)
-                at += BLOCK_BYTES + padded(size)
-            at += END_BYTES
+                os.pwrite(descriptor, header(f"n{number:08d}_{image}.JPEG", size), offset)
+                offset += BLOCK_BYTES + padded(size)
+            offset += END_BYTES
             num_written += count
-    os.truncate(path, at + END_BYTES)
+    os.truncate(path, offset + END_BYTES)
 
 
 def main() -> None:

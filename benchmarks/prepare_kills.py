@@ -3,9 +3,9 @@
 
 Usage: python benchmarks/prepare_kills.py [KILLS]
 
-The source is class folders and archives in turn. A killed conversion is started again; when it
-completes before its next kill, its output is compared with that of an uninterrupted run, and the
-next conversion begins.
+The source of the conversions is alternately class folders and archives. A killed conversion is
+started again. When a conversion completes before it is killed, its output is compared with that of
+an uninterrupted run, and the next conversion begins.
 """
 
 from __future__ import annotations
@@ -39,8 +39,14 @@ def convert(source: str, output: str) -> float:
     return time.perf_counter() - start
 
 
-def was_killed(source: str, output: str, kill_after_seconds: Optional[float]) -> bool:
-    """Run a conversion; return whether it was killed, False if it completed before."""
+def convert_or_kill(source: str, output: str, kill_after_seconds: Optional[float]) -> bool:
+    """Run a conversion and kill it after some time; return False if it completed before that.
+
+    Args:
+        source: Folder of the images.
+        output: Folder of the records.
+        kill_after_seconds: Time until the kill; None: do not kill it.
+    """
     command = [*COMMAND, source, output]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     try:
@@ -62,7 +68,7 @@ def check_same_files(expected: str, output: str, kills: int) -> None:
 
 
 def run(folder: str, wanted_kills: int) -> None:
-    """Kill and compare in `folder`, then print a summary."""
+    """Kill conversions and compare their output, all in `folder`; then print a summary."""
     write_sources(folder, IMAGES, IMAGE_KILOBYTES, CLASSES)
     expected, output = os.path.join(folder, "expected"), os.path.join(folder, "out")
     uninterrupted_seconds = convert(os.path.join(folder, "folders"), expected)
@@ -71,7 +77,7 @@ def run(folder: str, wanted_kills: int) -> None:
     while kills < wanted_kills or os.path.exists(output):
         source = os.path.join(folder, ("folders", "archives")[completed % 2])
         seconds = generator.uniform(0.1, uninterrupted_seconds) if kills < wanted_kills else None
-        if was_killed(source, output, seconds):
+        if convert_or_kill(source, output, seconds):
             kills += 1
             names = sorted(os.listdir(output)) if os.path.exists(output) else ["nothing yet"]
             outputs_at_kill[" ".join(names)] += 1

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compare the speed of prepare.imagenet with MXNet's im2rec and with cat, on the same files.
 
-Writes a folder-per-class data set and archives of it (random bytes between the first and last bytes
-of a JPEG, as nothing decodes them), warms the page cache, runs all contestants one after the other
-in each round, compares their bytes, and prints medians and ratios. With --delay-ms it measures
-instead how the number of workers hides the latency of storage: every read sleeps.
+Writes a data set with one folder per class, and archives of it. Nothing decodes the images, so they
+are random bytes between the first and last bytes of a JPEG. Warms the page cache, runs all
+contenders one after the other in each round, compares their output byte by byte, and prints medians
+and ratios. With --delay-ms every read of prepare sleeps, and the program instead measures how more
+workers hide this latency.
 """
 
 from __future__ import annotations
@@ -42,16 +43,13 @@ sys.exit(main(sys.argv[2:]))
 
 
 def write_sources(folder: str, images: int, kilobytes: float, classes: int) -> int:
-    """Write both splits to folders/ and archives/; return the size of the training images.
+    """Write both splits to folders/ and archives/; return the bytes of the training images.
 
     Args:
-        folder: Where to write.
+        folder: Parent of folders/ and archives/.
         images: Number of training images.
         kilobytes: Mean size of an image; sizes vary as those of photographs do.
         classes: Number of classes, and of validation images.
-
-    Returns:
-        Bytes.
     """
     folders, archives = os.path.join(folder, "folders"), os.path.join(folder, "archives")
     generator, train_bytes = np.random.RandomState(0), 0
@@ -72,7 +70,7 @@ def write_sources(folder: str, images: int, kilobytes: float, classes: int) -> i
 
 
 def write_train_archive(class_folders: str, archives: str) -> None:
-    """Write the official training archive, an archive of one archive for each class."""
+    """Write an archive like the official training archive: it contains one archive per class."""
     with tarfile.open(os.path.join(archives, "ILSVRC2012_img_train.tar"), "w") as outer:
         for name in sorted(os.listdir(class_folders)):
             inner = os.path.join(archives, f"{name}.tar")
@@ -106,14 +104,14 @@ def im2rec_command(source: str, output: str, threads: int) -> List[str]:
     return ["sh", "-c", " && ".join(lines)]
 
 
-def contestants_in(folder: str, threads: List[int]) -> Dict[str, Tuple[List[str], str]]:
-    """Return {name: (command, output folder)}."""
+def contenders_in(folder: str, threads: List[int]) -> Dict[str, Tuple[List[str], str]]:
+    """Return {name: (command, output folder)} of im2rec, cat, and prepare from both sources."""
     folders, archives = os.path.join(folder, "folders"), os.path.join(folder, "archives")
     outputs = {
         name: os.path.join(folder, "out", name) for name in ("im2rec", "folders", "archives", "cat")
     }
     prepare = [sys.executable, "-m", "prepare.imagenet"]
-    contestants = {
+    contenders = {
         f"im2rec --num-thread {count}": (
             im2rec_command(folders, outputs["im2rec"], count),
             outputs["im2rec"],
@@ -121,10 +119,10 @@ def contestants_in(folder: str, threads: List[int]) -> Dict[str, Tuple[List[str]
         for count in threads
     }
     cat = f"find {folders}/train -type f | xargs cat > {outputs['cat']}/all"
-    contestants["cat"] = (["sh", "-c", cat], outputs["cat"])
+    contenders["cat"] = (["sh", "-c", cat], outputs["cat"])
     for kind, source in (("folders", folders), ("archives", archives)):
-        contestants[f"prepare, {kind}"] = ([*prepare, source, outputs[kind]], outputs[kind])
-    return contestants
+        contenders[f"prepare, {kind}"] = ([*prepare, source, outputs[kind]], outputs[kind])
+    return contenders
 
 
 def check_same_files(folder: str) -> None:
@@ -138,12 +136,12 @@ def check_same_files(folder: str) -> None:
 
 
 def compare(folder: str, train_bytes: int, images: int, rounds: int, threads: List[int]) -> None:
-    """Run all contestants in turn and print their speeds."""
-    contestants = contestants_in(folder, threads)
-    seconds: Dict[str, List[float]] = {name: [] for name in contestants}
+    """Run all contenders in turn and print their speeds."""
+    contenders = contenders_in(folder, threads)
+    seconds: Dict[str, List[float]] = {name: [] for name in contenders}
     subprocess.run(["sh", "-c", f"find {folder} -type f | xargs cat > /dev/null"], check=True)
     for _ in range(rounds):
-        for name, (command, output) in contestants.items():
+        for name, (command, output) in contenders.items():
             seconds[name].append(measure_seconds(command, output))
     check_same_files(folder)
     medians = {name: statistics.median(values) for name, values in seconds.items()}

@@ -3,12 +3,17 @@
 
     python benchmarks/scaling.py [--rounds 5] [--batch-size 32] [--image 64] [--steps 8] [--control]
 
-Each round runs the program on random images in the environment of config_CPU_common.sh: 1 rank x
-1 thread, 2 ranks x 1 thread, 1 rank x 2 threads; and as many bare steps (forward, backward,
-update; benchmarks/step.py) x 2 threads. Prints each round, then the median and range of:
-2 ranks / twice 1 rank (the cost of exchanging gradients and of sharing the machine), 2 ranks x
-1 thread / 1 rank x 2 threads, and whole loop / bare steps. With --control each round also has
-two runs of 1 rank at the same time: the cost of sharing caches, memory and clock alone.
+Each round runs the program on random images in the environment of config_CPU_common.sh, with 1 rank
+x 1 thread, 2 ranks x 1 thread, and 1 rank x 2 threads. Then it runs the same number of bare steps
+(forward, backward, update: benchmarks/step.py) with 2 threads. Prints each round, then the median
+and range of these ratios of images/s:
+
+2 ranks to twice 1 rank: the cost of exchanging gradients and of sharing the machine
+2 ranks x 1 thread to 1 rank x 2 threads
+whole loop to bare steps
+
+With --control each round also has two runs of 1 rank at the same time. 2 ranks relative to these is
+the cost of exchanging gradients alone, without that of sharing caches, memory and clock.
 """
 
 import argparse
@@ -25,7 +30,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def start(ranks, options, threads=1):
-    """Start a run of 2 epochs; the first one warms up."""
+    """Start a run of 2 epochs, of which the first is a warm-up; return the process."""
     mpirun = pathlib.Path(sys.executable).parent / "mpirun"
     command = [
         mpirun,
@@ -82,14 +87,14 @@ def start(ranks, options, threads=1):
 
 
 def bare_images_per_second(options):
-    """Return the speed of as many steps as the last epoch of a run has, after as many others."""
-    process = step.contender(
+    """Return the speed of options.steps bare steps, after options.steps steps of warm-up."""
+    process = step.start_contender(
         "bare",
         argparse.Namespace(
             batch=options.batch_size, size=options.image, dtype=options.dtype, threads=2
         ),
     )
-    step.answer(process, "ready")
+    step.wait_for_line(process, "ready")
     seconds = step.take_turns({"bare": process}, 2 * options.steps)[0]["bare"][options.steps :]
     process.kill()
     return options.batch_size * options.steps / sum(seconds)
@@ -112,7 +117,7 @@ def main():
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--control", action="store_true")
     options = parser.parse_args()
-    found = {}
+    ratios_by_name = {}
     for number in range(1, options.rounds + 1):
         one = images_per_second(start(1, options))
         two = images_per_second(start(2, options))
@@ -133,8 +138,8 @@ def main():
             flush=True,
         )
         for name, value in ratios.items():
-            found.setdefault(name, []).append(value)
-    for name, values in found.items():
+            ratios_by_name.setdefault(name, []).append(value)
+    for name, values in ratios_by_name.items():
         print(
             f"{name}: median {statistics.median(values):.3f} ({min(values):.3f}-{max(values):.3f})"
         )

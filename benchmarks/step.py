@@ -3,19 +3,19 @@
 
     python benchmarks/step.py [--dtype bfloat16] [--rounds 20] [--with torch compiled]
 
-Each contender is a process; they take one step each in turn, so that other load on the machine
-affects all of them.
+Each contender is a process. The contenders take one step each in turn, so that other load on the
+machine affects all of them.
 
-bare          MXNet's Module with this project's network and optimizer, in the environment of
-              config_CPU_common.sh
-torch         PyTorch's ResNet-50 (channels last, bfloat16 autocast)
-compiled      the same after torch.compile
-convolutions  what oneDNN's convolutions alone take in a step, by oneDNN's log of one more process:
-              their sum in a step, and the sum of the fastest time of each convolution, which is
-              the limit if nothing else took time
+bare      MXNet's Module with this project's network and optimizer, in the environment of
+          config_CPU_common.sh
+torch     PyTorch's ResNet-50 (channels last, bfloat16 autocast)
+compiled  the same after torch.compile
+logged    the same as bare, while oneDNN logs the time of each convolution
 
-Prints median images/s, quartiles, and the ratio of each contender to `bare`. `torch` and `compiled`
-need PyTorch.
+Prints the median images/s of each contender, and the speed of `bare` relative to it (median and
+quartiles). From the log it prints the share of a step that the convolutions take, and the limit:
+the speed if a step consisted of the convolutions alone, each in the shortest time that was logged
+for it. `torch` and `compiled` need PyTorch.
 """
 
 import argparse
@@ -30,6 +30,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def mxnet_stepper(batch, size, dtype):
+    """Return a function that takes one training step of this project's Trainer."""
     import mxnet as mx
     import numpy as np
 
@@ -74,16 +75,17 @@ def mxnet_stepper(batch, size, dtype):
 
 
 def torch_resnet50():
+    """Return ResNet-50 v1.5 in PyTorch."""
     import torch
 
     norm = torch.nn.BatchNorm2d
 
-    def conv(inside, filters, kernel, stride):
-        return torch.nn.Conv2d(inside, filters, kernel, stride, kernel // 2, bias=False)
+    def conv(in_channels, filters, kernel, stride):
+        return torch.nn.Conv2d(in_channels, filters, kernel, stride, kernel // 2, bias=False)
 
-    def unit(inside, filters, stride, project):
+    def unit(in_channels, filters, stride, project):
         body = torch.nn.Sequential(
-            conv(inside, filters, 1, 1),
+            conv(in_channels, filters, 1, 1),
             norm(filters),
             torch.nn.ReLU(inplace=True),
             conv(filters, filters, 3, stride),
@@ -93,7 +95,7 @@ def torch_resnet50():
             norm(4 * filters),
         )
         body.shortcut = (
-            torch.nn.Sequential(conv(inside, 4 * filters, 1, stride), norm(4 * filters))
+            torch.nn.Sequential(conv(in_channels, 4 * filters, 1, stride), norm(4 * filters))
             if project
             else torch.nn.Identity()
         )
@@ -115,17 +117,18 @@ def torch_resnet50():
         torch.nn.ReLU(inplace=True),
         torch.nn.MaxPool2d(3, 2, 1),
     ]
-    inside = 64
+    channels = 64
     for stage, (units, filters) in enumerate(zip((3, 4, 6, 3), (64, 128, 256, 512))):
         for number in range(units):
-            layers.append(unit(inside, filters, 2 if stage and not number else 1, not number))
-            inside = 4 * filters
+            layers.append(unit(channels, filters, 2 if stage and not number else 1, not number))
+            channels = 4 * filters
     return torch.nn.Sequential(
-        *layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(inside, 1000)
+        *layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(channels, 1000)
     )
 
 
 def torch_stepper(batch, size, dtype, compiled=False):
+    """Return a function that takes one training step in PyTorch."""
     import torch
 
     net = torch_resnet50().to(memory_format=torch.channels_last)
@@ -145,6 +148,7 @@ def torch_stepper(batch, size, dtype, compiled=False):
 
 
 def compiled_stepper(batch, size, dtype):
+    """Return a function that takes one training step in PyTorch with torch.compile."""
     return torch_stepper(batch, size, dtype, compiled=True)
 
 
@@ -152,16 +156,18 @@ STEPPERS = {"bare": mxnet_stepper, "torch": torch_stepper, "compiled": compiled_
 
 
 def work(kind, batch, size, dtype):
-    """Run the process of a contender."""
+    """Run one contender in this process, after a first step that is not measured."""
     step = STEPPERS[kind](batch, size, dtype)
     step()
     serve(step)
 
 
 def serve(turn, first=lambda: None):
-    """Answer take_turns(): for each line on standard input, run a turn and print its seconds.
+    """Run a turn and print its seconds for each line on standard input, which take_turns() writes.
 
-    first() runs before each turn and is not timed.
+    Args:
+        turn: Function to time.
+        first: Function to run before each turn; it is not timed.
     """
     print("ready", flush=True)
     for _ in sys.stdin:
@@ -172,9 +178,10 @@ def serve(turn, first=lambda: None):
 
 
 def environment(kind, threads):
-    """Return the library variables that config_CPU_common.sh sets.
+    """Return the environment variables of libraries that config_CPU_common.sh sets.
 
-    PyTorch gets those of malloc too, which keep freed memory: new pages cost it most.
+    PyTorch gets the variables of malloc too. They keep freed memory in the process; without them
+    PyTorch is slower, because it touches new pages in each step.
     """
     command = (
         f"export DGXNGPU=1 OMP_NUM_THREADS={threads}; source {ROOT}/config_CPU_common.sh; env -0"
@@ -190,7 +197,8 @@ def environment(kind, threads):
     }
 
 
-def contender(kind, options, **environ):
+def start_contender(kind, options, **environ):
+    """Start the process of a contender, with additional environment variables."""
     command = [
         sys.executable,
         __file__,
@@ -210,7 +218,8 @@ def contender(kind, options, **environ):
     )
 
 
-def answer(process, word, seen=None):
+def wait_for_line(process, word, seen=None):
+    """Return the fields of the next line that starts with a word; append earlier lines to seen."""
     for line in process.stdout:
         if line.startswith(word):
             return line.split()
@@ -219,7 +228,7 @@ def answer(process, word, seen=None):
     raise SystemExit("a contender ended; its output is above")
 
 
-def primitives(lines):
+def convolution_times(lines):
     """Return (description, seconds) of each convolution in oneDNN's log of a step."""
     rows = [
         line.rstrip().split(",")
@@ -240,34 +249,37 @@ def take_turns(processes, rounds):
             process.stdin.write("\n")
             process.stdin.flush()
             seen = []
-            seconds[kind].append(float(answer(process, "seconds", seen)[1]))
-        logs.append(primitives(seen))
+            seconds[kind].append(float(wait_for_line(process, "seconds", seen)[1]))
+        logs.append(convolution_times(seen))
     return seconds, logs
 
 
-def quartiles(values):
+def format_quartiles(values):
+    """Return the median and the quartiles as text."""
     low, middle, high = statistics.quantiles(values, n=4)
     return f"{middle:.3f} (quartiles {low:.3f}-{high:.3f})"
 
 
 def peak_bytes(process):
+    """Return the largest resident memory that a process has had so far."""
     with open(f"/proc/{process.pid}/status") as lines:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def report(seconds, logs, batch):
+    """Print the results of take_turns()."""
     logged, bare = seconds.pop("logged"), seconds["bare"]
     for kind, values in seconds.items():
         ratios = [other / own for other, own in zip(values, bare)]
         speed = batch / statistics.median(values)
-        print(f"{kind:9} {speed:6.1f} images/s; bare is {quartiles(ratios)} times as fast")
+        print(f"{kind:9} {speed:6.1f} images/s; bare is {format_quartiles(ratios)} times as fast")
     convolutions = [sum(time for _, time in log) for log in logs]
-    of_own_step = quartiles([own / step for own, step in zip(convolutions, logged)])
-    own_step_of_bare = quartiles([step / own for step, own in zip(logged, bare)])
-    of_bare = quartiles([own / step for own, step in zip(convolutions, bare)])
+    share_of_logged = format_quartiles([part / step for part, step in zip(convolutions, logged)])
+    logged_to_bare = format_quartiles([step / other for step, other in zip(logged, bare)])
+    share_of_bare = format_quartiles([part / step for part, step in zip(convolutions, bare)])
     print(
-        f"convolutions take {of_own_step} of the step that logs them (which takes "
-        f"{own_step_of_bare} of bare), {of_bare} of bare"
+        f"convolutions take {share_of_logged} of the step that logs them (which takes "
+        f"{logged_to_bare} of bare's time), {share_of_bare} of bare's step"
     )
     limit = sum(min(times) for times in zip(*[[time for _, time in log] for log in logs]))
     print(
@@ -294,10 +306,10 @@ def main():
     if options.work:
         work(options.work, options.batch, options.size, options.dtype)
         return
-    processes = {kind: contender(kind, options) for kind in ["bare", *options.others]}
-    processes["logged"] = contender("bare", options, DNNL_VERBOSE="1", MKLDNN_VERBOSE="1")
+    processes = {kind: start_contender(kind, options) for kind in ["bare", *options.others]}
+    processes["logged"] = start_contender("bare", options, DNNL_VERBOSE="1", MKLDNN_VERBOSE="1")
     for process in processes.values():
-        answer(process, "ready")
+        wait_for_line(process, "ready")
     seconds, logs = take_turns(processes, options.rounds)
     memory = peak_bytes(processes["bare"])
     for process in processes.values():

@@ -4,8 +4,8 @@
 
     python benchmarks/watchdog_cost.py [--seconds 60] [RANKS ...]
 
-A second process has the connections of all other ranks, over the loopback interface, and sends
-their heartbeats. Prints CPU seconds a minute.
+A second process opens the connections of all other ranks over the loopback interface and sends
+their heartbeats. Prints CPU seconds per minute.
 """
 
 import argparse
@@ -32,13 +32,14 @@ def run_other_ranks(address, ranks, seconds):
     while time.monotonic() < end:
         for connection in connections:
             connection.sendall(watchdog.HEARTBEAT)
-            # Real ranks do not send at the same moment either.
+            # Spread over the period, because real ranks do not send at the same moment.
             time.sleep(address.period_seconds / ranks)
     for connection in connections:
         connection.sendall(watchdog.GOODBYE)
 
 
 def cpu_seconds_per_minute(ranks, seconds):
+    """Return the CPU time of rank 0's watchdog per minute, measured over some seconds."""
     config = Config()
     rank_0 = watchdog.listen(ranks + 1, config.watchdog_period, config.watchdog_limit)
     process = multiprocessing.get_context("spawn").Process(
@@ -52,7 +53,7 @@ def cpu_seconds_per_minute(ranks, seconds):
     time.sleep(seconds)
     used = time.process_time() - before
     assert rank_0.num_connected_ranks() == ranks, "some ranks were lost during the measurement"
-    # The watchdog's thread ends when the connections do, instead of ending this process.
+    # Now the end of the connections ends the watchdog's thread, not this process.
     rank_0._closing = True
     process.terminate()
     return used * 60 / seconds
@@ -65,7 +66,7 @@ def main():
     options = parser.parse_args()
     for ranks in options.ranks:
         cost = cpu_seconds_per_minute(ranks, options.seconds)
-        print(f"{ranks:4d} other ranks: {cost:.3f} CPU seconds a minute", flush=True)
+        print(f"{ranks:4d} other ranks: {cost:.3f} CPU seconds per minute", flush=True)
 
 
 if __name__ == "__main__":

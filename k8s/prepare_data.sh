@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The program of the data pod: waits for the archives, then makes and verifies the records. It can
-# be interrupted.
+# The program of the data pod: wait for the archives, then make and verify the records. After an
+# interruption, a new pod continues.
 #
 #   prepare_data.sh ARCHIVES RECORDS
 #
@@ -10,18 +10,18 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 archives=${1:?folder of the archives} records=${2:?folder for the records}
 python=$(./setup_env.sh)
-# Set after wrong archives. Finished records do not count then: they are not made from the archives
-# that are there now.
+# Not empty after an error in the archives. Finished records are ignored then: they were not made
+# from the present archives.
 archives_were_wrong=""
 
 finished() { [ -f "$records/val.json" ] && [ -f "$records/train.json" ]; }
 
-# A pod that has to leave its node keeps running for some seconds beside its successor.
+# An evicted pod keeps running for some seconds after its successor has started.
 wait_for_the_previous_pod() {
     local status=0
     exec 9>>"$records/.lock"
     flock -n 9 || status=$?
-    [ "$status" = 1 ] || return 0 # 0: the lock is ours; else the file system has no locks
+    [ "$status" = 1 ] || return 0 # 0: this pod has the lock; else the file system has no locks
     echo "another data pod is working in $records: waiting for its end"
     flock 9 &
     wait $! # in the background, so that a signal is handled at once
@@ -40,7 +40,7 @@ wait_for_archives() {
     done
 }
 
-# Makes the records, unless they are finished and no new archives are complete.
+# Make the records, unless they are finished and no new archives are complete.
 make_records() {
     local status
     while
@@ -51,13 +51,14 @@ make_records() {
         "$python" -m prepare.imagenet "$archives" "$records" || status=$?
         case $status in
             0) return ;;
-            # A new pod would fail in the same way, and its log would replace this one: keep this pod.
+            # Keep this pod: a new pod would fail in the same way, and its log would replace this
+            # one.
             1 | 2 | 3)
                 archives_were_wrong=1
                 rm -f "$archives/complete"
                 echo "fix the errors above, then create $archives/complete again"
                 ;;
-            *) exit "$status" ;; # A write failed, or a signal: a new pod may succeed.
+            *) exit "$status" ;; # A write failed, or a signal came: a new pod may succeed.
         esac
     done
 }

@@ -4,5 +4,5 @@
 from mxresnet.cli import exit_now, main
 
 if __name__ == "__main__":
-    # The ranks have left MPI together: nothing would end one that hangs in a library's cleanup.
+    # All ranks have finalized MPI: nothing would end a rank that hangs in a library's cleanup.
     exit_now(main())

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def start_log(config: Config, rank: int) -> None:
-    """Write the log lines that come before anything that takes time.
+    """Write the header of the MLPerf log and init_start, before any work that takes time.
 
     Raises:
         UserError: --log-file cannot be written.
@@ -73,7 +73,7 @@ def load_dataset_and_plan(config: Config, num_ranks: int) -> Tuple[DataSet, Plan
 
 
 def data_notes(config: Config, has_manifests: bool, backend: str) -> List[str]:
-    """Return what a reader of the result must know about the origin of the images."""
+    """Return one note for each way in which the input differs from the benchmark's."""
     notes = []
     if not has_manifests:
         notes.append(
@@ -119,7 +119,7 @@ def start_progress(
 
 
 def choose_device_and_ops(config: Config, world: World) -> Tuple[Any, PlainOps, List[str]]:
-    """Return this rank's device, the run's operator backend, and notes on what they ignore.
+    """Return this rank's device, the operator backend, and notes on settings without effect.
 
     Raises:
         UserError: a device cannot be used or does not fit the settings.
@@ -129,9 +129,9 @@ def choose_device_and_ops(config: Config, world: World) -> Tuple[Any, PlainOps, 
 
     device = world.run_on_all_ranks(lambda: choose_device(config, world))
     on_gpu = device.device_type == "gpu"
-    # Before anything else uses the device: the self-test of the batch norms runs in another
-    # process, which a GPU in exclusive mode would refuse later. All ranks use these batch norms or
-    # none does.
+    # The self-test of the batch norms runs in another process. It comes before anything else uses
+    # the device, because a GPU in exclusive mode accepts one process at a time. Either all ranks
+    # use these batch norms or none does.
     reasons = world.gather(select_ops.cudnn_bn_unavailable_reason(config, device))
     cudnn_bn_reason = world.broadcast(next(filter(None, reasons), None))
     world.run_on_all_ranks(lambda: check_device(device))
@@ -140,7 +140,7 @@ def choose_device_and_ops(config: Config, world: World) -> Tuple[Any, PlainOps, 
 
 
 def train(config: Config, world: World) -> Optional[bool]:
-    """Run one rank; return whether the target was reached, None when nothing was evaluated."""
+    """Run one rank; return whether it reached the target, None when nothing was evaluated."""
     from mxresnet import mllog, profiling
     from mxresnet.data import loader
     from mxresnet.train_loop import TrainLoop
@@ -193,22 +193,22 @@ def join_or_exit(config: Config) -> World:
         sys.stderr.write(
             f"mxresnet: rank {launched_rank()} failed to join the others:\n{traceback.format_exc()}"
         )
-        exit_now(ExitStatus.FAILURE)  # MPI's cleanup may wait for the other ranks
+        exit_now(ExitStatus.FAILURE)  # without MPI's cleanup, which may wait for the other ranks
 
 
 def run_rank(config: Config, config_error: Optional[UserError], world: World) -> ExitStatus:
-    """Train, unless the settings of any rank are wrong; report an error and end all ranks."""
+    """Train and return the exit status; on an error, print it and end all ranks."""
     try:
         world.raise_if_any_failed(config_error)
         missed = train(config, world) is False
         return ExitStatus.TARGET_MISSED if missed else ExitStatus.SUCCESS
     except CollectiveUserError as error:
-        # Every rank is here; rank 0 reports. When MPI did not connect the ranks, each is rank 0 of
-        # a world of its own, and the launcher's rank decides.
+        # Every rank gets this error; only rank 0 prints it. When MPI has not connected the ranks,
+        # each of them is rank 0 of its own World, so the launcher's rank number is checked too.
         if not (launched_rank() or world.rank):
             sys.stderr.write(f"mxresnet: {error}\n")
             sys.stderr.flush()
-        world.barrier()  # a launcher that sees another rank end may kill rank 0 before its report
+        world.barrier()  # if another rank ended first, the launcher might kill rank 0 too early
         world.stop_watchdog()
         return ExitStatus.USER_ERROR
     except UserError as error:
@@ -226,7 +226,7 @@ def main(argv: Optional[Sequence[str]] = None) -> ExitStatus:
     """Run the command line and return its exit status."""
     arguments = sys.argv[1:] if argv is None else argv
     parsed, config_error = catch_user_error(lambda: config_parser.parse(arguments, os.environ))
-    # A rank with wrong settings joins the others all the same, so that all end together.
+    # A rank with wrong settings still joins the others, so that all ranks end together.
     config, only_print = parsed or (Config(), False)
     if only_print:
         print(config_parser.to_json(config))

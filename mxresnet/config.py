@@ -4,10 +4,10 @@
 To add a setting, add a field to Config. config_parser.py makes its flag and its line in --help and
 in docs/settings.md.
 
-Names and defaults are those of NVIDIA's MLPerf Training v2.1 MXNet benchmark (a default is the
-value that its run_and_time.sh passes when nothing is set), except for what a CPU
-cannot do (float16, channels last, four channels, fused batch norms, cuDNN's algorithm): the system
-configurations for GPUs set those. Settings that the benchmark does not have are marked "(own)".
+Names and defaults are those of NVIDIA's MLPerf Training v2.1 MXNet benchmark: a default is the
+value that its run_and_time.sh passes when nothing is set. The exceptions are what a CPU cannot do
+(float16, channels last, four channels, fused batch norms, cuDNN's algorithm); the system
+configurations for GPUs set these. Settings that the benchmark does not have are marked "(own)".
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ NVIDIA_MXNET = "NVIDIA's MXNet"
 FUSED = "NVIDIA's MXNet or this project's batch norms on a GPU"
 GPU = "GPU"
 
-# The reference's networks all compute the same function, with different operators. Not listed: its
-# "basic", which has no residual units.
+# The reference's networks compute the same function with different operators. Its network "basic"
+# is not listed: it has no residual units.
 NETWORKS = tuple(
     "resnet-v1b" + variant
     for variant in (
@@ -76,7 +76,7 @@ class Config:
     dtype: str = setting(
         "float32",
         "DTYPE",
-        "precision of convolutions and activations; bfloat16 on a CPU, float16 on a GPU",
+        "precision of convolutions and activations; bfloat16: CPUs only, float16: GPUs only",
         one_of("float32", "float16", "bfloat16"),
     )
     input_layout: str = setting(
@@ -96,10 +96,15 @@ class Config:
         0.9, "BATCHNORM_MOM", "momentum of the batch-norm running statistics", between(0, 1)
     )
     bn_group: int = setting(
-        1, "BN_GROUP", "ranks of a machine that share batch-norm statistics", one_of(1, 2, 4, 8)
+        1,
+        "BN_GROUP",
+        "number of ranks of a machine that share batch-norm statistics",
+        one_of(1, 2, 4, 8),
     )
     bn_gamma_init0: bool = setting(
-        False, "BN_GAMMA_INIT0", "start each unit's last gamma at 0, and fc1 like a convolution"
+        False,
+        "BN_GAMMA_INIT0",
+        "initialize each unit's last gamma to 0, and fc1 like a convolution",
     )
     fuse_bn_relu: int = setting(
         0, "FUSE_BN_RELU", "fuse ReLU into the batch norm where the operator can", at_least(0)

@@ -20,17 +20,17 @@ from mxresnet.errors import UserError
 
 # Flags that the reference benchmark declares and never reads, and why they are refused.
 UNSUPPORTED_FLAGS = {
-    "--custom-bn-off": "its networks look for another name",
+    "--custom-bn-off": "its networks read an option of another name",
     "--initializer": "the initializer is fixed",
     "--model-prefix": "it writes no checkpoints",
     "--save-period": "it writes no checkpoints",
     "--logging-dir": "it logs to standard output (here: --log-file)",
     "--log": "it logs to standard output (here: --log-file)",
-    "--epoch-size": "the data set decides (--num-examples shortens an epoch)",
+    "--epoch-size": "an epoch is the whole data set (--num-examples shortens it)",
     "--dali-bytes-per-sample-hint": "the decoder, crop and normalize hints replace it",
     "--profile-server-suffix": "Horovod has no parameter server",
 }
-# Length of a run that times its parts, as in the reference's run_and_time.sh.
+# Epochs of a run that times its parts, as in the reference's run_and_time.sh.
 TIMED_RUN_EPOCHS, TIMED_RUN_WARMUP_EPOCHS = 4, 2
 
 SETTINGS_PAGE = """# Settings
@@ -41,11 +41,11 @@ prints this page. A flag overrides the environment variable, which overrides the
 name that were set before.
 
 Names and defaults are those of NVIDIA's MLPerf Training v2.1 MXNet benchmark: a default is the
-value that its `run_and_time.sh` passes when nothing is set. Only what a CPU cannot do has another
-default (float16, channels last, four channels, fused batch norms, cuDNN's algorithm), which the
-configurations for GPUs set. "(own)" marks settings that the benchmark does not have. Flags that the
-benchmark declares and never reads are refused with the reason. A switch may stand alone or have a
-value (1/true/yes, 0/false/no).
+value that its `run_and_time.sh` passes when nothing is set. The exceptions are what a CPU cannot do
+(float16, channels last, four channels, fused batch norms, cuDNN's algorithm); the configurations
+for GPUs set these. "(own)" marks settings that the benchmark does not have. Flags that the
+benchmark declares and never reads are refused with the reason. A switch may be given without a
+value, which sets it, or with one (1/true/yes, 0/false/no).
 
 """
 
@@ -63,6 +63,7 @@ def format_default(name: str) -> str:
 
 
 def format_meaning(name: str) -> str:
+    """Return the help text, and where the setting has an effect if not everywhere."""
     metadata = FIELDS[name].metadata
     return metadata["help"] + (f"; {metadata['requires']} only" if metadata["requires"] else "")
 
@@ -86,7 +87,7 @@ class _ArgumentParser(argparse.ArgumentParser):
 
 
 def _make_argument_parser() -> argparse.ArgumentParser:
-    """Return a parser that leaves every value as text, None where the flag is not given."""
+    """Return a parser whose values are text, or None where the flag is not given."""
     parser = _ArgumentParser(
         prog="python -m mxresnet",
         description="Run one rank of a training run. Variables are environment variables.",
@@ -130,11 +131,7 @@ def _parse_value(name: str, text: str, origin: str) -> Any:
 
 
 def _validate_combinations(config: Config) -> None:
-    """Refuse settings that are valid alone and contradict each other.
-
-    Raises:
-        UserError: two settings contradict each other.
-    """
+    """Raise UserError when settings that are valid alone contradict each other."""
     if config.watchdog_limit < 3 * config.watchdog_period:
         raise UserError(
             f"--watchdog-limit {config.watchdog_limit:g} is below three times --watchdog-period "
@@ -155,6 +152,7 @@ def _validate_combinations(config: Config) -> None:
 
 
 def _validate_image_sizes(config: Config) -> None:
+    """Raise UserError when the sizes of images and crops contradict each other."""
     for low, high in (
         ("min_random_area", "max_random_area"),
         ("min_random_aspect_ratio", "max_random_aspect_ratio"),

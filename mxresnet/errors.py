@@ -9,8 +9,8 @@ import enum
 class UserError(Exception):
     """Wrong settings, data or environment.
 
-    The message is one line that is shown without a traceback. It names the thing and its value, and
-    says what to do.
+    The message is one line that is shown without a traceback. It contains the name and the value of
+    what is wrong, why it matters, and what to do.
     """
 
 
@@ -18,6 +18,6 @@ class ExitStatus(enum.IntEnum):
     """Exit statuses of ``python -m mxresnet`` and of the launchers around it."""
 
     SUCCESS = 0  # the target accuracy was reached, or nothing was evaluated
-    FAILURE = 1  # anything that the others do not cover; the traceback is on standard error
+    FAILURE = 1  # any other error; its traceback is on standard error
     USER_ERROR = 2  # wrong settings or data, reported in one line
     TARGET_MISSED = 3  # the last epoch ended below the target accuracy

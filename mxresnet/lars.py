@@ -46,18 +46,19 @@ class Tensor(NamedTuple):
 
 
 class TensorGroup(NamedTuple):
-    """The tensors with a trust ratio, or those without."""
+    """Either the tensors with a trust ratio or those without."""
 
-    positions: List[int]  # in the arguments of update()
+    positions: List[int]  # indices into the lists that update() gets
     weight_decays: List[float]
     weight_decay_array: Any  # the same on the device, float32
     adapted: bool
 
 
 class Lars(mx.optimizer.Optimizer):
-    """MXNet optimizer. Its lr_scheduler must return a rate for any update number, 0 included.
+    """SGD with momentum and LARS, as an MXNet optimizer.
 
-    float16 weights get float32 master weights.
+    lr_scheduler must return a rate for any update number, 0 included. float16 weights get float32
+    master weights.
     """
 
     def __init__(
@@ -66,11 +67,13 @@ class Lars(mx.optimizer.Optimizer):
         self._undecayed = ("gamma", "beta") if decay_bias else ("gamma", "beta", "bias")
         super().__init__(multi_precision=True, **kwargs)
         self.momentum, self.eta, self.eps = momentum, eta, eps
-        # Get all tensors of a type in one update() call: one kernel computes all trust ratios.
+        # Makes MXNet pass all tensors of a type in one update() call: one kernel then computes all
+        # trust ratios.
         self.aggregate_num = 1 << 20
         self._groups: Dict[Tuple[int, ...], List[TensorGroup]] = {}
 
     def set_wd_mult(self, args_wd_mult: Dict[str, float]) -> None:
+        """Set the factors of the weight decay by parameter name: 0 where it does not apply."""
         self.wd_mult = {
             name: 0.0 for name in self.idx2name.values() if name.endswith(self._undecayed)
         }
@@ -129,6 +132,7 @@ class Lars(mx.optimizer.Optimizer):
         return self._groups[index]
 
     def _multiply_by_trust_ratios(self, rates: Any, tensors: List[Tensor], decays: Any) -> Any:
+        """Return each tensor's rate times its trust ratio, float32 (tensors,)."""
         return nd.multi_lars(
             rates,
             _sums_of_squares([t.weight for t in tensors]),
@@ -142,10 +146,11 @@ class Lars(mx.optimizer.Optimizer):
     def _step_one_by_one(
         self, tensors: List[Tensor], rates: Any, decays: Sequence[float], momentum: float
     ) -> None:
-        """Take a momentum step as _step() does, with the rates in host memory.
+        """Take the same step as _step(), with one kernel call per tensor and rates on the host.
 
-        On a CPU this kernel needs two thirds of the time of the one that reads rates from an array.
-        Waiting for the rates costs nothing there: all gradients are computed by then.
+        On a CPU this kernel takes two thirds of the time of the kernel that reads rates from an
+        array. Copying the rates to the host waits for the gradients, which costs no time on a CPU:
+        the step needs them anyway.
         """
         for tensor, rate, decay in zip(tensors, rates, decays):
             nd.sgd_mom_update(

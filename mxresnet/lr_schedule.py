@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The learning rate of each optimizer update: warm-up, then polynomial decay or drops.
 
-Arithmetic only.
-Source: the MLPerf Training v2.1 rules, and MXNet's PolyScheduler and MultiFactorScheduler, whose
-values these are.
+This module only does arithmetic. Sources: the MLPerf Training v2.1 rules; MXNet's PolyScheduler and
+MultiFactorScheduler, which return the same values.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class LearningRateSchedule:
         return self.drop_factor >= 1
 
     def learning_rate(self, update: int) -> float:
-        """Return the rate of an update, or of update 0, which LARS needs in the first one."""
+        """Return the rate of an update. Update 0 is valid: LARS needs the rate before the first."""
         if self.is_constant:
             return self.peak_lr
         if self.warmup_steps and update <= self.warmup_steps:
@@ -46,19 +45,22 @@ class LearningRateSchedule:
         return self._step_decay(update)
 
     def _warm_up(self, update: int) -> float:
-        """Rise linearly to the peak. MXNet's "constant" warm-up is zero until its last update."""
+        """Return a rate that rises linearly to the peak.
+
+        MXNet's "constant" warm-up is instead zero until its last update.
+        """
         if self.warmup_is_constant and update < self.warmup_steps:
             return 0.0
         return self.peak_lr * update / self.warmup_steps
 
     def _polynomial_decay(self, update: int) -> float:
-        """Decay from the peak to END_LEARNING_RATE, which the last update reaches."""
+        """Return a rate that decays from the peak to END_LEARNING_RATE at the last update."""
         decay_steps = self.total_steps - self.warmup_steps
         remaining = max(0.0, 1 - (update - self.warmup_steps) / decay_steps)
         return END_LEARNING_RATE + (self.peak_lr - END_LEARNING_RATE) * remaining**POLYNOMIAL_POWER
 
     def _step_decay(self, update: int) -> float:
-        """Multiply the peak by drop_factor once for each drop that lies before this update."""
+        """Return the peak times drop_factor to the power of the drops before this update."""
         return self.peak_lr * self.drop_factor ** sum(update > step for step in self.drop_steps)
 
 

@@ -11,7 +11,7 @@ from mxresnet.errors import UserError
 
 @dataclass(frozen=True)
 class Score:
-    """Correctly classified images and all images of an evaluation. Padding counts in neither."""
+    """Numbers of correctly classified and of all images of an evaluation, without padding."""
 
     correct: int
     total: int
@@ -78,13 +78,13 @@ class Ranks(Protocol):
 
 
 def sum_over_ranks(counts: List[int], ranks: Ranks, same_images: bool) -> Score:
-    """Return the score of all ranks.
+    """Sum the counts over the ranks and return the score, which is the same on every rank.
 
     Args:
         counts: correct, total and correct in top k of this rank.
         ranks: collective operations.
         same_images: whether every rank evaluated the whole validation set (--separ-val). Rank 0's
-            counts are then the result, so that all ranks decide alike.
+            counts are then the result on every rank, so that all ranks stop at the same time.
     """
     return Score(*(ranks.broadcast(counts) if same_images else ranks.sum(counts)))
 

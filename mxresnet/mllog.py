@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The MLPerf log: keys, values and order of its lines. The only module that knows MLPerf's keys.
+"""The MLPerf log: keys, values and order of its lines. The only module that writes it.
 
 Keys and order are those of NVIDIA's v2.1 MXNet logs; mlperf_logging's compliance checker (ruleset
-2.1.0) defines the rules. Lines go to standard output, and rank 0's also to --log-file. Only rank 0
-writes, except init_start, which every rank writes.
+2.1.0) defines the rules. Rank 0 writes every line, to standard output and to --log-file; the other
+ranks write only init_start, to standard output.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from mxresnet.run_plan import Block, Plan
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that keeps the error of a failed write: a log with missing lines is worthless.
+    """A log file that stores the error of a failed write, because a log must be complete.
 
-    logging itself only prints such an error. It is raised later, outside the logger, which would
-    otherwise report it as an error in the line.
+    logging only prints such an error, and mlperf_logging would report an exception raised here as
+    an error in the line. _raise_write_error() raises the stored error after the line.
     """
 
     write_error: Optional[UserError] = None
@@ -37,6 +37,7 @@ class _LogFile(logging.FileHandler):
 
 
 def _raise_write_error() -> None:
+    """Raise UserError if a line could not be written to the log file."""
     for handler in mllog.get_mllogger().logger.handlers:
         if isinstance(handler, _LogFile) and handler.write_error:
             raise handler.write_error
@@ -45,8 +46,8 @@ def _raise_write_error() -> None:
 def open_file(path: str) -> None:
     """Append every further line of this process to a file.
 
-    The file belongs to this process alone, so no line is interrupted by another rank's, as may
-    happen in the output that mpirun collects.
+    Only this process writes the file. In the output that mpirun collects, by contrast, another
+    rank's output may interrupt a line.
 
     Raises:
         UserError: the file cannot be written.
@@ -80,7 +81,8 @@ def init_start() -> None:
 class _Interval:
     """A pair of start and stop lines; no stop line after an exception.
 
-    A class, not a generator: the logger finds the file and line to log by stack depth.
+    This is a class and not a generator with @contextmanager, which would change the stack depth by
+    which the logger finds the file and line to log.
     """
 
     def __init__(self, log: RunLog, kind: str, metadata: Dict[str, Any]):
@@ -214,7 +216,7 @@ class RunLog:
         self._event(constants.EVAL_ACCURACY, fraction, {constants.EPOCH_NUM: epoch})
 
     def times(self, rows_of_ranks: Sequence[Sequence[Tuple[str, float]]]) -> None:
-        """Log the times of each rank's parts (Timing.report()), in the reference's form."""
+        """Log the rows that Timing.report() returned on each rank, in the reference's format."""
         for rank, rows in enumerate(rows_of_ranks):
             for key, value in rows:
                 self._event(key, {"r": rank, "t": value})

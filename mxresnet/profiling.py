@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Optional timing of a run's parts, NVTX ranges and CUDA's profiler.
 
-Tags and log lines have the form of the reference benchmark ("scaleout bridge"): TIME_TAGS and
-NVTX_FLAG time every part, EPOCH_PROF the epochs. A timed part waits for the device at both ends,
-which slows the run down. Without these settings nothing waits.
+Tags and log lines have the format of the reference benchmark's "scaleout bridge". TIME_TAGS and
+NVTX_FLAG time every part, EPOCH_PROF only the epochs. The program waits for the device before and
+after each timed part, which slows the run down; without these settings it does not wait.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Timing:
             wait: waits until the device has finished all queued work.
             clock: returns seconds.
         """
-        everything = config.time_tags > 0 or config.nvtx_flag > 0
+        all_parts = config.time_tags > 0 or config.nvtx_flag > 0
         epochs = {"epoch_time"} if config.epoch_prof else set()
-        self._timed: Set[str] = set(TAGS) if everything else epochs
+        self._timed: Set[str] = set(TAGS) if all_parts else epochs
         self._nvtx = self._cuda = None
         if config.nvtx_flag or config.profile:
             self._nvtx = _load_library("libnvToolsExt.so.1")

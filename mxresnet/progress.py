@@ -34,12 +34,12 @@ class Progress:
         streams: Sequence[TextIO] = (sys.stderr,),
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Describe the run.
+        """Store what the lines are computed from; write nothing.
 
         Args:
             plan: steps and epochs of the run.
-            images_per_epoch: training images of all ranks.
-            images_per_step: training images of all ranks.
+            images_per_epoch: training images of all ranks together.
+            images_per_step: training images of all ranks together.
             interval_steps: steps between two lines; 0: one line an epoch.
             rank: this rank.
             streams: where rank 0 writes.
@@ -61,7 +61,7 @@ class Progress:
         """
         for stream in self._streams:
             try:
-                stream.write(text + "\n")  # one call: mpirun mixes what the ranks write
+                stream.write(text + "\n")  # in one call, so that mpirun does not split the line
                 stream.flush()
             except OSError as error:
                 name = getattr(stream, "name", "a stream")
@@ -74,6 +74,7 @@ class Progress:
         self._epoch_start = self._interval_start = self._clock()
 
     def step_done(self, epoch: int, step: int) -> None:
+        """Write the speed since the previous line, every interval_steps steps."""
         if self._interval_steps and step % self._interval_steps == 0:
             now = self._clock()
             images = self._interval_steps * self._images_per_step
@@ -98,6 +99,7 @@ class Progress:
         return speed
 
     def evaluated(self, epoch: int, score: Score, config: Config) -> None:
+        """Write the accuracy of an evaluation."""
         self._best_accuracy = max(self._best_accuracy, score.accuracy)
         target = config.accuracy_threshold
         verdict = "target reached" if score.accuracy > target else f"target above {target:g}"
@@ -109,13 +111,15 @@ class Progress:
 
     def run_done(self, reached: Optional[bool], target: float) -> None:
         """Write the result; reached is None when nothing was evaluated."""
-        took, best = format_duration(self._clock() - self._run_start), self._best_accuracy
+        duration, best = format_duration(self._clock() - self._run_start), self._best_accuracy
         if reached is None:
-            self.write_line(f"done in {took}; nothing was evaluated")
+            self.write_line(f"done in {duration}; nothing was evaluated")
         elif reached:
-            self.write_line(f"trained to accuracy {best:.4f} (target above {target:g}) in {took}")
+            self.write_line(
+                f"trained to accuracy {best:.4f} (target above {target:g}) in {duration}"
+            )
         else:
             self.write_line(
                 f"target accuracy {target:g} missed: best {best:.4f} in "
-                f"{self._plan.num_epochs} epochs, {took}"
+                f"{self._plan.num_epochs} epochs, {duration}"
             )

@@ -13,7 +13,7 @@ from mxresnet.lr_schedule import LearningRateSchedule, make_schedule
 
 @dataclass(frozen=True)
 class Block:
-    """Epochs (counted from 1) that end with an evaluation, as MLPerf logs them.
+    """Consecutive epochs, counted from 1, up to an evaluation: what MLPerf's log calls a block.
 
     The last block may have no evaluation.
     """
@@ -33,7 +33,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Plan:
-    """One run in steps. Every rank takes the same number of steps."""
+    """The steps, learning rates and blocks of a run. Every rank takes the same number of steps."""
 
     steps_per_epoch: int
     num_epochs: int
@@ -65,8 +65,8 @@ def make_blocks(num_epochs: int, period: int, offset: int) -> Tuple[Block, ...]:
 def count_steps_per_epoch(num_images: int, num_ranks: int, batch_size: int) -> int:
     """Return the steps that every rank takes in an epoch, rounded as in the reference benchmark.
 
-    The smallest shard decides; the batch that it fills only in part is completed with images of the
-    next epoch.
+    It is the number of batches of the smallest shard. Images of the next epoch complete the last of
+    these batches.
 
     Raises:
         UserError: a rank would get no image.

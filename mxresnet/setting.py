@@ -27,7 +27,7 @@ def one_of(*choices: Any) -> Check:
 
 
 def parse_switch(text: str) -> bool:
-    """Parse one of the reference benchmark's three spellings of a boolean.
+    """Parse a boolean in any of the reference benchmark's spellings.
 
     Raises:
         ValueError: text is none of 1, true, yes, 0, false, no (in any case).
@@ -81,8 +81,9 @@ def setting(
         check: restriction on the parsed value.
         parse: convert the text of the flag or variable; raises ValueError. Default: by the type of
             `default`.
-        requires: environment outside which the setting has no effect ("GPU"). Empty: works
-        everywhere. flag: name of the flag. Empty: the field's name with dashes.
+        requires: environment outside which the setting has no effect ("GPU"). Empty: it has an
+            effect everywhere.
+        flag: name of the flag. Empty: the field's name with dashes.
     """
     if parse is None:
         parse = parse_switch if isinstance(default, bool) else type(default)

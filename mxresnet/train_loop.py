@@ -25,7 +25,7 @@ Value = TypeVar("Value")
 
 
 class Trainer(Protocol):
-    """What a step is: mxresnet.trainer.Trainer or a fake of it."""
+    """The methods of mxresnet.trainer.Trainer that a run uses; the tests use a fake."""
 
     def initialize(self) -> List[str]: ...
 
@@ -70,14 +70,14 @@ class Ranks(Protocol):
 
     def gather(self, value: Any) -> List[Any]: ...
 
-    def run_on_all_ranks(self, what: Callable[[], Value]) -> Value: ...
+    def run_on_all_ranks(self, function: Callable[[], Value]) -> Value: ...
 
     def raise_if_any_failed(self, problem: Optional[UserError]) -> None: ...
 
 
 @dataclass(frozen=True)
 class TrainLoop:
-    """One rank's run, from the first weights to the target accuracy or the last epoch."""
+    """One rank's run, from initial weights to the target accuracy or the last epoch."""
 
     config: Config
     dataset: DataSet
@@ -113,7 +113,7 @@ class TrainLoop:
         return reached
 
     def _prepare(self) -> None:
-        """Do everything that takes time and needs no data."""
+        """Initialize and warm up: the work that takes time and reads no data."""
         config = self.config
         parameter_names = self.trainer.initialize()
         self.log.initialization(config.seed, config.batch_size * config.bn_group, parameter_names)
@@ -168,7 +168,7 @@ class TrainLoop:
         self.log.throughput(throughput, epoch)
 
     def _evaluate(self, epoch: int, val_loader: ValLoader) -> Score:
-        """Score the validation set.
+        """Evaluate on the validation set, log the accuracy and return the score.
 
         Raises:
             UserError: not every image was counted exactly once.

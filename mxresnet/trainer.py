@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training step and an evaluation: MXNet's Module, its optimizer, the averages over ranks.
+"""A training step and an evaluation, with MXNet's Module and averages over the ranks.
 
-train_loop.py decides when each happens. The loss, softmax cross-entropy with label smoothing, is
-the network's last operator (the operator backend's head() in model/ops.py).
+train_loop.py calls them in the order of a run. The loss, softmax cross-entropy with label
+smoothing, is the network's last operator (the operator backend's head() in model/ops.py).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def choose_device(config: Config, world: World) -> Any:
 
 
 def check_device(device: Any) -> None:
-    """Run a kernel: the public MXNet packages have machine code for some GPU generations only.
+    """Run a kernel, because the public MXNet packages have code for some GPU generations only.
 
     Raises:
         UserError: MXNet cannot use the device.
@@ -87,9 +87,9 @@ def seed_everything(seed: int) -> None:
 
 
 class BoundArrays:
-    """The arrays that a bound Module computes on, and no copies: the same objects in every step.
+    """The arrays that a bound Module computes on: the same objects in every step, not copies.
 
-    Module's public interface only copies them. This class alone uses its private executor group.
+    Module's public methods return copies. Only this class uses Module's private executor group.
     """
 
     def __init__(self, module: Any):
@@ -193,6 +193,7 @@ class Trainer:
         mx.nd.waitall()
 
     def _start_optimizer(self, updates_done: int) -> None:
+        """Create the optimizer, with zero momentum, as if it had done a number of updates."""
         config = self._config
         common: Dict[str, Any] = {
             "learning_rate": config.lr,
@@ -211,7 +212,7 @@ class Trainer:
                 decay_bias=DECAYS_BIAS[config.optimizer],
                 **common,
             )
-        # Not an argument of the constructor, which would assign learning_rate to the schedule.
+        # Not passed to the constructor, which would set an attribute of the schedule object.
         optimizer.lr_scheduler = self._plan.learning_rate
         self._module.init_optimizer(kvstore=None, optimizer=optimizer, force_init=True)
 
@@ -227,15 +228,15 @@ class Trainer:
         self._module.update()
 
     def evaluate(self, batches: Iterable[Batch]) -> Score:
-        """Average the running statistics over the ranks, then count all ranks' correct predictions.
+        """Average the running statistics over the ranks, then evaluate; return all ranks' score.
 
         Raises:
             UserError: the network's output is not finite.
         """
-        # MXNet's operators check whether they train when they run, not when they are queued: no
-        # training step may be pending here, and none of these forward passes when training
-        # continues. On a CPU the backward pass also writes the running statistics without MXNet's
-        # engine knowing of it.
+        # MXNet's operators read the training flag when they run, not when they are queued. So no
+        # training step may be pending when these forward passes start, and no forward pass may be
+        # pending when training continues. On a CPU the backward pass also writes the running
+        # statistics, a dependency that MXNet's engine does not know.
         mx.nd.waitall()
         self._world.average(self.arrays.running_statistics, "statistics", groups=1)
         counter = AccuracyCounter(self._config.top_k)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the pieces of a plan to a record file and its tables; resume an interrupted conversion."""
+"""Write the record file, index, list and checksums of a plan; resume an interrupted conversion."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OnProgress = Callable[[int, int], None]  # (images, bytes) added
 
 
 class BadImagesError(SourceError):
-    """Images turned out to be bad when they were read; `problems` has an entry for each."""
+    """Images of the source cannot be used; `problems` has an entry for each."""
 
     def __init__(self, problems: List[Problem]) -> None:
         super().__init__(f"{len(problems)} bad images")
@@ -33,11 +33,11 @@ class BadImagesError(SourceError):
 
 
 class ConversionState:
-    """The records so far: their lengths and sums, the bad ones, and the hash of the record file."""
+    """Lengths and checksums of the records so far, the bad images, and the hash of the file."""
 
     def __init__(self, plan: Plan) -> None:
         self.lengths = np.zeros(len(plan.paths), np.int64)  # in bytes; 0: skipped
-        self.sums = np.zeros(len(plan.paths), recordio.WORD)
+        self.sums = np.zeros(len(plan.paths), recordio.WORD)  # recordio.word_sums of each record
         self.bad: Dict[int, str] = {}  # record -> reason
         self.sha256 = hashlib.sha256()
 
@@ -58,7 +58,7 @@ def resume(
     state: ConversionState,
     progress: OnProgress,
 ) -> Tuple[int, int]:
-    """Keep the pieces of an earlier run that agree with the journal; forget the others.
+    """Keep the pieces of an earlier run up to the first that differs from the journal.
 
     Args:
         path: The record file.
@@ -107,14 +107,14 @@ def copy_pieces(
 ) -> None:
     """Append the pieces to the record file.
 
-    Without `skip_bad_images`, the first bad image ends the writing; the remaining images are read
-    only to find all the bad ones.
+    Without `skip_bad_images`, nothing is written after the first bad image; the remaining images
+    are read only to find the other bad ones.
     """
     in_flight: Deque[Tuple[Piece, Release, Future[str], int]] = deque()
 
     def complete_oldest() -> None:
         piece, release, sha256, end = in_flight.popleft()
-        # The keys are a file format: a journal may be from an earlier version.
+        # Do not rename the keys: they are in the journals of interrupted conversions.
         entry = {"sha256": sha256.result(), "cuts": piece.magic_splits, "bad": piece.bad}
         journal.add(entry, end)
         journal.write_flushed(writer.flushed)
@@ -150,11 +150,11 @@ def convert(
 
     Args:
         workers: Number of reading threads.
-        check: Finds bad images. With on_error "skip" they get no record; with "fail" all of them
-            are found and nothing is kept.
-        source: For the manifest.
-        options: For the manifest; on_error is obeyed.
-        progress: Called as work gets done.
+        check: Returns the bad images among those it is called with.
+        source: Description of the source, for the manifest.
+        options: Written to the manifest. With on_error "skip" bad images get no record; with "fail"
+            all of them are found and nothing is kept.
+        progress: Called with the images and bytes that were added.
 
     Raises:
         BadImagesError: There are bad images, and on_error is "fail".
@@ -165,7 +165,7 @@ def convert(
     part = manifests.part_folder(folder, prefix)
     journal = Journal(part, {"digest": plan.digest, "check": options["check"]})
     try:
-        # Another process may have finished this split before the lock was taken, but not after.
+        # Another process may have finished this split before this one took the lock.
         if manifests.is_finished(folder, prefix, source["identity"], options):
             manifests.remove_part_folder(folder, prefix)
             return manifests.load_manifest(folder, prefix)
@@ -189,7 +189,7 @@ def convert(
         shutil.rmtree(part)
         raise
     except DestinationError:
-        if not journal.entries:  # an earlier run left nothing worth keeping
+        if not journal.entries:  # no earlier run left a finished piece
             shutil.rmtree(part, ignore_errors=True)
         raise
     finally:
@@ -248,9 +248,9 @@ def _write_tables(
 
 
 def _relative_to(top: str, path: str) -> str:
-    """Return `path` relative to `top`; unchanged if it is not below it.
+    """Return `path` relative to `top`, or `path` itself if it is outside `top`.
 
-    The top of the source is not part of a manifest's paths: it may be moved or renamed.
+    A manifest has relative paths because the source folder may be moved or renamed.
     """
     if path.startswith(top + "/"):
         return path[len(top) + 1 :]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choose the number of workers: count usable CPUs, and use threads where they help."""
+"""Count the CPUs that this process may use, and use threads where they save time."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def usable_cpus(
 ) -> int:
     """Return how many CPUs this process may use, at least 1.
 
-    That is the smallest of its CPU affinity and of the CPU quotas of its control groups; the CPU
-    count of the machine means little in a container.
+    This is the smallest of the size of its CPU affinity mask and the CPU quotas of its control
+    groups. A container may have far fewer CPUs than the machine.
 
     Args:
         cgroup_root: where the control group file systems (version 1 or 2) are mounted.
@@ -48,7 +48,7 @@ def cgroup_limits(
 ) -> List[float]:
     """Return the CPU limits of a control group and of all groups above it.
 
-    A container often sees its own group as the root, so that only "/" exists of the path.
+    In a container the own group is often mounted as the root: then only "/" of the path exists.
     """
     limits = []
     while True:
@@ -61,13 +61,13 @@ def cgroup_limits(
 
 
 def cgroup_v2_limit(folder: str) -> Optional[float]:
-    """Return the CPU seconds per second that cpu.max grants, or None if there is no limit."""
+    """Return the limit in cpu.max as a number of CPUs, or None if there is no limit."""
     words = read_words(os.path.join(folder, "cpu.max"))
     return int(words[0]) / int(words[1]) if len(words) == 2 and words[0] != "max" else None
 
 
 def cgroup_v1_limit(folder: str) -> Optional[float]:
-    """Return the CPU seconds per second that the CFS quota grants, or None if there is none."""
+    """Return the CFS quota as a number of CPUs, or None if there is no limit."""
     quota = read_words(os.path.join(folder, "cpu.cfs_quota_us"))
     period = read_words(os.path.join(folder, "cpu.cfs_period_us"))
     return int(quota[0]) / int(period[0]) if quota and period and int(quota[0]) > 0 else None
@@ -100,10 +100,10 @@ def positive(text: str) -> int:
 def parallel_map(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int
 ) -> List[Result]:
-    """Return [function(item) for item in items], on threads if the first calls mostly wait.
+    """Return [function(item) for item in items]; use threads if the first calls mostly wait.
 
-    Calls wait on network storage. Where they compute instead, Python's global lock would make
-    threads slower than a loop.
+    Threads hide the latency of network storage. Calls that mostly compute run in a loop instead,
+    because Python's global lock would make threads slower.
 
     Args:
         function: called once for each item.

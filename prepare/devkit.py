@@ -16,7 +16,7 @@ GROUND_TRUTH_FILE, META_FILE = "ILSVRC2012_validation_ground_truth.txt", "meta.m
 
 @dataclass
 class Devkit:
-    """What the devkit contains that matters here."""
+    """The parts of the devkit that a conversion uses."""
 
     ground_truth: bytes  # one ILSVRC2012_ID a line, in the order of the validation images
     ids: List[int]  # ILSVRC2012_ID of each synset; not in the order of sorted synsets
@@ -25,15 +25,15 @@ class Devkit:
 
 
 def is_devkit(path: str) -> bool:
-    """Return whether `path` is a folder or a tar archive, which label files of other kinds are not.
+    """Return whether `path` is a folder or a readable tar archive.
 
-    A damaged archive is none.
+    The other kinds of label files are text files.
     """
     if os.path.isdir(path):
         return True
     try:
         return tarfile.is_tarfile(path)
-    except Exception:  # each compression raises its own exceptions for damaged files
+    except Exception:  # each compression module raises its own exceptions for damaged files
         return False
 
 
@@ -49,7 +49,7 @@ def read_validation_synsets(path: str) -> List[str]:
         return [synset_of_id[int(line)] for line in devkit.ground_truth.decode().split()]
     except (ValueError, KeyError) as error:
         raise SourceError(
-            f"{path}: {GROUND_TRUTH_FILE}: {error} is no ILSVRC2012_ID of its {META_FILE}"
+            f"{path}: {GROUND_TRUTH_FILE}: {error} is not an ILSVRC2012_ID of its {META_FILE}"
         ) from None
 
 
@@ -89,7 +89,7 @@ def read_devkit(path: str) -> Devkit:
                 [int(value) for value in table["num_train_images"]] if has_counts else None
             ),
         )
-    except Exception as error:  # SciPy and each compression raise their own for damaged files
+    except Exception as error:  # SciPy and the compression modules raise many kinds of exceptions
         reason = " ".join(str(error).split())
         raise SourceError(
             f"{path}: cannot be read as the devkit "
@@ -98,7 +98,7 @@ def read_devkit(path: str) -> Devkit:
 
 
 def read_devkit_files(path: str) -> Dict[str, bytes]:
-    """Return {file name: content} of the two files that matter, as far as they exist."""
+    """Return {file name: content} of the ground truth and meta.mat; a missing member is absent."""
     files = {}
     if os.path.isdir(path):
         for name in (GROUND_TRUTH_FILE, META_FILE):
@@ -112,7 +112,7 @@ def read_devkit_files(path: str) -> Dict[str, bytes]:
                 content = archive.extractfile(member)
                 assert content is not None  # as the member is a regular file
                 files[name] = content.read()
-        # Read to the end, where gzip checks its sum: SciPy may crash on a damaged table.
+        # gzip verifies its checksum at the end of the file: SciPy may crash on a damaged table.
         while archive.fileobj is not None and archive.fileobj.read(1 << 20):
             pass
     return files

@@ -19,7 +19,7 @@ from prepare.progress_bar import escape_unencodable_output
 SIDE_PIXELS = 32  # the scans are 8 x 8, but a ResNet-50 halves its input five times
 VAL_INTERVAL = 5  # every fifth image of a class is for validation
 JPEG_QUALITY = 95
-MAX_INTENSITY = 16  # a scan counts 0 to 16 dots in each of its cells
+MAX_INTENSITY = 16  # each of the 8 x 8 values is a number of dots from 0 to 16
 
 
 def digit_images() -> Iterator[Tuple[str, bytes]]:
@@ -61,7 +61,7 @@ def is_complete(folder: str, expected: Dict[str, bytes]) -> bool:
 
 
 def write_dataset(folder: str) -> bool:
-    """Write the data set to `folder`; return False if it is there already.
+    """Write the data set to `folder`; return False if the complete data set exists there already.
 
     Raises:
         FileExistsError: `folder` contains something else.
@@ -78,7 +78,7 @@ def write_dataset(folder: str) -> bool:
         )
     parent, name = os.path.split(folder)
     os.makedirs(parent, exist_ok=True)
-    # A sibling is in the same file system, so that one rename makes the complete folder appear.
+    # In the same parent, and so in the same file system: one rename publishes the complete folder.
     scratch = tempfile.mkdtemp(prefix=f"{name}.", suffix=".part", dir=parent)
     try:
         for path, jpeg in images.items():
@@ -86,7 +86,7 @@ def write_dataset(folder: str) -> bool:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             with open(path, "wb") as stream:
                 stream.write(jpeg)
-        os.chmod(scratch, 0o755)  # mkdtemp makes it private
+        os.chmod(scratch, 0o755)  # only its owner may read a folder made by mkdtemp
         os.rename(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

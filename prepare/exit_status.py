@@ -8,7 +8,7 @@ from typing import Dict
 
 
 class ExitStatus(enum.IntEnum):
-    """What a command reports to the shell. Scripts decide by it whether a retry can help."""
+    """Exit status of a command. A calling script can decide by it whether to retry."""
 
     SUCCESS = 0
     BAD_DATA = 1  # the source of a conversion, or the records that are verified

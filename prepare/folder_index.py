@@ -14,17 +14,17 @@ from prepare.listing import Folder, Listing, Problem, SourceError, is_image_name
 from prepare.storage_errors import raise_if_outage
 
 FileId = Tuple[int, int]  # device and inode
-# A folder relative to the top, and the identities of all folders above it.
+# Path of a folder relative to the top, and the identities of all folders above it.
 PendingFolder = Tuple[str, Tuple[FileId, ...]]
 
 
 @dataclass
 class FolderScan:
-    """What one folder contains directly."""
+    """The direct content of one folder."""
 
     folder: Folder
     problems: List[Problem] = field(default_factory=list)
-    ignored: List[str] = field(default_factory=list)  # relative paths of files that are no images
+    ignored: List[str] = field(default_factory=list)  # relative paths of other files
     subfolders: List[PendingFolder] = field(default_factory=list)
 
 
@@ -106,14 +106,14 @@ def scan_file(entry: os.DirEntry[str], path: str, scan: FolderScan) -> None:
     if unusable_name is not None:
         scan.problems.append(Problem(entry.path, unusable_name))
         return
-    # Skip the access call, a round trip on network storage, for files that everybody may read.
+    # os.access is a round trip on network storage: skip it for files that everybody may read.
     if not status.st_mode & stat.S_IROTH and not os.access(entry.path, os.R_OK):
         scan.problems.append(Problem(entry.path, "cannot be read: permission denied"))
     scan.folder.add(entry.name, status.st_size, mtime_ns=status.st_mtime_ns)
 
 
 def add_files_beside_archives(folder: str, listing: Listing) -> None:
-    """Add to `listing` the files next to class archives: an image there belongs to no class.
+    """Add the files next to class archives to `listing`; an image there belongs to no class.
 
     Args:
         folder: path of the folder that contains the archives.

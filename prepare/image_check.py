@@ -17,7 +17,7 @@ JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 SCAN_MARKER = 0xDA
 DECODE_BATCH = 32  # images
-# The text of DALI's own message, without the positions in its source code.
+# Group 1 is DALI's message without the positions in DALI's source code.
 DALI_ERROR = re.compile(r"Error in thread \d+: (?:\[[^]]*\] )*(.*)")
 
 BadImage = Tuple[int, str]  # image index and reason
@@ -31,7 +31,7 @@ def check_nothing(raw: np.ndarray, begins: np.ndarray, sizes: np.ndarray) -> Lis
 def check_ends(raw: np.ndarray, begins: np.ndarray, sizes: np.ndarray) -> List[BadImage]:
     """Return the images that are neither complete JPEGs nor complete PNGs.
 
-    A test on whole arrays accepts nearly every JPEG; only the remaining images are examined singly.
+    A vectorized test accepts nearly every JPEG; only the other images are examined one by one.
 
     Args:
         raw: the bytes of all images (uint8).
@@ -72,8 +72,8 @@ def image_problem(image: bytes) -> Optional[str]:
 def find_first_scan(jpeg: bytes) -> Optional[int]:
     """Return the offset of the first start-of-scan marker in a JPEG, or None.
 
-    Skips the segments before it, as a thumbnail in them has an end marker of its own. Segments are
-    described in ITU-T T.81, annex B.
+    The segments before it are skipped, because a thumbnail in one of them has its own end marker.
+    Source of the format: ITU-T T.81, annex B.
     """
     at = 2
     while at + 4 <= len(jpeg) and jpeg[at] == 0xFF:
@@ -103,7 +103,7 @@ class DecodeCheck:
         """
         from nvidia.dali import fn, pipeline_def
 
-        # One batch at a time: with prefetching a pipeline would need more images than it gets.
+        # No prefetching: the pipeline would need more batches than it is fed.
         settings: Dict[str, Any] = {
             "batch_size": DECODE_BATCH,
             "num_threads": 1,

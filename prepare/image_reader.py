@@ -29,11 +29,11 @@ def read_exactly(descriptor: int, view: memoryview, offset: int) -> None:
 class ImageReader:
     """Read the images of a plan; a context manager that any number of threads may share."""
 
-    # A folder of a thousand class archives would exceed the process's limit of open files.
+    # A thousand open class archives would exceed the process's limit of open files.
     MAX_OPEN_ARCHIVES = 64
 
     def __init__(self, plan: Plan) -> None:
-        """Open the plan's archives, unless there are too many.
+        """Open the plan's archives, unless there are more than MAX_OPEN_ARCHIVES.
 
         Raises:
             OSError: an archive cannot be opened.
@@ -84,13 +84,13 @@ class ImageReader:
                 os.close(descriptor)
 
     def raise_if_outage(self, error: OSError, record: int) -> None:
-        """Raise an OSError if `error`, met when this record was read, is not its image's fault."""
+        """Raise an OSError if `error` is a failure of the storage, not a fault of this image."""
         if self._plan.archives:
             archive = self._plan.archives[self._plan.archive_indices[record]]
             raise_if_outage(error, archive, self._plan.top, archive)
         else:
             path = self._path(record)
-            # Resolve links, as the image's folder may be on other storage than the top.
+            # Resolve links, because the image's folder may be on other storage than the top.
             real_folder = os.path.dirname(os.path.realpath(path))
             raise_if_outage(error, path, self._plan.top, real_folder)
 

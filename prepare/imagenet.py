@@ -22,7 +22,7 @@ from prepare.pieces import ImageCheck
 from prepare.plan import Plan, check_no_class_lost, make_plan
 from prepare.progress_bar import Progress, escape_unencodable_output
 
-PREFIXES = ("val", "train")  # the small split first, which shows errors sooner
+PREFIXES = ("val", "train")  # the small split first, to find errors sooner
 MAX_IGNORED_SHOWN = 10  # kinds of ignored files
 CHECKS: Dict[str, Callable[[], ImageCheck]] = {
     "none": lambda: image_check.check_nothing,
@@ -58,7 +58,7 @@ EXIT_STATUS_HELP = exit_status_help(
 
 
 class UnreadableSourceError(PermissionError):
-    """The source may not be read. A retry cannot help, unlike for the destination."""
+    """This user may not read the source. A usage error, because a retry cannot help."""
 
 
 class DestinationInSourceError(Exception):
@@ -186,7 +186,7 @@ def run(arguments: argparse.Namespace) -> None:
     ]
     if not arguments.dry_run:
         for prefix in PREFIXES:
-            if prefix not in unfinished:  # a run may have died between its last rename and this
+            if prefix not in unfinished:  # a run may have been killed before it removed the folder
                 manifests.remove_part_folder(folder, prefix)
     if not unfinished:
         print_line(f"{folder}: already complete from an earlier run")
@@ -225,7 +225,10 @@ def permission_errors_as_unreadable_source() -> Iterator[None]:
 
 
 def check_destination_outside_source(folder: str, source: str) -> None:
-    """Raise DestinationInSourceError if `folder` would be a class of the source in the next run."""
+    """Raise DestinationInSourceError if `folder` is in train/ or val/ of the source.
+
+    The next run would take it for a class.
+    """
     destination = os.path.realpath(folder) + os.sep
     for prefix in PREFIXES:
         image_folder = os.path.realpath(os.path.join(source, prefix))
@@ -242,7 +245,7 @@ def make_plans(
     """List the source and plan the records of both splits.
 
     Raises:
-        BadImagesError: There are problems that need no image to be read, and on_error is "fail".
+        BadImagesError: Problems were found without reading an image, and on_error is "fail".
         SourceError: The source is not a usable data set.
         UnreadableSourceError: The source may not be read.
     """
@@ -268,7 +271,7 @@ def plan_split(prefix: str, split: sources.Split, workers: int, allow_empty: boo
 
 
 def check_plans(plans: Dict[str, Plan], label_files: Sequence[str], skip_bad_images: bool) -> None:
-    """Raise BadImagesError or SourceError for problems that need no image to be read."""
+    """Raise BadImagesError or SourceError for problems that are found without reading an image."""
     for plan in plans.values():
         plan.problems += imagenet_spec.image_count_problems(
             plan, val_labels.train_counts(label_files)

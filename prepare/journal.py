@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The journal of an unfinished conversion: its lock, and what a resumed run may keep."""
+"""The journal of an unfinished conversion: its lock, and the pieces that a resumed run keeps."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ Entry = Dict[str, Any]
 class Journal:
     """A file with one JSON line per finished piece of the record file, after a header line.
 
-    The header identifies what the record file is made from. An entry holds the SHA-256 of the
-    record file up to the end of the piece, and it is valid only when the file agrees. So nothing
-    must be forced to the disk during the conversion: data that a power failure loses is written
-    again.
+    The header identifies the source and the options. An entry holds the SHA-256 of the record file
+    up to the end of the piece, and is valid only if the file has this hash. Therefore a conversion
+    needs no fsync before its end: data that a power failure loses is written again.
 
     Attributes:
         entries: The entries that the file held when it was opened.
     """
 
     def __init__(self, folder: str, header: Entry) -> None:
-        """Open or create the journal in `folder`, which is created too, and lock it.
+        """Create `folder` if needed, open or create the journal in it, and lock the journal.
 
         Raises:
             DestinationError: The journal is in use, or belongs to a different conversion.
@@ -62,8 +61,8 @@ class Journal:
 
     def _read(self, header: Entry) -> List[Entry]:
         self._file.seek(0)
-        # Data after the last line feed was cut off, and a power failure can leave zeros. Neither is
-        # an entry.
+        # An interrupted write leaves a line without its line feed, and a power failure can leave
+        # zeros. Both are ignored.
         lines = [_parse_line(line) for line in self._file.read().split(b"\n")[:-1]]
         if not lines or lines[0] is None:
             self._file.truncate(0)

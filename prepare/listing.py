@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Define how the images found in a source are listed: folders of images, and problems.
+"""Data classes for the images found in a source: folders of images, and problems.
 
 `sources` and `tar_index` produce a Listing; `val_labels` and `plan` consume it.
 """
@@ -38,7 +38,7 @@ class Folder:
     """
 
     path: str  # relative to the top of the data set; "" is the top itself
-    archive: Optional[str] = None  # file that contains the images; None: each is its own file
+    archive: Optional[str] = None  # file that contains the images; None: each is a file
     names: List[str] = field(default_factory=list)
     sizes: array[int] = field(default_factory=lambda: array("q"))  # bytes
     offsets: array[int] = field(default_factory=lambda: array("q"))  # bytes, in the archive
@@ -68,7 +68,7 @@ class Listing:
     ignored: Dict[str, int] = field(default_factory=dict)  # extension -> files not used
 
     def count_ignored(self, paths: Iterable[str]) -> None:
-        """Count files that are no images, by extension (or by name when they have none)."""
+        """Count files that are not images, by extension (or by name if they have none)."""
         for path in paths:
             suffix = os.path.splitext(path)[1].lower() or os.path.basename(path)
             self.ignored[suffix] = self.ignored.get(suffix, 0) + 1
@@ -82,7 +82,7 @@ class Listing:
 
 
 def is_image_name(name: str) -> bool:
-    """Return whether im2rec takes a file of this name for an image, by its extension.
+    """Return whether im2rec treats a file of this name as an image, by its extension.
 
     A name that consists of a dot and an extension only, such as ".jpg", has no extension.
     """

@@ -47,7 +47,7 @@ class SkippedImage(TypedDict):
 
 
 class SourceFacts(TypedDict):
-    """What a split was made from; the identity is a digest of names, sizes and times."""
+    """The source of a split; the identity is a digest of names, sizes and modification times."""
 
     path: str
     kind: str
@@ -55,7 +55,7 @@ class SourceFacts(TypedDict):
 
 
 class Options(TypedDict):
-    """The options of prepare.imagenet that decide which images get a record."""
+    """The options of prepare.imagenet that determine which images get a record."""
 
     check: str
     on_error: str
@@ -109,7 +109,7 @@ def is_finished(folder: str, prefix: str, identity: str, options: Options) -> bo
 
 
 def _check_no_unexpected_files(folder: str, prefix: str) -> None:
-    """Raise DestinationError if there are data files that no interrupted publishing explains."""
+    """Raise DestinationError if there are data files that `publish` did not leave behind."""
     names = [prefix + suffix for suffix in SUFFIXES]
     unexpected_files = [name for name in names if os.path.lexists(os.path.join(folder, name))]
     journal = os.path.join(part_folder(folder, prefix), JOURNAL_NAME)
@@ -209,7 +209,7 @@ def _find_invalid_field(manifest: Dict[str, Any], names: List[str]) -> Optional[
 
 
 def bytes_written(folder: str, prefix: str) -> int:
-    """Return the size of an unfinished split's record file, which may be renamed already."""
+    """Return the size of an unfinished split's record file, which `publish` may have renamed."""
     for place in (folder, part_folder(folder, prefix)):
         try:
             return os.path.getsize(os.path.join(place, prefix + ".rec"))
@@ -227,7 +227,7 @@ def roll_back_publish(folder: str, prefix: str) -> None:
         DestinationError: There is a manifest.
     """
     path = manifest_path(folder, prefix)
-    # On a file system without locks, only this shows that another conversion has ended.
+    # On a file system without locks, the manifest is the only sign of another conversion.
     if os.path.exists(path):
         raise DestinationError(
             f"{path}: has appeared during this run: another conversion was writing here"

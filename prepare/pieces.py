@@ -91,7 +91,7 @@ def _read_images(
     """Read consecutive images, from record `first` on, into `view`.
 
     Returns:
-        Number of a bad image, counted from `first` -> reason.
+        {number of a bad image, counted from `first`: reason}.
     """
     bad = {}
     for number, (start, size) in enumerate(zip(starts.tolist(), sizes.tolist())):

@@ -16,7 +16,7 @@ import numpy as np
 from prepare import recordio
 from prepare.listing import EXTENSIONS, Folder, Listing, Problem, SourceError
 
-# What one worker reads at a time: large enough for a small overhead, small enough for a CPU cache.
+# A worker reads this much at a time: large enough for low overhead, small enough for CPU caches.
 PIECE_BYTES = 4 << 20
 PIECE_RECORDS = 256
 SHUFFLE_SEED = 100  # im2rec's, for the training and the validation split alike
@@ -43,7 +43,7 @@ class Plan:
     problems: List[Problem]  # faults found without reading an image
     ignored: Dict[str, int]  # extension -> files that im2rec does not use either
     left_out: int  # number of listed images that get no record because of a problem
-    digest: str  # SHA-256 of all of the above that decides the output
+    digest: str  # SHA-256 of everything that determines the output
 
     def pieces(self) -> List[Tuple[int, int]]:
         """Divide the records into pieces; return [(first record, last record + 1)].
@@ -70,7 +70,7 @@ class Plan:
     def output_bytes(self) -> int:
         """Estimate the size in bytes of .rec, .idx, .lst and .sums together.
 
-        Splitting records at the magic number, 4 bytes each time, is not included.
+        The 4 bytes that each split at a magic word adds are not included.
         """
         name_bytes = 2 * sum(len(path) for path in self.paths)  # most names are ASCII; allow more
         lines_bytes = 60 * len(self.paths)
@@ -78,7 +78,7 @@ class Plan:
 
 
 def make_plan(prefix: str, listing: Listing, allow_empty: bool = False) -> Plan:
-    """Order and number the images of a listing; empties the listing's lists of names.
+    """Order and number the images of a listing; empty the listing's lists of names.
 
     Args:
         prefix: "train" or "val".
@@ -165,7 +165,7 @@ def check_folders(top: str, folders: Sequence[Folder]) -> None:
 def flatten(folders: Sequence[Folder]) -> Tuple[List[str], Dict[str, np.ndarray]]:
     """Return all images in walk order; empty the folders' lists of names.
 
-    Two copies of a million names would be a large part of a conversion's memory.
+    The lists are emptied because two copies of a million names need much memory.
 
     Returns:
         The paths, and arrays (int64, one entry for each image) called size, offset, mtime_ns and
@@ -188,7 +188,7 @@ def flatten(folders: Sequence[Folder]) -> Tuple[List[str], Dict[str, np.ndarray]
 def size_problems(
     top: str, paths: Sequence[str], sizes: np.ndarray, allow_empty: bool
 ) -> List[Problem]:
-    """Return a problem for each image that is too large for a record, or empty if that matters."""
+    """Return a problem for each image that is too large for a record, or empty if not allowed."""
     problems = []
     for index in np.flatnonzero((sizes == 0) | (sizes > recordio.MAX_IMAGE_BYTES)).tolist():
         path = f"{top}/{paths[index]}"
@@ -213,7 +213,7 @@ def duplicate_problems(top: str, paths: Sequence[str]) -> List[Problem]:
 
 
 def check_no_class_lost(plan: Plan, kept_labels: np.ndarray) -> None:
-    """Check that each class has a record, as every later class would get another label.
+    """Check that each class has a record: without one, the labels of later classes would shift.
 
     Args:
         plan: the plan of one split.
@@ -231,7 +231,7 @@ def check_no_class_lost(plan: Plan, kept_labels: np.ndarray) -> None:
 
 
 def plan_digest(plan: Plan, mtimes_ns: np.ndarray) -> str:
-    """Return a SHA-256 of everything that decides the output, and of modification times."""
+    """Return a SHA-256 of everything that determines the output, and of modification times."""
     digest = hashlib.sha256()
     lines = [plan.prefix, *plan.classes]
     digest.update("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))

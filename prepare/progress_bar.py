@@ -12,12 +12,12 @@ SECONDS_BETWEEN_LINES = 10
 
 def escape_unencodable_output() -> None:
     """Make sys.stdout escape characters that it cannot encode, as sys.stderr does."""
-    if hasattr(sys.stdout, "reconfigure"):  # a replacement, as in a notebook, may lack it
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's sys.stdout may not have this method
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 class Progress:
-    """Show the images and bytes done. Call it with the numbers added; use it in a `with`."""
+    """Show the images and bytes done: a context manager that is called with the numbers added."""
 
     def __init__(
         self, name: str, total_images: int, total_bytes: int, stream: Optional[TextIO] = None

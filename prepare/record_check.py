@@ -63,7 +63,7 @@ def _chunks(records: RecordSet) -> Iterator[Tuple[int, int]]:
 
 
 def _readable_bytes(records: RecordSet, first: int, last: int) -> int:
-    """Return the size of the records `first` to `last` - 1, less if the file ends before them."""
+    """Return how many bytes of the records `first` to `last` - 1 are in the file."""
     begin = records.offsets[first]
     return int(min(records.ends[last - 1], max(records.size, begin)) - begin)
 
@@ -98,7 +98,7 @@ def _check_chunk(records: RecordSet, first: int, last: int, data: memoryview) ->
     keys, labels = records.keys[selected], records.labels[selected]
     is_whole, _ = _classify_prefixes(words, starts // 4, lengths, keys, labels)
     sum_is_right = recordio.word_sums(words, starts) == records.sums[selected]
-    # Usually none or few: records split at magic words, and damaged ones.
+    # The rest, usually few, are records that are split at magic words or damaged.
     for number in np.flatnonzero(~(is_whole & sum_is_right)).tolist():
         record_data = data[int(starts[number]) : int(starts[number] + lengths[number])]
         error = _find_error(records, first + number, record_data, bool(sum_is_right[number]))
@@ -223,7 +223,7 @@ def _without_skipped_images(records: RecordSet, plan: Plan) -> Plan:
     listed = set(records.paths)
     skipped: Set[str] = set()
     for image in records.manifest["skipped"]:
-        # Manifests of earlier versions have the path of the source in front.
+        # Earlier versions wrote these paths with the source folder in front.
         skipped.update(_path_tails(image["path"]))
     kept = [
         record for record, path in enumerate(plan.paths) if path in listed or path not in skipped

@@ -87,7 +87,11 @@ class RecordSet:
         self.sums = self._read_sums()
 
     def _check_files(self) -> None:
-        """Compare the size of all files, and the SHA-256 of the tables, with the manifest."""
+        """Compare the size of all files, and the SHA-256 of the tables, with the manifest.
+
+        Raises:
+            UnreadableTablesError: A file is missing.
+        """
         for name, facts in sorted(self.manifest["files"].items()):
             path = os.path.join(self.folder, name)
             if not os.path.exists(path):

@@ -13,13 +13,13 @@ from typing import Optional, Union
 import numpy as np
 
 BLOCK_BYTES = 4096  # direct I/O needs offsets and sizes that are multiples of this
-# Size of each of the two buffers. With smaller ones the disk waits for the writing thread to wake.
+# Size of each of the two buffers. With smaller ones the disk is idle while the thread wakes up.
 STAGE_BYTES = 32 << 20
 O_DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 class RecordWriter:
-    """Append to a file from a given offset on, past the page cache where the file system allows it.
+    """Append to a file from a given offset on, without the page cache if the file system can.
 
     Direct I/O leaves the CPUs to reading and hashing (a write through the page cache costs several
     times the CPU time) and does not evict the source from memory. One full buffer is written by a

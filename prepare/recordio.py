@@ -117,7 +117,7 @@ def join_record(record: Buffer) -> bytes:
     """Return the content (image header and image) of one record, split or not.
 
     Raises:
-        ValueError: The framing is invalid; the message says how.
+        ValueError: The framing is invalid; the message describes the error.
     """
     parts: List[bytes] = []
     at = 0

@@ -31,7 +31,7 @@ def raise_if_outage(error: OSError, path: str, *containers: str) -> None:
     leaves an empty folder.
 
     Args:
-        error: the error met at `path`.
+        error: the error that was raised for `path`.
         path: the file or folder that could not be used.
         containers: folders and archives that contain `path`.
 
@@ -44,7 +44,7 @@ def raise_if_outage(error: OSError, path: str, *containers: str) -> None:
         for container in containers:
             is_filled_folder = os.path.isdir(container) and os.listdir(container)
             if not os.path.isfile(container) and not is_filled_folder:
-                # Not ENOENT: a path that existed before is no mistake in the command line.
+                # Not ENOENT, which is reported as a wrong command line: the path existed before.
                 raise OSError(
                     errno.ENODEV, "existed before and is missing now", container
                 ) from None

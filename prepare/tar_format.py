@@ -27,7 +27,7 @@ EXTENSION_KINDS = (*PAX_KINDS, PAX_GLOBAL, GNU_LONG_NAME, GNU_LONG_LINK)
 
 
 class TarDamageError(Exception):
-    """An archive ends too early or is malformed; the message completes "The archive ..."."""
+    """An archive ends too early or is malformed; the archive is the subject of the message."""
 
 
 @dataclass
@@ -121,7 +121,7 @@ def check_zeros(descriptor: int, offset: int, end: int) -> None:
 
 
 def verify_checksum(header: bytes, offset: int) -> None:
-    """Check that the sum of a header's bytes, with spaces for the checksum field, is as recorded.
+    """Check the checksum of a header: the sum of its bytes, with spaces in the checksum field.
 
     Args:
         header: the 512 bytes.
@@ -131,11 +131,12 @@ def verify_checksum(header: bytes, offset: int) -> None:
         TarDamageError: the sum differs.
     """
     recorded = parse_number(header[148:156], offset)
-    # The lower half of an Adler-32 is 1 plus the sum of all bytes modulo 65521: a sum in C.
+    # The low 16 bits of Adler-32 are 1 + the sum of the bytes, modulo 65521. zlib is faster than
+    # a sum in Python.
     adler = zlib.adler32(header[156:], zlib.adler32(header[:148])) & 0xFFFF
     if adler == (recorded - 256 + 1) % 65521:
         return
-    # Some old programs added signed bytes.
+    # Some old programs summed the bytes as signed numbers.
     signed = sum(byte - 256 if byte > 127 else byte for byte in header[:148] + header[156:]) + 256
     if signed != recorded:
         raise TarDamageError(f"has a damaged header at byte {offset}")
@@ -169,7 +170,7 @@ def parse_number(field: bytes, offset: int) -> int:
 def read_extension(
     descriptor: int, kind: bytes, offset: int, size: int, end: int
 ) -> Dict[bytes, bytes]:
-    """Return the pax records that a long name or a pax header at `offset` amounts to.
+    """Return the records of the pax header at `offset`, or a GNU long name as a pax record.
 
     Args:
         descriptor: an open file.
@@ -217,7 +218,7 @@ def parse_pax_size(value: bytes, offset: int) -> int:
     """Return the size in bytes that a pax record contains.
 
     Raises:
-        TarDamageError: the value is no decimal number.
+        TarDamageError: the value is not a decimal number.
     """
     if not value.isdigit() or len(value) > MAX_NUMBER_DIGITS:
         raise TarDamageError(f"has a damaged pax header at byte {offset}")
@@ -263,7 +264,7 @@ def parse_member(
         name = prefix + b"/" + name if prefix else name
     name = pax.get(b"GNU.sparse.name", pax.get(b"path", name))
     if kind in REGULAR_KINDS and name.endswith(b"/"):
-        kind = FOLDER  # the v7 format has no type flag for it
+        kind = FOLDER  # the v7 format has no type flag for folders
     raw_target = pax.get(b"linkpath", header[157:257].split(b"\0", 1)[0])
     sparse = kind == GNU_SPARSE or any(
         key.startswith((b"GNU.sparse.", b"SCHILY.realsize")) for key in pax

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """List the images in tar archives by their headers, so that they can be read without unpacking.
 
-A truncated or damaged archive is a problem that names the position; the images before the damage
-are listed nevertheless.
+A truncated or damaged archive is reported with the position of the damage; the images before it are
+listed.
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ class TarIndexer:
                 for name, size, offset in zip(folder.names, folder.sizes, folder.offsets):
                     images[posixpath.join(folder_name, name)] = (size, offset)
         resolved_any = True
-        while pending and resolved_any:  # again, as the target may be a link that comes later
+        while pending and resolved_any:  # repeated, because a target may be a later link
             unresolved = [link for link in pending if not self.add_link(link, images)]
             resolved_any = len(unresolved) < len(pending)
             pending = unresolved
@@ -240,7 +240,7 @@ class TarIndexer:
             )
 
     def add_link(self, link: TarMember, images: Dict[str, Tuple[int, int]]) -> bool:
-        """Add one link to the index and to `images`; return False if its target is not there.
+        """Add one link to the index and to `images`; return False if its target is unknown.
 
         Args:
             link: a hard or symbolic link.
@@ -260,9 +260,9 @@ class TarIndexer:
         return True
 
     def remove_outer_folder(self) -> None:
-        """Remove a folder around everything that has the archive's name or is a split's folder.
+        """Remove an outer folder that is named like the archive or like a split.
 
-        That is n01440764/ in n01440764.tar, and train/ or val/ in any archive.
+        For instance n01440764/ in n01440764.tar, and train/ or val/ in any archive.
         """
         outer = posixpath.basename(self.base_folder)
         if not outer:

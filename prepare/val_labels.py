@@ -23,7 +23,7 @@ SYNSET = re.compile(r"[^/\s]+")
 
 
 def is_label_file_name(name: str) -> bool:
-    """Return whether a file of this name in the source folder is taken for validation labels."""
+    """Return whether a file of this name in the source folder is read for validation labels."""
     return LABEL_FILE_NAME.fullmatch(name) is not None
 
 
@@ -37,7 +37,7 @@ def image_number(name: str) -> Optional[int]:
 
 
 def image_numbers(names: Iterable[str]) -> Optional[Dict[str, int]]:
-    """Return {name: number} of official image names, or None if any name is another."""
+    """Return {name: number} of official image names, or None if any name is not official."""
     numbers = {}
     for name in names:
         number = image_number(name)
@@ -106,7 +106,7 @@ class LabelFile:
         numbers = image_numbers(names)
         if numbers is None:
             return []
-        found = set(numbers.values())  # numbers, as the extension may be any
+        found = set(numbers.values())  # not names, because their extensions may differ
         return [
             f"ILSVRC2012_val_{number:08d}.JPEG"
             for number in range(1, len(self._in_order) + 1)
@@ -143,7 +143,7 @@ def parse_moves(path: str, lines: Iterable[str]) -> Dict[str, str]:
 
     Args:
         path: path of the script, for messages.
-        lines: its lines; others than `mv` commands are ignored.
+        lines: its lines; those without an `mv` command are ignored.
 
     Raises:
         SourceError: an `mv` command is malformed, or two of them disagree.
@@ -245,7 +245,7 @@ def check_class_folders(listing: Listing, paths: Sequence[str]) -> None:
         SourceError: an image is in another folder, or two label files disagree.
         OSError: a label file cannot be read.
     """
-    # Pairs rather than a dict, as a name may occur in two folders.
+    # Pairs and not a dict, because a name may occur in two folders.
     locations = [
         (name, folder.path)
         for folder in listing.folders

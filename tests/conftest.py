@@ -3,6 +3,7 @@
 
 import pathlib
 import shutil
+import signal
 
 import pytest
 from support.commands import python
@@ -12,6 +13,12 @@ from support.cudnn_bn import install_cuda_wheels
 def run_prepare(*arguments):
     done = python("-m", *arguments)
     assert done.returncode == 0, done.stderr
+
+
+# Programs that the tests start inherit ignored signals, and the tests send these signals to them. A
+# shell ignores SIGINT for its background commands, nohup ignores SIGHUP.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ MEAN = [255 * value for value in (0.485, 0.456, 0.406)]
 STD = [255 * value for value in (0.229, 0.224, 0.225)]
 RANDOM_CROP_ATTEMPTS = 10
 READER_NAME = "reader"
-# On the CPU MXNet reads images from DALI's memory: this many batches at the same time.
+# Batches in DALI's memory that MXNet may read at the same time, on the CPU.
 _SHARED_CPU_OUTPUTS = 2
 
 DataNode = Any  # nvidia.dali.data_node.DataNode, an output of an operator in the graph
@@ -143,7 +143,7 @@ def _decode_and_random_resized_crop(jpegs: DataNode, config: Config, on_gpu: boo
 def _crop_mirror_normalize(
     images: DataNode, config: Config, on_gpu: bool, **mirror: Any
 ) -> DataNode:
-    """Crop the centre to the input size, mirror if asked, and return (pixel - MEAN) / STD."""
+    """Crop the centre to the input size, mirror where mirror is 1, return (pixel - MEAN) / STD."""
     channels, height, width = config.image_shape
     return fn.crop_mirror_normalize(
         images,
@@ -222,7 +222,7 @@ class DaliIterator:
         self._shared_images: Deque[mx.nd.NDArray] = collections.deque()  # oldest first
 
     def num_examples(self) -> int:
-        """Return the number of images in the whole record file, which this opens.
+        """Open the record file and return the number of its images, those of all shards.
 
         Raises:
             UserError: the records cannot be read.
@@ -243,7 +243,7 @@ class DaliIterator:
     def iterate_validation(self) -> Iterator[Tuple[mx.nd.NDArray, mx.nd.NDArray, int]]:
         """Yield (images, labels, num_valid) for one pass over this rank's shard.
 
-        Every rank yields as many batches as the largest shard needs; DALI pads the others.
+        Every rank yields the number of batches of the largest shard; DALI pads the other shards.
 
         Raises:
             UserError: a record cannot be decoded.
@@ -275,9 +275,10 @@ class DaliIterator:
 
 
 def _reason(error: RuntimeError) -> str:
-    """Return the reasons in DALI's message of many lines as one line.
+    """Return the reasons in DALI's multi-line message as one line.
 
-    DALI writes a reason as "[path/file.cc:123] reason". Without such a line, return the first one.
+    DALI writes a reason as "[path/file.cc:123] reason". If no line has this form, the first line is
+    returned.
     """
     source_position = r"^.*?\[[^\]]*\.(?:cc|h|cu):\d+\]\s*"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

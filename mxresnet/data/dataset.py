@@ -39,7 +39,7 @@ class DataSet:
 
 @dataclass(frozen=True)
 class _Manifest:
-    """What training uses of a manifest; class_names are in label order."""
+    """The part of a manifest that training uses; class_names are in label order."""
 
     examples: int
     class_names: List[str]
@@ -101,7 +101,7 @@ def _read_manifest(path: str) -> Optional[_Manifest]:
     """Return the manifest, or None when the file does not exist.
 
     Raises:
-        UserError: it is not a manifest, or does not match the files beside it.
+        UserError: the file is not a manifest, or does not match the files in its folder.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -155,6 +155,7 @@ def _check_file_sizes(manifest_path: str, files: Any) -> None:
 
 
 def _parse_counts(path: str, manifest: Dict[str, Any]) -> _Manifest:
+    """Return the number of images and the class names; raise UserError where they are invalid."""
     examples, classes = manifest.get("examples"), manifest.get("classes")
     if not isinstance(examples, int) or isinstance(examples, bool) or examples < 1:
         raise UserError(
@@ -174,6 +175,7 @@ def _parse_counts(path: str, manifest: Dict[str, Any]) -> _Manifest:
 
 
 def _check_same_classes(train: _Manifest, val: _Manifest) -> None:
+    """Raise UserError unless both manifests have the same classes in the same order."""
     if train.class_names != val.class_names:
         examples = sorted(set(train.class_names) ^ set(val.class_names))[:3]
         raise UserError(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches from MXNet's own ImageRecordIter, for machines without DALI and for --use-dali 0.
 
-Unlike DALI it resizes without antialiasing, so accuracies may differ a little from the published
-ones.
+Unlike DALI, ImageRecordIter resizes without antialiasing, so accuracies may differ a little from
+the published ones.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NORMALIZATION = {
 
 
 class ImageRecordIterator:
-    """Batches of one mx.io.ImageRecordIter, which is created at the first use: it reads at once."""
+    """Batches of one mx.io.ImageRecordIter, created at its first use because that reads records."""
 
     def __init__(self, config: Config, shard: RecordShard, device: mx.Context):
         self._config, self._shard, self._device = config, shard, device
@@ -86,7 +86,7 @@ class ImageRecordIterator:
             batch_size=shard.batch_size,
             preprocess_threads=config.dali_threads,
             prefetch_buffer=config.dali_prefetch_queue,
-            # True: fill the last batch with images that the next epoch then leaves out.
+            # True: fill the last batch with images of the next epoch, which then leaves them out.
             round_batch=shard.training,
             verbose=False,
             part_index=shard.rank,
@@ -140,7 +140,7 @@ class ImageRecordIterator:
 
 
 def _reason(error: mx.MXNetError) -> str:
-    """Return the line of MXNet's message that has the reason."""
+    """Return the line of MXNet's multi-line message that contains the reason."""
     for line in str(error).splitlines():
         if "rror" in line or "failed" in line:
             return line.split("Check failed: ")[-1].strip()

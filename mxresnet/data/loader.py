@@ -34,8 +34,8 @@ _ITERATOR_CLASSES = {
 class Batch:
     """One batch of images and labels on this rank.
 
-    MXNet's memory is reused: an array is overwritten two batches later, after the operations
-    that MXNet has queued on it.
+    The arrays are reused: two batches later an array is overwritten, once MXNet has finished the
+    operations that are queued on it.
 
     Attributes:
         image: NDArray of shape config.batch_shape and dtype config.input_dtype.
@@ -100,7 +100,7 @@ def load_backend(config: Config) -> Type[BatchIterator]:
 
 
 class DataLoaders:
-    """The training and the validation iterator of one rank, not opened yet."""
+    """The training and the validation iterator of one rank, which open() opens."""
 
     def __init__(
         self,
@@ -116,8 +116,8 @@ class DataLoaders:
             name: config.path(name)
             for name in ("data_train", "data_train_idx", "data_val", "data_val_idx")
         }
-        # With --lazy_init_sanity the iterators get paths that do not exist before open(), to
-        # prove that nothing is read earlier.
+        # With --lazy_init_sanity the iterators get paths that open() creates: reading earlier is
+        # an error.
         self._links_folder = (
             tempfile.TemporaryDirectory(prefix="mxresnet-") if config.lazy_init_sanity else None
         )
@@ -157,10 +157,10 @@ class DataLoaders:
         )
 
     def open(self) -> Tuple[TrainLoader, ValLoader]:
-        """Open the record files, which nothing has read until now, and compare their counts.
+        """Open the record files for the first time, and compare their counts with `dataset`'s.
 
         Raises:
-            UserError: the records cannot be read, or have other counts than `dataset`.
+            UserError: the records cannot be read, or the counts differ.
         """
         if self._links_folder:
             for name, path in self._data_paths.items():
@@ -202,6 +202,7 @@ class TrainLoader:
 
 
 def _cut_batches(iterator: BatchIterator, batch_size: int, multiplier: int) -> Iterator[Batch]:
+    """Yield batches without end; each result of the iterator holds `multiplier` batches."""
     while True:
         image, label = iterator.next_train_batch()
         if multiplier == 1:

@@ -13,7 +13,7 @@ from mxresnet.data.shard import RecordShard
 
 
 class SyntheticIterator:
-    """Return the same random batch every time; there is nothing to evaluate.
+    """The same random batch every time, and an empty validation set.
 
     Pixels are uniform in [-1, 1) and labels uniform over the classes; both are on the rank's
     device.
@@ -34,7 +34,7 @@ class SyntheticIterator:
         )
 
     def num_examples(self) -> int:
-        """Return the number of images of the data set that this stands for."""
+        """Return the number of images of the data set that is imitated."""
         return self._num_examples
 
     def next_train_batch(self) -> Tuple[mx.nd.NDArray, mx.nd.NDArray]:

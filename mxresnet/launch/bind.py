@@ -40,19 +40,19 @@ class BindOptions:
 
 @dataclass(frozen=True)
 class LocalRank:
-    """The place of this rank among the ranks of its machine."""
+    """The number of this rank among the ranks of its machine, and their count."""
 
     rank: int  # from 0
-    size: int
+    size: int  # number of ranks on this machine
 
 
 @dataclass(frozen=True)
 class Binding:
-    """What a rank is bound to, before a tool is chosen that does it."""
+    """The CPUs and the memory that a rank is bound to."""
 
     node: int  # NUMA node
     cpus: str  # in the form of a kernel CPU list, as in 0-3,8; empty: any
-    prefer_memory: bool  # of the node
+    prefer_memory: bool  # whether to allocate memory on the node first
 
 
 def format_cpu_list(cpus: List[int]) -> str:
@@ -95,17 +95,17 @@ def parse_arguments(arguments: List[str]) -> Tuple[BindOptions, List[str]]:
 
 
 def find_local_rank(environ: Mapping[str, str]) -> LocalRank:
-    """Return the place of this rank, from the variables of Open MPI or Slurm.
+    """Return the number of this rank on its machine, from the variables of Open MPI or Slurm.
 
     Raises:
-        UserError: The variable with the rank is not a number.
+        UserError: The value of the rank's variable is not a number.
     """
     rank, size = "0", "1"
     for name in ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID"):
         if environ.get(name):
             rank = environ[name]
             if not rank.isdecimal():
-                raise UserError(f"{name}={rank} is not the number of a rank")
+                raise UserError(f"{name}={rank} is not a rank: it must be a whole number")
             break
     for name in (
         "OMPI_COMM_WORLD_LOCAL_SIZE",
@@ -121,7 +121,7 @@ def find_local_rank(environ: Mapping[str, str]) -> LocalRank:
 
 
 def _tool_works(command: List[str], environ: Mapping[str, str]) -> bool:
-    """Return whether a binding tool exists and may bind: a container can forbid it."""
+    """Return whether a binding tool is installed and works: a container may forbid binding."""
     if not find_program(command[0], environ):
         return False
     try:
@@ -183,9 +183,9 @@ def _choose_cpus(
 def bound_command(
     options: List[str], command: List[str], environ: Mapping[str, str]
 ) -> Tuple[List[str], Dict[str, str]]:
-    """Return the command that runs a command bound, and the environment for it.
+    """Return a command with the binding tool in front of it, and the environment for it.
 
-    Reports the binding in one line on standard error.
+    Report the binding in one line on standard error.
 
     Args:
         options: Options of bind.sh, without a command.
@@ -204,7 +204,7 @@ def bound_command(
 def _bind(
     options: BindOptions, command: List[str], environ: Mapping[str, str]
 ) -> Tuple[List[str], Dict[str, str]]:
-    """Return the command that runs a command bound, and the environment for it; report them."""
+    """Return a command with the binding tool in front of it, and its environment; report both."""
     result = dict(environ)
     local = find_local_rank(environ)
     topology = Topology.detect(environ)
@@ -231,10 +231,10 @@ def _bind(
 
 
 def main() -> NoReturn:
-    """Run the command in the arguments bound, in place of this process."""
+    """Replace this process with the command in the arguments, bound."""
     try:
         options, command = parse_arguments(sys.argv[1:])
-        if not command:
+        if not command or not command[0]:
             raise UserError(f"no command: {_USAGE}")
         command, environ = _bind(options, command, os.environ)
     except UserError as error:
@@ -244,7 +244,7 @@ def main() -> NoReturn:
         replace_process(command, environ)
     except UserError as error:
         print_to_stderr(f"bind.sh: {error}")
-        # As a shell does.
+        # The exit statuses of a shell: 127 not found, 126 cannot be executed.
         sys.exit(127 if isinstance(error.__cause__, FileNotFoundError) else 126)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The GPUs of this machine, and the configuration that was published for them."""
+"""Detect the GPUs of this machine, and choose the configuration that was published for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CPU_SYSTEM = "CPU_digits"
 
 @dataclass(frozen=True)
 class GpuSystem:
-    """GPUs that have a configuration."""
+    """A set of GPUs that has a configuration."""
 
     count: int
     name_pattern: str
@@ -26,7 +26,7 @@ class GpuSystem:
     system: str
 
 
-# The first that matches counts.
+# The first match is used.
 GPU_SYSTEMS = (
     GpuSystem(8, "*A100*", 80, "DGXA100"),
     GpuSystem(8, "*A100*", 40, "A100-40GB_8gpu"),
@@ -46,7 +46,7 @@ GPU_SYSTEMS = (
 
 @dataclass(frozen=True)
 class Choice:
-    """A system and the hardware it was chosen for, in words."""
+    """A system, and a description of the hardware for which it was chosen."""
 
     system: str
     hardware: str
@@ -56,11 +56,11 @@ def choose_system(environ: Mapping[str, str]) -> Choice:
     """Choose the configuration for the GPUs of this machine, or for its CPU if it has none.
 
     Args:
-        environ: Its CUDA_VISIBLE_DEVICES restricts the GPUs that count.
+        environ: Its CUDA_VISIBLE_DEVICES selects the GPUs.
 
     Raises:
-        UserError: The GPUs cannot be queried, have no configuration, or the job has more machines
-            than this one.
+        UserError: The GPUs cannot be queried or have no configuration, or the job has several
+            machines.
     """
     gpus = _query_gpus(environ)
     if not gpus:
@@ -88,22 +88,29 @@ def _query_gpus(environ: Mapping[str, str]) -> List[str]:
     if visible in ("", "-1", "NoDevFiles") or program is None:
         return []
     only = [] if visible == "all" else ["-i", visible]
-    done = subprocess.run(
-        [program, *only, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"],
-        env=dict(environ),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        errors="replace",
-    )
+    try:
+        done = subprocess.run(
+            [program, *only, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"],
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+        )
+    except OSError as error:
+        raise _query_error(f"{program}: {error.strerror}") from error
     lines = done.stdout.splitlines()
     if done.returncode == 0:
         return lines
     if "No devices were found" in done.stdout:
         return []
-    raise UserError(
-        f"nvidia-smi fails ({' '.join(lines)}), so the hardware is not known: "
+    raise _query_error(" ".join(lines))
+
+
+def _query_error(reason: str) -> UserError:
+    return UserError(
+        f"nvidia-smi fails ({reason}), so the hardware is not known: "
         f"set DGXSYSTEM to one of: {systems_text()}"
     )
 
@@ -115,7 +122,7 @@ def _system_for(gpus: List[str]) -> Optional[str]:
     if len(names) != 1 or not all(memory.isdecimal() for memory in memories):
         return None
     (name,) = names
-    # The least memory, rounded up: drivers keep some of it for themselves.
+    # The smallest memory, rounded up: drivers reserve some of it.
     memory_gib = (min(map(int, memories)) + 1023) // 1024
     for known in GPU_SYSTEMS:
         if (len(gpus), memory_gib) == (known.count, known.memory_gib) and fnmatch.fnmatchcase(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The launcher of an MPIJob: starts ./run_and_time.sh as every rank on the workers.
+"""The launcher of an MPIJob: starts ./run_and_time.sh on the workers, once for each rank.
 
-Two operators run MPIJobs: mpi-operator (kubeflow.org/v2beta1) enters workers through ssh,
-training-operator (v1) through kubectl exec. Both write the host file. Variables:
+Two operators run MPIJobs: with mpi-operator (kubeflow.org/v2beta1) the launcher connects to workers
+through ssh, with training-operator (v1) through kubectl exec. Both write the host file. Variables:
 
     DGXSYSTEM       configuration; its number of ranks must be that of the host file
     LAUNCH_WAIT     seconds to wait for the names and the sshd of the workers (300)
@@ -50,7 +50,7 @@ def read_host_file(environ: Mapping[str, str], host_file: pathlib.Path = HOST_FI
     """Return the workers in a host file of Open MPI.
 
     Args:
-        environ: Its OMPI_MCA_orte_set_default_slots counts for lines without "slots=".
+        environ: Its OMPI_MCA_orte_set_default_slots applies to lines without "slots=".
         host_file: Path of the file.
 
     Raises:
@@ -70,7 +70,7 @@ def read_host_file(environ: Mapping[str, str], host_file: pathlib.Path = HOST_FI
 
 
 def run_job(python: str, flags: Sequence[str], environ: Mapping[str, str]) -> mpi.MpirunResult:
-    """Start ./run_and_time.sh as every rank on the workers and wait for its end.
+    """Start ./run_and_time.sh on the workers, once for each rank, and wait for the end.
 
     Args:
         python: Python of the environment; its folder has mpirun.
@@ -78,8 +78,8 @@ def run_job(python: str, flags: Sequence[str], environ: Mapping[str, str]) -> mp
         environ: Environment of this pod.
 
     Raises:
-        UserError: The host file, the configuration or mpirun do not fit, or a worker cannot be
-            reached.
+        UserError: The host file or mpirun is unsuitable, the numbers of ranks differ, or a worker
+            cannot be reached.
     """
     if not HOST_FILE.is_file():
         raise UserError(
@@ -123,10 +123,10 @@ def mpirun_options(
     ssh_options = environ.get("OMPI_MCA_plm_rsh_args", "")
     parameters = {
         "orte_launch_agent": "setpriv --pdeathsig TERM orted",
-        # A worker that has just answered and now does not is not waited for for minutes.
+        # If a worker stops answering after wait_for_workers, mpirun fails in seconds, not minutes.
         "plm_rsh_args": f"-o ConnectionAttempts=3 -o ConnectTimeout=4 {ssh_options}",
-        # Keepalives notice a cut link after 8 + 3 x 2 seconds instead of 8 minutes. If data was
-        # under way, ssh notices it, and orted ends with its session.
+        # Keepalives detect a cut link after 8 + 3 x 2 seconds instead of 8 minutes. They are not
+        # sent while data is in transit: then ssh detects it, and orted ends with the ssh session.
         "oob_tcp_keepalive_time": "8",
         "oob_tcp_keepalive_intvl": "2",
         "oob_tcp_keepalive_probes": "3",
@@ -139,7 +139,7 @@ def mpirun_options(
 
 
 def mpirun_env_args(environ: Mapping[str, str]) -> List[str]:
-    """Return -x NAME for every variable that a rank reads. Workers get no other of this pod."""
+    """Return -x NAME for every variable that a rank reads. Workers get no others of this pod."""
     also = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "STARTED_BY")
     names = system_config.forwarded_env(environ, also)
     return [word for name in names for word in ("-x", name)]
@@ -171,14 +171,14 @@ def check_mpirun(mpirun: str, environ: Mapping[str, str]) -> None:
 def wait_for_workers(workers: Sequence[Worker], environ: Mapping[str, str]) -> None:
     """Wait until the sshd of every worker answers.
 
-    Operators may start the launcher before the names of the workers are known or their sshd is up,
-    and mpirun tries a name once.
+    An operator may start the launcher before the workers' names can be resolved and before their
+    sshd runs, and mpirun does not retry.
 
     Raises:
         UserError: A worker did not answer within LAUNCH_WAIT seconds.
     """
     if environ.get("OMPI_MCA_plm_rsh_agent"):
-        return  # Not ssh but kubectl exec, whose operator has waited.
+        return  # kubectl exec instead of ssh: training-operator has waited for the workers.
     if find_program("ssh", environ) is None:
         raise UserError("there is no ssh here: the image needs openssh-client")
     limit = environ.get("LAUNCH_WAIT") or DEFAULT_WAIT_SECONDS
@@ -195,7 +195,7 @@ def wait_for_workers(workers: Sequence[Worker], environ: Mapping[str, str]) -> N
             if waited >= int(limit):
                 raise UserError(
                     f"{worker.host} cannot be reached after {limit} s: {reason} (kubectl describe "
-                    f"pod {worker.host.partition('.')[0]}; LAUNCH_WAIT is how long to wait)"
+                    f"pod {worker.host.partition('.')[0]}; LAUNCH_WAIT sets the time limit)"
                 )
             if waited - last_report >= REPORT_SECONDS:
                 last_report = waited
@@ -239,20 +239,23 @@ def _run(command: Sequence[str], environ: Mapping[str, str]) -> Optional[str]:
 
 
 def _sshd_answers(host: str, port: int) -> bool:
-    """Return whether an sshd greets. The kernel accepts connections even for a stopped one."""
+    """Return whether an sshd sends its banner.
+
+    An open port is not enough: the kernel accepts connections even for a stopped process.
+    """
     end = time.monotonic() + PROBE_SECONDS
-    greeting = b""
+    banner = b""
     try:
         with socket.create_connection((host, port), timeout=PROBE_SECONDS) as connection:
-            while len(greeting) < len(b"SSH-"):
+            while len(banner) < len(b"SSH-"):
                 connection.settimeout(max(0.01, end - time.monotonic()))
                 received = connection.recv(4)
                 if not received:
                     return False
-                greeting += received
+                banner += received
     except OSError:
         return False
-    return greeting.startswith(b"SSH-")
+    return banner.startswith(b"SSH-")
 
 
 def _check_number_of_ranks(ranks: int, environ: Mapping[str, str]) -> None:
@@ -268,7 +271,7 @@ def _check_number_of_ranks(ranks: int, environ: Mapping[str, str]) -> None:
 def _interface(environ: Mapping[str, str]) -> Optional[str]:
     """Return the network interface between the pods: that of the default route.
 
-    Pods have others (docker0, a service mesh's) on which they do not reach each other.
+    A pod may have other interfaces, such as docker0, on which the pods do not reach each other.
     """
     if environ.get("MPI_INTERFACE"):
         return environ["MPI_INTERFACE"]
@@ -280,6 +283,6 @@ def _interface(environ: Mapping[str, str]) -> Optional[str]:
 
 
 def _working_folder(environ: Mapping[str, str]) -> str:
-    """Return the current folder by the name that the caller used: workers have that name."""
+    """Return the current folder as the caller named it (PWD): workers have the same path."""
     folder = environ.get("PWD", "")
     return folder if folder and os.path.samefile(folder, os.curdir) else os.getcwd()

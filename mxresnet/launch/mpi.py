@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranks started by Open MPI's mpirun: its command line, its end, and why it ended."""
+"""Start ranks with Open MPI's mpirun, kill an mpirun that hangs, and explain why ranks ended."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mxresnet.errors import UserError
 from mxresnet.launch import processes
 from mxresnet.launch.terminal import write_to_stderr
 
-# mpirun writes one of these when it ends its ranks. It may then wait for ever for a lost machine.
+# mpirun writes one of these when it ends its ranks. It may then wait forever for a lost machine.
 _ENDING = re.compile(
     b"lost communication|MPI_ABORT was invoked|has been aborted|noticed that process"
     b"|unable to reliably start"
@@ -109,7 +109,7 @@ def start_ranks(
         stdout: File descriptor for all output of the ranks. Default: standard output.
 
     Returns:
-        How it ended. Its own messages are not shown but returned, for `explain_exit`.
+        How it ended. mpirun's own messages are returned, for `explain_exit`, and not shown.
     """
     env = dict(environ)
     if os.getuid() == 0:
@@ -138,7 +138,7 @@ def start_ranks(
 
 
 def _open_messages() -> IO[bytes]:
-    """Open a file for mpirun's standard error; without room for one, the messages are lost."""
+    """Open a temporary file for mpirun's standard error, or /dev/null if the disk is full."""
     try:
         return tempfile.TemporaryFile()
     except OSError:
@@ -148,13 +148,13 @@ def _open_messages() -> IO[bytes]:
 def kill_stuck_mpirun(
     child: subprocess.Popen, messages: int, ended: threading.Event, killed: threading.Event
 ) -> None:
-    """Kill an mpirun that announced the end of its ranks and did not end itself in time.
+    """Kill mpirun if it still runs GRACE_SECONDS after it reported the end of its ranks.
 
-    It may wait for machines that it already gave up.
+    It may wait for machines that are lost.
 
     Args:
         child: The process of mpirun.
-        messages: File descriptor of its standard error. Its position stays where it is.
+        messages: File descriptor of its standard error. The file position is not changed.
         ended: Set when mpirun has ended.
         killed: Set by this function when it kills.
     """
@@ -173,12 +173,12 @@ def _block_stop_signals() -> None:
 
 
 def _read(file: int) -> bytes:
-    """Return the content of a file, without moving its position: another process writes there."""
+    """Return the content of a file without moving its position, where another process writes."""
     return os.pread(file, os.fstat(file).st_size, 0)
 
 
 def _one_line(text: str) -> str:
-    """Return mpirun's messages with single spaces, rules of one length and no known noise."""
+    """Return mpirun's messages as one line, with short rules and without a harmless warning."""
     lines = [line for line in text.split("\n") if "Warning: setpgid" not in line]
     lines = [_RULE if re.fullmatch("-+", line) else line for line in lines]
     return re.sub("[ \n]+", " ", "\n".join(lines)).strip()
@@ -196,8 +196,8 @@ def explain_exit(
         status: Their exit status.
         environ: Environment of the run, for its WATCHDOG_LIMIT.
         mpirun: How mpirun ended, if it started the ranks.
-        unreachable_workers: Returns which machines cannot be reached and why, for mpirun does not
-            say. The text ends with "; " if there are any.
+        unreachable_workers: Returns which machines cannot be reached and why, because mpirun does
+            not report it: "host: reason; " for each.
 
     Returns:
         The cause, or None if there is nothing to explain or a rank has explained it.
@@ -208,7 +208,7 @@ def explain_exit(
     if stop_signal is not None:
         return f"stopped by {stop_signal}"
     if mpirun is not None and mpirun.killed:
-        status = 1  # SIGKILL came from here and is not the cause.
+        status = 1  # This process sent the SIGKILL, so it is not the cause.
     if status == 128 + signal.SIGALRM:
         limit = environ.get("WATCHDOG_LIMIT") or "40"
         return (
@@ -244,6 +244,7 @@ def _lost_process(messages: str) -> Optional[str]:
 
 
 def _unreachable(messages: str, unreachable_workers: Callable[[], str]) -> Optional[str]:
+    """Explain that mpirun could not start its daemons on the machines."""
     if "unable to reliably start one or more daemons" not in messages:
         return None
     details = unreachable_workers() + messages.partition(_RULE)[0]
@@ -262,6 +263,7 @@ def _fatal_signal(status: int, messages: str, process: str) -> Optional[str]:
 
 
 def _other_failure(status: int, mpirun: Optional[MpirunResult]) -> Optional[str]:
+    """Explain any other end; None for the exit statuses that a rank explains itself."""
     if mpirun is not None:
         messages = mpirun.messages
         if messages and "MPI_ABORT was invoked" not in messages and "non-zero" not in messages:
@@ -279,5 +281,6 @@ def _signal_name(number: int) -> Optional[str]:
 
 
 def _signal_text(number: int) -> str:
+    """Return the name of a signal, for SIGKILL with its usual cause."""
     name = _signal_name(number) or f"signal {number}"
     return f"{name} (often out of memory)" if number == signal.SIGKILL else name

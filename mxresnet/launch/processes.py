@@ -65,10 +65,10 @@ def raise_if_stopped() -> None:
 
 
 def handle_stop_signals() -> None:
-    """Install the handlers of SIGINT, SIGTERM and SIGHUP; see the head of this module.
+    """Install the handlers of SIGINT, SIGTERM and SIGHUP; see the docstring of this module.
 
-    A signal that the caller ignores (nohup) stays ignored. One that the caller blocked, and that
-    came meanwhile, is handled now.
+    A signal that the caller ignores (nohup) stays ignored. Signals that the caller blocked are
+    unblocked: a pending one is handled now.
     """
     for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -123,7 +123,7 @@ def run_to_end(
     previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     _state.in_run_to_end = True
     try:
-        # Before the child exists: a signal from here on is remembered, and sent to it once it does.
+        # Before the child exists: a signal that comes while it starts is sent to it by _wait.
         handle_stop_signals()
         child = _start(
             command,
@@ -179,7 +179,7 @@ def _wait(child: subprocess.Popen, on_start: Optional[Callable[[subprocess.Popen
 
 
 def replace_process(command: Sequence[str], env: Mapping[str, str]) -> NoReturn:
-    """Become a command (exec).
+    """Replace this process with a command (exec).
 
     Raises:
         UserError: The command cannot be started.

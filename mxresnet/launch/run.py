@@ -3,13 +3,13 @@
 
 It has one of three roles:
 
-- by hand: make the environment and the built-in data, run the ranks of this machine, show their
-  progress;
-- one rank, started by mpirun or srun: run just that rank;
-- the launcher of an MPIJob: run ./run_and_time.sh as every rank on the workers.
+- started by hand: create the environment and the built-in data, run the ranks of this machine, show
+  their progress;
+- one rank, started by mpirun or srun: run only this rank;
+- the launcher of an MPIJob: start ./run_and_time.sh on the workers, once for each rank.
 
-Exit status: 0 target accuracy reached (or none to reach: no RESULT line then), 3 target missed, 2 a
-mistake in settings or data, anything else a failure.
+Exit status: 0 target accuracy reached, or nothing evaluated (then there is no RESULT line); 3
+target missed; 2 a mistake in settings or data; anything else a failure.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ import pwd
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from typing import Dict, List, Mapping, Optional, Sequence
 
 from mxresnet.errors import ExitStatus, UserError
 from mxresnet.launch import hardware, kubernetes, mpi, processes, system_config
-from mxresnet.launch.terminal import print_to_stderr
+from mxresnet.launch.terminal import print_to_stderr, write_to_stdout
 from mxresnet.results.log_reader import has_evaluation
 
 NAME = "run_and_time.sh"
 SHOW_FLAGS = ("--help", "-h", "--print-config")
-# A mistake that all ranks find is reported by rank 0, whose end then ends the others.
+# Rank 0 reports a mistake that all ranks find, and its end makes mpirun end the others. They wait
+# this long before they report it too.
 MISTAKE_REPORT_DELAY_SECONDS = 5
 
 
 class CommandFailedError(Exception):
-    """A command of the run failed and has shown why."""
+    """A command of the run failed; it has printed the reason."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -47,7 +47,7 @@ class CommandFailedError(Exception):
 
 @dataclass(frozen=True)
 class Run:
-    """What one process of a run knows.
+    """The settings of one process of a run.
 
     Attributes:
         flags: Flags of python -m mxresnet.
@@ -76,9 +76,10 @@ class Run:
 def main() -> int:
     """Run, report an error in one line, and return the exit status."""
     environ = dict(os.environ)
-    rank = launched_rank(environ)
+    rank = None
     try:
         processes.handle_stop_signals()
+        rank = launched_rank(environ)
         return run(sys.argv[1:], environ, rank)
     except UserError as error:
         if rank:
@@ -89,22 +90,35 @@ def main() -> int:
         return ExitStatus.USER_ERROR
     except CommandFailedError as error:
         return error.status
+    except OSError as error:  # a file of the run, or standard output, cannot be written
+        report(str(error))
+        return ExitStatus.FAILURE
     except processes.StoppedBySignal as stop:
         report(str(stop))
         return stop.status
 
 
 def report(message: str) -> None:
-    """Show a message of this program."""
+    """Print a message of this program to standard error."""
     print_to_stderr(f"{NAME}: {message}")
 
 
 def launched_rank(environ: Mapping[str, str]) -> Optional[int]:
-    """Return the rank that mpirun or srun gave this process, or None if neither started it."""
-    rank = environ.get("OMPI_COMM_WORLD_RANK") or environ.get("PMIX_RANK")
-    if not rank and environ.get("SLURM_STEP_ID"):
-        rank = environ.get("SLURM_PROCID")
-    return int(rank) if rank else None
+    """Return the rank that mpirun or srun gave this process, or None if neither started it.
+
+    Raises:
+        UserError: The variable with the rank is not a number.
+    """
+    names = ["OMPI_COMM_WORLD_RANK", "PMIX_RANK"]
+    if environ.get("SLURM_STEP_ID"):
+        names.append("SLURM_PROCID")
+    for name in names:
+        rank = environ.get(name)
+        if rank:
+            if not rank.isdecimal():
+                raise UserError(f"{name}={rank} is not the number of a rank")
+            return int(rank)
+    return None
 
 
 def run(flags: List[str], environ: Dict[str, str], rank: Optional[int]) -> int:
@@ -118,16 +132,16 @@ def run(flags: List[str], environ: Dict[str, str], rank: Optional[int]) -> int:
     if rank is None and kubernetes.is_launcher(environ):
         return run_mpijob(flags, environ)
     environ = configured_environment(flags, environ, rank)
-    this = Run(flags, environ, rank, environment_python(environ))
+    context = Run(flags, environ, rank, environment_python(environ))
     if any(flag in SHOW_FLAGS for flag in flags):
         if rank:
             return ExitStatus.SUCCESS
-        processes.replace_process(this.train_command, environ)
+        processes.replace_process(context.train_command, environ)
     if rank:
-        processes.replace_process(this.bound_command, environ)
-    check_number_of_ranks(this)
-    check_settings(this)
-    return run_timed(this)
+        processes.replace_process(context.bound_command, environ)
+    check_number_of_ranks(context)
+    check_settings(context)
+    return run_timed(context)
 
 
 def run_mpijob(flags: List[str], environ: Dict[str, str]) -> int:
@@ -167,8 +181,8 @@ def configured_environment(
             f"(DGXSYSTEM=<name> picks another: {system_config.systems_text()})"
         )
     environ = {**environ, "DGXSYSTEM": system}
-    # A launcher that loaded a configuration outside a container names it: the file of that name in
-    # the container may be another.
+    # A launcher outside the container has loaded the configuration and set CONFIG_LOADED: the
+    # container's file of this name may differ.
     if environ.get("CONFIG_LOADED") != system:
         before = environ
         environ = system_config.load_configuration(system, before)
@@ -180,7 +194,7 @@ def configured_environment(
 
 
 def _check_builtin_data_root(system: str, environ: Mapping[str, str]) -> None:
-    """Raise UserError if the built-in data would go to a folder that the caller has data in."""
+    """Raise UserError if the built-in data would be written to the caller's own DATAROOT."""
     if system == hardware.CPU_SYSTEM and environ.get("DATAROOT"):
         raise UserError(
             f"DATAROOT={environ['DATAROOT']} is set and this machine has no GPU: set DGXSYSTEM too "
@@ -189,8 +203,13 @@ def _check_builtin_data_root(system: str, environ: Mapping[str, str]) -> None:
 
 
 def environment_python(environ: Mapping[str, str]) -> str:
-    """Return the path of the environment's python; make the environment if needed."""
-    with tempfile.TemporaryFile() as output:
+    """Return the path of the environment's python; create the environment if needed.
+
+    Raises:
+        CommandFailedError: The environment could not be created.
+    """
+    # In memory: a full disk need not stop a run whose environment exists.
+    with open(os.memfd_create("python"), "w+b") as output:
         status = processes.run_to_end(
             ["./setup_env.sh"], env=environ, stdout=output, new_session=True, signal_group=True
         )
@@ -201,17 +220,17 @@ def environment_python(environ: Mapping[str, str]) -> str:
         return os.fsdecode(output.read()).strip()
 
 
-def check_number_of_ranks(this: Run) -> None:
-    """Compare the number of ranks with the configuration's: another is another global batch.
+def check_number_of_ranks(context: Run) -> None:
+    """Compare the number of ranks with the configuration's: it determines the global batch.
 
     Raises:
         UserError: Started by hand, with a configuration for several machines.
     """
-    environ = this.environ
+    environ = context.environ
     system, machines = environ["DGXSYSTEM"], environ.get("DGXNNODES") or "1"
     expected = system_config.number_of_ranks(environ)
     ranks = environ.get("OMPI_COMM_WORLD_SIZE") or environ.get("SLURM_NTASKS")
-    if this.rank is None:
+    if context.rank is None:
         if machines != "1":
             raise UserError(
                 f"DGXSYSTEM={system} is for {machines} machines: start it with run.sub or mpirun "
@@ -224,54 +243,54 @@ def check_number_of_ranks(this: Run) -> None:
         )
 
 
-def check_settings(this: Run) -> None:
-    """Raise CommandFailedError if mxresnet refuses the settings, which shows why."""
+def check_settings(context: Run) -> None:
+    """Raise CommandFailedError if mxresnet rejects the settings; it has printed the reason."""
     status = processes.run_to_end(
-        [*this.train_command, "--print-config"], env=this.environ, stdout=subprocess.DEVNULL
+        [*context.train_command, "--print-config"], env=context.environ, stdout=subprocess.DEVNULL
     )
     processes.raise_if_stopped()
     if status != 0:
         raise CommandFailedError(status)
 
 
-def run_timed(this: Run) -> int:
+def run_timed(context: Run) -> int:
     """Run the ranks of this machine, or rank 0 as this process's child; print RESULT.
 
     Returns:
         The exit status.
     """
-    log_file = log_file_path(this.environ)
-    environ = {**this.environ, "LOG_FILE": log_file}
+    log_file = log_file_path(context.environ)
+    environ = {**context.environ, "LOG_FILE": log_file}
     started = time.time()
     mpirun_result = None
-    if this.rank is None:
-        make_builtin_data(this)
+    if context.rank is None:
+        make_builtin_data(context)
         mpirun_result = mpi.run_local_ranks(
-            mpi.find_mpirun(this.python, environ),
-            this.bound_command,
+            mpi.find_mpirun(context.python, environ),
+            context.bound_command,
             int(environ["DGXNGPU"]),
             environ,
         )
         status = mpirun_result.status
     else:
-        status = processes.run_to_end(this.bound_command, env=environ)
+        status = processes.run_to_end(context.bound_command, env=environ)
     # A launcher that started this rank explains the end itself.
     if not environ.get("STARTED_BY"):
         cause = mpi.explain_exit(status, environ, mpirun_result)
         if cause:
             report(cause)
     print_to_stderr(f"log: {log_file}")
-    # Without an evaluation there was nothing to reach: --synth-data, --profile, fewer epochs.
+    # A run without an evaluation has no result: --synth-data, --profile, too few epochs.
     if status == 0 and has_evaluation(log_file):
-        print(result_line(started, time.time()), flush=True)
+        write_to_stdout(os.fsencode(result_line(started, time.time())) + b"\n")
     return status
 
 
 def log_file_path(environ: Mapping[str, str]) -> str:
-    """Return the path of the log: <LOGDIR>/<DATESTAMP>_<TRIAL>.log. Makes LOGDIR.
+    """Return the path of the log, <LOGDIR>/<DATESTAMP>_<TRIAL>.log; create LOGDIR if needed.
 
     Raises:
-        UserError: LOGDIR cannot be made or written.
+        UserError: LOGDIR cannot be created or written.
     """
     folder = environ.get("LOGDIR") or "./results"
     try:
@@ -289,14 +308,15 @@ def log_file_path(environ: Mapping[str, str]) -> str:
     return f"{folder}/{stamp}_{environ.get('TRIAL') or '1'}.log"
 
 
-def make_builtin_data(this: Run) -> None:
-    """Make the built-in data set where the configuration asks for it and it is not complete.
+def make_builtin_data(context: Run) -> None:
+    """Create the built-in data set if the configuration names one and it is not complete.
 
     Raises:
-        UserError: The configuration asks for an unknown data set, or DATAROOT cannot be made.
-        CommandFailedError: The data set could not be made.
+        UserError: The name of the data set is unknown, or DATAROOT cannot be created.
+        CommandFailedError: The data set could not be created.
     """
-    name, root = this.environ.get("BUILTIN_DATA"), this.environ.get("DATAROOT", "")
+    name = context.environ.get("BUILTIN_DATA")
+    root = context.environ.get("DATAROOT", "").rstrip("/")
     manifests = [pathlib.Path(root, f"{split}.json") for split in ("train", "val")]
     if not name or all(manifest.is_file() for manifest in manifests):
         return
@@ -310,7 +330,7 @@ def make_builtin_data(this: Run) -> None:
     for arguments in (["prepare.digits", images], ["prepare.imagenet", images, root]):
         # Standard output is for RESULT.
         status = processes.run_to_end(
-            [this.python, "-m", *arguments], env=this.environ, stdout=sys.stderr
+            [context.python, "-m", *arguments], env=context.environ, stdout=sys.stderr
         )
         processes.raise_if_stopped()
         if status != 0:
@@ -318,7 +338,7 @@ def make_builtin_data(this: Run) -> None:
                 f"the built-in data set could not be made in DATAROOT={root} "
                 "(DGXSYSTEM=CPU trains on other data)"
             )
-            # 3 of prepare.imagenet: the folder holds other data. Here 3 would be a missed target.
+            # 3 is a missed target here; prepare.imagenet exits with 3 if DATAROOT has other data.
             raise CommandFailedError(ExitStatus.USER_ERROR if status == 3 else status)
 
 

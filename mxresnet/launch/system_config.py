@@ -20,14 +20,14 @@ from mxresnet.launch.terminal import write_to_stderr
 PROJECT_FOLDER = pathlib.Path(__file__).absolute().parents[2]
 
 # Variables that bash sets for itself.
-_OF_BASH = ("PWD", "OLDPWD", "SHLVL", "_")
+_BASH_VARIABLES = ("PWD", "OLDPWD", "SHLVL", "_")
 # Variables of the launchers that a rank, or run_and_time.sh as a rank, reads.
-_OF_LAUNCHERS = (
+_LAUNCHER_VARIABLES = (
     *("DGXSYSTEM", "DGXNGPU", "DGXNNODES", "BIND"),
     *("LOGDIR", "DATESTAMP", "TRIAL"),
 )
 # Further variables of the launchers that a configuration may set.
-_OF_CONFIGURATIONS = ("WALLTIME", "BUILTIN_DATA")
+_CONFIGURATION_VARIABLES = ("WALLTIME", "BUILTIN_DATA")
 _LIBRARY_PREFIXES = (
     *("MXNET_", "HOROVOD_", "NCCL_", "OMP_", "DALI_", "UCX_"),
     *("MALLOC_", "DMLC_"),
@@ -60,7 +60,7 @@ def load_configuration(system: str, environ: Mapping[str, str]) -> Dict[str, str
 
     Args:
         system: Name of the system, as in DGXSYSTEM.
-        environ: Environment that the configuration sees.
+        environ: Environment in which the configuration is sourced.
 
     Returns:
         The environment with what config_<system>.sh exports.
@@ -83,8 +83,8 @@ def load_configuration(system: str, environ: Mapping[str, str]) -> Dict[str, str
         raise UserError(message or f"{name} failed with status {done.returncode}")
     write_to_stderr(done.stderr)
     items = (item.partition("=") for item in os.fsdecode(done.stdout).split("\0") if item)
-    after = {key: value for key, _, value in items if key not in _OF_BASH}
-    return {**after, **{key: environ[key] for key in _OF_BASH if key in environ}}
+    after = {key: value for key, _, value in items if key not in _BASH_VARIABLES}
+    return {**after, **{key: environ[key] for key in _BASH_VARIABLES if key in environ}}
 
 
 def number_of_ranks(environ: Mapping[str, str]) -> int:
@@ -109,21 +109,22 @@ def overridden_settings(
     after: Mapping[str, str],
     flags: Sequence[str] = (),
 ) -> List[str]:
-    """Return one note for each variable of the caller that a configuration overrides.
+    """Return a note for each variable of the caller that a configuration overrides.
 
     Args:
         system: Name of the system whose configuration was loaded.
         before: Environment of the caller.
         after: Environment that `load_configuration` returned for it.
-        flags: Flags of the run. A setting that has its flag there is not reported, for flags win.
+        flags: Flags of the run. A setting that is given as a flag is not reported, because flags
+            take precedence over both.
 
     Returns:
-        Sentences for the terminal, in the order of the names.
+        Notes for the terminal, sorted by the names of the variables.
     """
     flag_of_variable = {field.metadata["env"]: flag_of(name) for name, field in FIELDS.items()}
     given = {flag.partition("=")[0] for flag in flags}
     notes = []
-    for name in forwarded_env(before, also=_OF_CONFIGURATIONS):
+    for name in forwarded_env(before, also=_CONFIGURATION_VARIABLES):
         flag = flag_of_variable.get(name)
         if not before[name] or before[name] == after.get(name) or flag in given:
             continue
@@ -138,19 +139,20 @@ def overridden_settings(
 def forwarded_env(environ: Mapping[str, str], also: Iterable[str] = ()) -> List[str]:
     """Return the names of the variables of an environment that a rank reads, sorted.
 
-    These are the settings of mxresnet, what launchers hand on, and what libraries read. A launcher
-    that starts ranks on other machines or in a container forwards them and nothing else.
+    These are the settings of mxresnet, the variables of launchers that ranks read, and the
+    variables of libraries. A launcher that starts ranks on other machines or in a container
+    forwards only these.
 
     Args:
         environ: Environment of the launcher.
         also: Further names to forward if they are set.
     """
-    names = {*(field.metadata["env"] for field in FIELDS.values()), *_OF_LAUNCHERS, *also}
+    names = {*(field.metadata["env"] for field in FIELDS.values()), *_LAUNCHER_VARIABLES, *also}
     return sorted(name for name in environ if name in names or name.startswith(_LIBRARY_PREFIXES))
 
 
 def reject_log_file(flags: Sequence[str], environ: Mapping[str, str]) -> None:
-    """Raise UserError if a caller names another file for the log than the launchers do."""
+    """Raise UserError if the caller names a log file: the launchers choose its path."""
     reason = "the logs go to LOGDIR, named by DATESTAMP and TRIAL"
     if any(flag.partition("=")[0] == "--log-file" for flag in flags):
         raise UserError(f"--log-file: {reason}")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """CPUs, GPUs and network adapters of this machine, and which of them are near each rank's GPU.
 
-Everything is read from /proc, /sys and nvidia-smi. Tests set BIND_ROOT to a folder that takes the
-place of /.
+Everything is read from /proc, /sys and nvidia-smi. Tests set BIND_ROOT to a folder that is used
+instead of /.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def allowed_cpus(root: str) -> List[int]:
     """Return the CPUs that this process may use.
 
     Raises:
-        UserError: /proc does not have them.
+        UserError: /proc does not list them.
     """
     path = f"{root}/proc/self/status"
     try:
@@ -185,12 +185,12 @@ class Topology:
             CPU numbers; None when the node has fewer cores than ranks.
         """
         node = self.node_of_rank(rank, ranks)
-        mates = [other for other in range(ranks) if self.node_of_rank(other, ranks) == node]
+        sharing = [other for other in range(ranks) if self.node_of_rank(other, ranks) == node]
         cores = self._cores_of_node(node)
-        if len(cores) < len(mates):
+        if len(cores) < len(sharing):
             return None
-        place = mates.index(rank)
-        start, end = (number * len(cores) // len(mates) for number in (place, place + 1))
+        position = sharing.index(rank)
+        start, end = (number * len(cores) // len(sharing) for number in (position, position + 1))
         return [cpu for core in cores[start:end] for cpu in (core if use_smt else core[:1])]
 
     def _adapter_scores(self, rank: int) -> List[Tuple[int, str]]:
@@ -223,9 +223,9 @@ class Topology:
         return [name for score, name in scores if score == best]
 
     def adapter_of_rank(self, rank: int, ranks: int) -> Optional[str]:
-        """Return the adapter for a rank: ranks with the same nearest adapters divide them."""
-        mine = self.nearest_adapters(rank)
-        if not mine:
+        """Return the adapter of a rank. Ranks with the same nearest adapters share them evenly."""
+        nearest = self.nearest_adapters(rank)
+        if not nearest:
             return None
-        mates = [other for other in range(ranks) if self.nearest_adapters(other) == mine]
-        return mine[mates.index(rank) * len(mine) // len(mates)]
+        sharing = [other for other in range(ranks) if self.nearest_adapters(other) == nearest]
+        return nearest[sharing.index(rank) * len(nearest) // len(sharing)]

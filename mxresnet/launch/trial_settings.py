@@ -14,8 +14,7 @@ from mxresnet.errors import UserError
 from mxresnet.launch.system_config import reject_log_file
 
 DEFAULT_TRIALS = "5"  # as MLPerf requires for this benchmark
-# The largest drawn seed is below this.
-DRAWN_SEEDS = 65536
+DRAWN_SEEDS = 65536  # random seeds are drawn below this number
 
 
 @dataclass(frozen=True)
@@ -45,12 +44,12 @@ def number_of_trials(environ: Mapping[str, str]) -> int:
     """
     text = environ.get("NEXP") or DEFAULT_TRIALS
     if not re.fullmatch("[1-9][0-9]{0,3}", text):
-        raise UserError(f"NEXP={text} is not a number of trials")
+        raise UserError(f"NEXP={text} is not a number of trials: use a number from 1 to 9999")
     return int(text)
 
 
 def check_flags(flags: Sequence[str], environ: Mapping[str, str]) -> None:
-    """Raise UserError for flags that one run may have and trials may not."""
+    """Raise UserError for flags that are valid for a single run only."""
     reject_log_file(flags, environ)
     for flag in flags:
         if flag == "--seed" or flag.startswith("--seed="):
@@ -83,7 +82,9 @@ def choose_seeds(trials: int, environ: Mapping[str, str]) -> List[int]:
         return list(range(seed, seed + trials))
     seeds = [_parse_seed(f"SEEDS={text}", word) for word in text.replace(",", " ").split()]
     if len(seeds) != trials:
-        raise UserError(f"SEEDS={text} are {len(seeds)} seeds for NEXP={trials} trials")
+        raise UserError(
+            f"SEEDS={text} are {len(seeds)} seeds for NEXP={trials} trials: give one seed for each"
+        )
     if len(set(seeds)) != trials:
         raise UserError(f"SEEDS={text}: every trial needs a seed of its own")
     return seeds
@@ -113,6 +114,8 @@ def read_trial_settings(
             f"LOGDIR={logdir} cannot be written: name a folder that this user may write"
         )
     stamp = environ.get("DATESTAMP") or time.strftime("%y%m%d%H%M%S")
+    if "/" in stamp:
+        raise UserError(f"DATESTAMP={stamp}: it starts the names of files, so it cannot have a /")
     if any(name.startswith(f"{stamp}_") for name in os.listdir(logdir)):
         raise UserError(
             f"DATESTAMP={stamp}: {logdir} has files of that stamp: set another DATESTAMP"

@@ -14,7 +14,7 @@ REACHED = "reached"
 MISSED = "target MISSED"
 NOT_EVALUATED = "nothing EVALUATED"
 NOT_RUN = "NOT RUN"
-# MLPerf drops the fastest and the slowest trial of at least so many.
+# The Olympic mean needs this many trials, because it drops the fastest and the slowest.
 MIN_TRIALS_FOR_MEAN = 3
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A series of timed runs, one after another: the program behind run_trials.sh and its relatives.
+"""A series of timed runs: the program behind run_trials.sh, run_with_docker.sh and run.sub.
 
-Each trial starts from a dropped page cache and has its own seed. The official checker checks each
-log; a summary and a folder for the tools of MLPerf follow.
+Each trial starts with a dropped page cache and its own seed. The official checker checks each log.
+At the end, a summary and a folder for MLPerf's tools are written.
 
 A trial that misses its target does not stop the others; one that fails does. Exit status: 0 every
 trial reached its target and the official checker accepts every log; 3 some missed it or evaluated
@@ -25,7 +25,7 @@ from mxresnet.launch.backends.docker import DockerBackend
 from mxresnet.launch.backends.local import LocalBackend
 from mxresnet.launch.backends.slurm import SlurmBackend
 from mxresnet.launch.run import CommandFailedError
-from mxresnet.launch.terminal import print_to_stderr
+from mxresnet.launch.terminal import print_to_stderr, write_to_stdout
 from mxresnet.launch.trial_settings import read_trial_settings
 from mxresnet.launch.trial_summary import (
     MISSED,
@@ -56,12 +56,12 @@ class Trials:
 
         Raises:
             UserError: A setting is wrong.
-            CommandFailedError: mxresnet refuses the settings, and has shown why.
+            CommandFailedError: mxresnet rejects the settings; it has printed the reason.
         """
         self._backend, self._flags = backend, list(flags)
         self._settings = read_trial_settings(flags, backend.environ, backend.logdir)
         self._results: List[TrialResult] = []
-        # Before anything is changed on the machine.
+        # Check them before anything is changed on the machine.
         status = backend.check_settings(self._trial(0, cache_cleared=False), self._flags)
         processes.raise_if_stopped()
         if status != 0:
@@ -78,7 +78,7 @@ class Trials:
         summary = summarize(self._settings, self._results)
         with open(f"{self._settings.prefix}_summary.txt", "w", encoding="utf-8") as file:
             file.write(summary)
-        print(summary, end="", flush=True)
+        write_to_stdout(os.fsencode(summary))
         complete = len(self._results) == len(self._settings.seeds)
         if complete and status in (ExitStatus.SUCCESS, ExitStatus.TARGET_MISSED, LOG_REFUSED):
             self._write_submission()
@@ -99,14 +99,14 @@ class Trials:
                     "the remaining trials are not run"
                 )
                 return status
-            self._results.append(self._judge(number, status))
+            self._results.append(self._evaluate_trial(number, status))
         if any(result.outcome != REACHED for result in self._results):
             return ExitStatus.TARGET_MISSED
         if not all(result.compliant for result in self._results):
             return LOG_REFUSED
         return ExitStatus.SUCCESS
 
-    def _judge(self, number: int, status: int) -> TrialResult:
+    def _evaluate_trial(self, number: int, status: int) -> TrialResult:
         """Return the result of a trial that ended with status 0 or 3."""
         compliant = self._check_log(number)
         if status == ExitStatus.TARGET_MISSED:
@@ -115,7 +115,7 @@ class Trials:
         return TrialResult(REACHED if log.last_evaluation else NOT_EVALUATED, compliant)
 
     def _clear_caches(self) -> bool:
-        """Drop the page cache if the user wants that; return whether it was dropped."""
+        """Drop the page cache unless CLEAR_CACHES is 0; return whether it was dropped."""
         if not self._settings.clear_caches:
             return False
         cleared = self._backend.drop_caches()
@@ -128,7 +128,7 @@ class Trials:
         return cleared
 
     def _remote_path(self, path: str) -> str:
-        """Return the path of a file in LOGDIR as the environment's python sees it."""
+        """Return the path of a file in LOGDIR for the processes of `Backend.run_python`."""
         return f"{self._backend.remote_logdir}/{os.path.basename(path)}"
 
     def _check_log(self, number: int) -> bool:
@@ -145,7 +145,7 @@ class Trials:
         """Write the folder that the tools of MLPerf read.
 
         Raises:
-            CommandFailedError: That failed.
+            CommandFailedError: The folder could not be written.
         """
         settings, environ = self._settings, self._backend.environ
         folder = f"{settings.prefix}_package"
@@ -177,6 +177,9 @@ def run_trials(backend: Backend, flags: Sequence[str]) -> int:
         return ExitStatus.USER_ERROR
     except CommandFailedError as error:
         return error.status
+    except OSError as error:  # a file of the run, or standard output, cannot be written
+        print_to_stderr(f"{backend.program}: {error}")
+        return ExitStatus.FAILURE
     except processes.StoppedBySignal as stop:
         print_to_stderr(f"{backend.program}: {stop}")
         return stop.status

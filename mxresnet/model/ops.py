@@ -104,7 +104,7 @@ def softmax_cross_entropy_loss(logits: Any, label_smoothing: float) -> Any:
 
 
 class PlainOps:
-    """MXNet's stock operators. They define the function that every other backend must compute.
+    """MXNet's stock operators. Every other backend must compute the same function.
 
     Attributes:
         networks: The reference's names of the networks that use these operators.
@@ -118,7 +118,7 @@ class PlainOps:
         self._config = config
 
     def for_evaluation(self) -> PlainOps:
-        """Return the backend of the evaluation network: another one if this can only train."""
+        """Return the backend of the evaluation network: self, unless it can only train."""
         return self
 
     def input(self, name: str) -> Feature:
@@ -211,7 +211,8 @@ class PlainOps:
     def _cast_bf16(self, symbol: Any) -> Any:
         """Return the symbol as bfloat16 if --dtype is bfloat16.
 
-        Parameters, gradients and the optimizer keep float32, which are then the master weights.
+        Parameters, gradients and the optimizer stay in float32: the parameters are the master
+        weights.
         """
         if self._config.dtype != "bfloat16":
             return symbol
@@ -281,7 +282,7 @@ class FusedCpuOps(PlainOps):
 class CudnnBnOps(PlainOps):
     """The batch norms of cudnn_bn, for NHWC float16 on a GPU, fused with addition and ReLU.
 
-    They update the running statistics in every forward pass: evaluation needs other operators.
+    They update the running statistics in every forward pass, so evaluation needs other operators.
     """
 
     supported_settings = ("fuse_bn_relu", "fuse_bn_add_relu")
@@ -290,7 +291,7 @@ class CudnnBnOps(PlainOps):
     def unavailable_reason(device: Any, batch_size: int) -> Optional[str]:
         """Return why this backend cannot be used on a device, or None if it can.
 
-        This takes seconds and loads the operators: see cudnn_bn.runtime.unavailable_reason.
+        This takes seconds and loads the operators; see cudnn_bn.runtime.unavailable_reason().
         """
         if cudnn_bn is None:
             return "mxresnet/model/cudnn_bn is not installed"
@@ -332,8 +333,8 @@ class ChannelFirstOps(PlainOps):
     """PlainOps in NCHW, on the parameters of a network whose convolutions may be in NHWC.
 
     This is the evaluation network of a run in NHWC: with given statistics, MXNet's NHWC batch norm
-    uses one GPU thread per channel, and cuDNN may refuse its description of the data (a batch of
-    N * H * W images of one pixel).
+    uses one GPU thread per channel, and cuDNN may reject the way it describes the data (as a batch
+    of N * H * W images of one pixel).
     """
 
     def __init__(self, config: Config):

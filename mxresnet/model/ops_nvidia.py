@@ -2,9 +2,9 @@
 """Operator backends for NVIDIA's MXNet (NGC container 22.04), with its fused operators.
 
 The reference's networks differ in where a batch norm is applied: together with the addition and
-ReLU after it (FusedBnOps), from sums that the convolution computes beside its result
-(ConvStatsOps), or in the convolution that follows (NormConvOps). The operators support one layout
-and one type: NHWC, float16.
+ReLU after it (FusedBnOps), from sums that the convolution returns in addition to its result
+(ConvStatsOps), or in the convolution that follows (NormConvOps). The operators support only NHWC
+and float16.
 
 Sources: the networks resnet-v1b-*-fl of NVIDIA's MLPerf Training v2.0 and v2.1 submissions, and the
 operators' declarations in NVIDIA's MXNet (src/operator/nn).
@@ -54,9 +54,9 @@ class FusedBnOps(PlainOps):
 class ConvStatsOps(FusedBnOps):
     """Batch norm in three operators.
 
-    The convolution also returns the sums of each channel, BNStatsFinalize makes a scale and a bias
-    of them, and ScaleBiasAddRelu applies these. The 7 x 7 convolution of the stem has no such
-    operator: it is that of FusedBnOps.
+    The convolution also returns the sums of each channel, BNStatsFinalize computes a scale and a
+    bias from them, and ScaleBiasAddRelu applies these. For the 7 x 7 convolution of the stem there
+    is no operator that returns sums: it uses the operators of FusedBnOps.
     """
 
     networks: Tuple[str, ...] = ("resnet-v1b-stats-fl",)
@@ -151,7 +151,7 @@ class ConvStatsOps(FusedBnOps):
 
 
 class NormConvOps(ConvStatsOps):
-    """Batch norm and ReLU in the convolution after them; units end as those of ConvStatsOps do."""
+    """Batch norm and ReLU fused into the next convolution; ends of units as in ConvStatsOps."""
 
     networks: Tuple[str, ...] = ("resnet-v1b-dbar2-fl", "resnet-v1b-mainloop-fl")
 
@@ -177,7 +177,7 @@ class NormConvOps(ConvStatsOps):
 
 
 class NormConvAddReluOps(NormConvOps):
-    """NormConvOps whose units end as those of FusedBnOps do."""
+    """NormConvOps, with the operators of FusedBnOps at the end of each residual unit."""
 
     networks: Tuple[str, ...] = ("resnet-v1b-normconv-fl",)
 

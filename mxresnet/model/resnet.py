@@ -97,7 +97,7 @@ def build(ops: PlainOps, config: Config, num_classes: int) -> Any:
 
 
 def layer_names(num_layers: int) -> List[Tuple[str, str]]:
-    """Return the names (convolution, batch norm) of each such pair, in the order of the network."""
+    """Return (convolution, batch norm): the names of each such pair of layers, in network order."""
     pairs = [("conv0", "bn0")]
     convolutions = len(_unit_convolutions(num_layers, filters=1, stride=1))
     for stage, units in enumerate(UNITS_PER_STAGE[num_layers], start=1):

@@ -46,8 +46,8 @@ def _needs_channel_last_batch_norm(config: Config, on_gpu: bool) -> bool:
     return on_gpu and config.bn_group == 1 and config.batchnorm_layout == LAYOUT
 
 
-def _select_vendor_ops(config: Config, on_gpu: bool) -> Optional[Type[FusedBnOps]]:
-    """Return the backend of config.network, or the last one; None without their operators."""
+def _select_nvidia_ops(config: Config, on_gpu: bool) -> Optional[Type[FusedBnOps]]:
+    """Return the backend of VENDOR_OPS for config.network; None without the operators it needs."""
     layouts = (config.conv_layout, config.batchnorm_layout)
     usable = on_gpu and config.bn_group == 1 and config.dtype == "float16"
     if not usable or layouts != (LAYOUT, LAYOUT):
@@ -63,11 +63,11 @@ def _select_vendor_ops(config: Config, on_gpu: bool) -> Optional[Type[FusedBnOps
 def cudnn_bn_unavailable_reason(config: Config, device: Any) -> Optional[str]:
     """Return why this project's batch norms cannot be used on the device; None when they can.
 
-    Where the settings need them, this runs their self-test, which takes seconds. Ranks may get
-    different answers, so they must agree on one.
+    Where the settings need them, this runs their self-test, which takes seconds. The result may
+    differ between ranks; the caller must pass the same one to select_ops() on every rank.
     """
     on_gpu = device.device_type == "gpu"
-    if not _needs_channel_last_batch_norm(config, on_gpu) or _select_vendor_ops(config, on_gpu):
+    if not _needs_channel_last_batch_norm(config, on_gpu) or _select_nvidia_ops(config, on_gpu):
         return NOT_TRIED
     if config.dtype != "float16" or config.conv_layout != LAYOUT:
         return "this project's batch norms need --dtype float16 and --conv-layout NHWC"
@@ -85,12 +85,12 @@ def select_ops(
         cudnn_bn_reason: result of cudnn_bn_unavailable_reason(), the same on every rank.
     """
     if config.bn_group > 1:
-        # NVIDIA's operators exchange statistics through buffers that processes open in each other's
-        # GPUs. This project does not: such code must be written where it can be run.
+        # NVIDIA's operators can exchange statistics through CUDA IPC buffers. This project does not
+        # use that: it could not be tested without GPUs.
         return SyncBatchNormOps(config)
-    vendor_ops = _select_vendor_ops(config, on_gpu)
-    if vendor_ops:
-        return vendor_ops(config)
+    nvidia_ops = _select_nvidia_ops(config, on_gpu)
+    if nvidia_ops:
+        return nvidia_ops(config)
     if _needs_channel_last_batch_norm(config, on_gpu):
         if cudnn_bn_reason is None:
             return CudnnBnOps(config)

@@ -16,13 +16,13 @@ import numpy as np
 OP_TYPE = "mxresnet_group_batch_norm"  # of mx.sym.Custom
 GroupSum = Callable[[np.ndarray], np.ndarray]
 
-# By layer. MXNet creates the operators itself, from text attributes, so that a function cannot be
-# passed to their constructor.
+# Layer: its sum function. MXNet creates the operators itself, from text attributes, so a function
+# cannot be passed to their constructor.
 _group_sums: Dict[str, GroupSum] = {}
 
 
 def set_group_sum_functions(sums: Dict[str, GroupSum]) -> None:
-    """Set, for each layer, the function that adds an array over the group.
+    """Set the function of each layer that sums an array over the group of ranks.
 
     Call this before binding a network with such layers.
     """
@@ -99,8 +99,8 @@ class _SyncBatchNorm(mx.operator.CustomOp):
         )
         inverse_std = self._broadcastable(self._inverse_std, x)
         normalized = (x - self._broadcastable(self._mean, x)) * inverse_std
-        # The gradients of beta and gamma are those of this rank's images: averaging the gradients
-        # over the ranks completes them.
+        # The gradients of beta and gamma are summed over this rank's images only: World.average()
+        # later averages them over the ranks, as it does all gradients.
         local_sums = self._channel_sums(dy, dy * normalized)
         beta_mean, gamma_mean = (
             self._broadcastable(row, x) for row in self._group_sum(local_sums) / self._count

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """TCP heartbeat between ranks: ends the job when a rank is stopped, lost or cut off the network.
 
-MPI alone would wait for such a rank for ever. Every rank has a TCP connection to rank 0. At both
-ends a thread sends a byte in each period, whatever the main thread is waiting for, and ends its
+MPI alone would wait for such a rank without end. Every rank has a TCP connection to rank 0. A
+thread at each end sends a byte in each period, also while the main thread is blocked, and ends its
 process when nothing arrives from the other end for too long. This module does not use MPI.
 """
 
@@ -21,9 +21,9 @@ import time
 from dataclasses import dataclass
 from typing import Dict, List, Optional
 
-# What a rank sends: it is running; it ends without an error; it fails and has printed the cause.
+# Messages: this rank is running; it ends without an error; it has failed and printed the cause.
 HEARTBEAT, GOODBYE, FAILED = b".", b"-", b"!"
-# The launcher ends all processes of a failed job within this time; after it the watchdog does.
+# How long the launcher has to end all processes of a failed job; then the watchdog ends them.
 LAUNCHER_GRACE_SECONDS = 5.0
 CONNECT_TIMEOUT_SECONDS = 3.0
 MAX_STAGGER_SECONDS = 10
@@ -38,7 +38,7 @@ class Address:
     Attributes:
         hosts: rank 0's IPv4 addresses; the first that answers is used.
         port: TCP port.
-        token: secret of this run, which refuses port scanners and ranks of other runs.
+        token: secret of this run; connections without it (port scanners, other runs) are closed.
         name: rank 0's host name, for messages.
         period_seconds: time between two heartbeats.
         limit_seconds: time without a heartbeat after which the job ends.
@@ -83,7 +83,7 @@ class _Peer:
         return f"rank {self.rank} on {self.host}"
 
     def send(self, message: bytes) -> None:
-        # A broken or full connection is detected where its data is received.
+        # A broken or full connection is detected by the receiving code.
         with contextlib.suppress(OSError):
             self.connection.send(message)
 
@@ -111,8 +111,8 @@ class Watchdog:
     ):
         self._rank = rank
         self._period_seconds = period_seconds
-        # When rank 0 is silent, every other rank detects it. They end one after another, so that
-        # only the first prints the cause: its end makes the launcher end the others.
+        # When rank 0 sends nothing, every other rank detects it. They end at different times, so
+        # that only the first prints the cause: after its end the launcher ends the others.
         self._stagger_seconds = min(max(rank - 1, 0), MAX_STAGGER_SECONDS)
         self._limit_seconds = limit_seconds + self._stagger_seconds
         self.address = address
@@ -141,7 +141,7 @@ class Watchdog:
     def add_peer(
         self, connection: socket.socket, rank: Optional[int] = None, host: str = ""
     ) -> None:
-        """Watch a connection; without a rank its handshake has still to be received."""
+        """Watch a connection; without a rank, its handshake is received first."""
         connection.setblocking(False)
         peer = _Peer(connection, time.monotonic(), rank, host)
         with self._lock:
@@ -149,17 +149,17 @@ class Watchdog:
             self._selector.register(connection, selectors.EVENT_READ, data=peer)
 
     def wait_for_abort(self) -> None:
-        """Wait while another rank's failure ends this process, which failed because of it.
+        """Wait for this process to be ended, after a failure that another rank has caused.
 
         Returns when neither the launcher nor the watchdog has ended the process in that time.
         """
         threading.Event().wait(2 * LAUNCHER_GRACE_SECONDS + self._stagger_seconds)
 
     def announce_failure(self) -> None:
-        """Tell the other ranks that this one fails and has printed the cause.
+        """Send FAILED to the other ranks: this rank has failed and printed the cause.
 
-        The others then print no cause of their own. This process ends after the grace period if
-        the launcher does not end it earlier.
+        The other ranks then print no cause. This process ends after the grace period if the
+        launcher does not end it earlier.
         """
         with self._lock:
             self._exit_at = time.monotonic() + LAUNCHER_GRACE_SECONDS
@@ -179,18 +179,19 @@ class Watchdog:
         self._all_closed.wait()
 
     def _run(self) -> None:
-        last_heartbeat = last_turn = time.monotonic()
+        """Send and receive until all peers are gone after close_gracefully(): the thread's body."""
+        last_heartbeat = last_iteration = time.monotonic()
         while True:
             next_heartbeat = last_heartbeat + self._period_seconds
             ready = self._selector.select(max(0.0, next_heartbeat - time.monotonic()))
             now = time.monotonic()
             with self._lock:
-                if now - last_turn > 2 * self._period_seconds:
-                    # This process itself was stopped. The data that arrived in the meantime is
-                    # not received yet, so that time does not count as silence.
+                if now - last_iteration > 2 * self._period_seconds:
+                    # This process itself was stopped, and has not yet received the data that
+                    # arrived meanwhile. So that time does not count towards the limit.
                     for peer in self._peers.values():
-                        peer.last_received += now - last_turn
-                last_turn = now
+                        peer.last_received += now - last_iteration
+                last_iteration = now
                 for key, _ in ready:
                     if key.data:
                         self._on_readable(key.data, now)
@@ -218,8 +219,8 @@ class Watchdog:
         peer.connection.close()
 
     def _accept(self) -> None:
-        # The connection may be closed already, or this process may have too many open files. Then
-        # connect() fails on that rank, which reports it.
+        # accept() fails when the connection is closed already, or when this process has too many
+        # open files. connect() then returns None on that rank, and rank 0 prints a note.
         with contextlib.suppress(OSError):
             if self._listener:
                 self.add_peer(self._listener.accept()[0])
@@ -263,7 +264,7 @@ class Watchdog:
         peer.send(HEARTBEAT)
 
     def _check_timeouts(self, now: float) -> None:
-        """End this process when its exit is due or a connected rank is silent for too long."""
+        """End this process at _exit_at, or when a connected rank sent nothing for too long."""
         if self._exit_at is not None and now >= self._exit_at:
             self._end_process(self._exit_cause)
         silent = [
@@ -279,6 +280,7 @@ class Watchdog:
             )
 
     def _end_process(self, cause: Optional[str]) -> None:
+        """Print the cause unless it is None, send FAILED to the peers, and exit with status 1."""
         if cause:
             text = f"mxresnet: rank {self._rank} on {socket.gethostname()} ends the run: {cause}\n"
             # Not sys.stderr: the main thread may hold its lock.
@@ -291,7 +293,7 @@ def listen(num_ranks: int, period_seconds: float, limit_seconds: float) -> Watch
     """Start rank 0's watchdog and return it; its `address` is for the other ranks.
 
     Raises:
-        OSError: the socket cannot be created, or the limit of open files not be raised.
+        OSError: the socket cannot be created, or the limit of open files cannot be raised.
     """
     _raise_open_files_limit(num_ranks)
     listener = socket.create_server(("", 0), backlog=num_ranks + 10)

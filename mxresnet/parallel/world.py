@@ -38,7 +38,7 @@ _RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCI
 
 
 class NDArray(Protocol):
-    """What the collectives use of mxnet.nd.NDArray; MXNet is imported after this module."""
+    """The part of mxnet.nd.NDArray that this module uses; MXNet is imported after this module."""
 
     def asnumpy(self) -> np.ndarray:
         """Return a copy on the host."""
@@ -48,7 +48,7 @@ class NDArray(Protocol):
 
 
 class Horovod(Protocol):
-    """What this module uses of horovod.mxnet, which has no type information."""
+    """The part of horovod.mxnet that this module uses; it has no type information."""
 
     def allreduce_(self, tensor: NDArray, *, name: str, priority: int) -> None:
         """Start to average an array over the ranks, in place."""
@@ -61,13 +61,13 @@ class Horovod(Protocol):
 
 
 class CollectiveUserError(UserError):
-    """A user's mistake that all ranks know of: each rank exits by itself, and rank 0 prints it."""
+    """A user error raised on every rank: each exits without MPI_Abort, and rank 0 prints it."""
 
 
 def launched_rank() -> Optional[int]:
     """Return the rank that the launcher gave this process, or None without a launcher.
 
-    This works before MPI is initialised.
+    This works before MPI is initialized.
     """
     for name in _RANK_VARIABLES:
         if os.environ.get(name, "").isdigit():
@@ -228,7 +228,7 @@ class World:
         """
         if group_size == 1:
             return {name: lambda array: array for name in names}
-        # Every rank must find the same error, on whichever machine it is: Split is collective.
+        # Every rank must raise the same error on every machine, because Split is collective.
         sizes = self._mpi.allgather(self.local_size) if self._mpi else [self.local_size]
         wrong_sizes = [size for size in sizes if size % group_size]
         if wrong_sizes:
@@ -240,16 +240,16 @@ class World:
         return {name: _sum_function(group.Dup()) for name in names}
 
     def wait_if_secondary_failure(self, error: BaseException) -> None:
-        """Wait to be ended if the error only means that another rank has failed.
+        """Wait for this process to be ended if the error means only that another rank has failed.
 
-        The failed rank prints the cause and ends this one. Returns at once for other errors, and
-        after a while when nothing ends this rank.
+        That rank prints the cause and ends the job. Returns at once for other errors, and after a
+        while when nothing ends this process.
         """
         if self._watchdog and "Horovod has been shut down" in str(error):
             self._watchdog.wait_for_abort()
 
     def abort(self, status: int) -> None:
-        """End every rank at once with this exit status, because this rank cannot continue."""
+        """End every rank with this exit status (MPI_Abort), because this rank cannot continue."""
         sys.stdout.flush()
         sys.stderr.flush()
         if self._watchdog:
@@ -260,7 +260,7 @@ class World:
     def shutdown(self) -> None:
         """End Horovod, MPI and the watchdog together with the other ranks.
 
-        All work on the device must be done before: updates that still wait are lost.
+        Call this after all work on the device has finished: queued updates would be lost.
         """
         if self._hvd:
             self.barrier()
@@ -274,7 +274,7 @@ class World:
         self.stop_watchdog()
 
     def stop_watchdog(self) -> None:
-        """Tell the other ranks that this one ends without an error, and wait until all do."""
+        """Announce that this rank ends without an error; wait until its peers have done so too."""
         if self._watchdog:
             self._watchdog.close_gracefully()
 
@@ -291,7 +291,7 @@ def _sum_function(communicator: MPI.Comm) -> SumFunction:
 
 
 def join(watchdog_period_seconds: float = 0, watchdog_limit_seconds: float = 0) -> World:
-    """Initialise MPI and return this process's World; Horovod is left to start_horovod().
+    """Initialize MPI and return this process's World; start_horovod() initializes Horovod.
 
     Args:
         watchdog_period_seconds: time between heartbeats of the ranks; 0: no watchdog.
@@ -301,8 +301,8 @@ def join(watchdog_period_seconds: float = 0, watchdog_limit_seconds: float = 0) 
     if launched_rank() is None:
         return World()
     if watchdog_period_seconds:
-        # MPI waits for a rank that does not start, and Python code does not run meanwhile. The
-        # alarm then ends this process, and the launcher explains the SIGALRM to the user.
+        # MPI_Init waits for ranks that do not start, and no Python code runs meanwhile. The alarm
+        # then ends this process, and the launcher prints what its SIGALRM means.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(math.ceil(watchdog_limit_seconds))
     # Open MPI from PyPI looks for its files in the folder where it was built, unless mpirun or
@@ -353,15 +353,15 @@ def _start_watchdog(
     names = [name for name in comm.allgather(unreachable) if name]
     if rank == 0 and names:
         sys.stderr.write(
-            f"note: the watchdog on {address.name}, port {address.port}, is not reached by "
-            f"{', '.join(names)}: if one of these ranks is stopped or cut off the network, the run "
-            "may wait for ever\n"
+            f"note: {', '.join(names)} cannot reach the watchdog on {address.name}, port "
+            f"{address.port}: if one of these ranks is stopped or loses its network, the run may "
+            "wait without end; allow TCP connections between the machines\n"
         )
     return started
 
 
 def start_horovod(world: World) -> World:
-    """Initialise Horovod on the ranks of `world` and return the World that uses it.
+    """Initialize Horovod on the ranks of `world` and return the World that uses it.
 
     This imports MXNet, which takes seconds.
     """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read the MLPerf log of a run: the `:::MLLOG` lines of a log file, as typed events.
 
-The only reader of these lines. A log file also holds progress lines, and the last line of a run
-that was killed may be cut. Lines without the prefix are skipped. Lines with the prefix that
+No other module reads these lines. A log file also holds progress lines, and the last line of a run
+that was killed may be incomplete. Lines without the prefix are skipped. Lines with the prefix that
 cannot be parsed are kept as `damaged_lines`.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, List, NamedTuple, Optional
 
 PREFIX = b":::MLLOG "
-# Keys of the events without which a log does not describe a whole run.
+# Keys of the events that the log of a complete run has.
 REQUIRED_KEYS = ("submission_org", "run_start", "eval_accuracy", "run_stop")
 
 
@@ -29,7 +29,7 @@ class Event:
 
 
 class DamagedLine(NamedTuple):
-    """A line that has the prefix of an event and is not one."""
+    """A line that has the prefix of an event and cannot be parsed."""
 
     number: int  # in the file, from 1
     text: str
@@ -117,7 +117,7 @@ def parse_event(text: str) -> Event:
 
 
 def parse_log(content: bytes) -> RunLog:
-    """Parse the content of a log file, whatever it contains."""
+    """Parse the content of a log file. Any content is accepted."""
     events: List[Event] = []
     damaged: List[DamagedLine] = []
     for number, line in enumerate(content.split(b"\n"), start=1):

@@ -6,8 +6,8 @@
     FOLDER/results/<system>/resnet/result_<n>.txt    the logs, n from 0
     FOLDER/systems/<system>.json                     the description of the system
 
-The description has what this machine and the logs contain; the submitter fills in the other fields,
-which are "". The tools of MLPerf then read the folder, for instance:
+The description is made from this machine and the logs. Fields that they do not contain are "", for
+the submitter to fill in. Then the tools of MLPerf can read the folder, for instance:
 
     python -m mlperf_logging.rcp_checker --rcp_usage training --rcp_version 2.1.0 \\
         FOLDER/results/<system>/resnet
@@ -109,7 +109,7 @@ def _list_gpus() -> List[Tuple[str, str]]:
 
 
 def _software_versions() -> str:
-    """Return the packages of this environment that decide about a run, with their versions."""
+    """Return the packages of this environment that affect a run, with their versions."""
     versions = {
         item.metadata["Name"].lower(): item.version
         for item in metadata.distributions()
@@ -223,7 +223,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     options = parser.parse_args(argv)
     if not re.fullmatch(r"[\w.+-]+", options.system):
         parser.error(
-            f"--system {options.system!r}: use letters, digits and .+-_ only, for it names files"
+            f"--system {options.system!r} is part of file names: use only letters, digits and .+-_"
         )
     try:
         print(write_submission(options.folder, options.logs, options.system, options.nodes))

@@ -11,7 +11,7 @@ from support.commands import ROOT
 K8S = ROOT / "k8s"
 
 
-def test_the_data_pod_waits_makes_verifies_and_is_content_with_what_is_there(few, tmp_path):
+def test_data_pod_waits_converts_verifies_and_accepts_finished_records(few, tmp_path):
     archives, records = tmp_path / "archives", tmp_path / "records"
     shutil.copytree(few.parent / "images", archives)
     command = [str(K8S / "prepare_data.sh"), str(archives), str(records)]
@@ -36,7 +36,7 @@ def start_script(script, archives, records, **options):
 
 
 def read_until(pod, words):
-    """Return the output of the pod up to a line with these words, which must come."""
+    """Return the output of the pod up to a line with these words; fail if there is none."""
     lines = []
     while not lines or words not in lines[-1]:
         lines.append(pod.stdout.readline())
@@ -44,7 +44,7 @@ def read_until(pod, words):
     return lines
 
 
-def test_the_data_pod_outlives_bad_archives(few, tmp_path):
+def test_data_pod_keeps_running_after_bad_archives(few, tmp_path):
     archives, records = tmp_path / "archives", tmp_path / "records"
     shutil.copytree(few.parent / "images", archives)
     bad = next((archives / "train").glob("*/*"))
@@ -96,13 +96,13 @@ exit $((status))
 
 
 @pytest.mark.parametrize("status", [1, 2, 3])
-def test_what_another_pod_would_meet_as_well_is_waited_for(start_pod, tmp_path, status):
+def test_data_pod_waits_after_an_error_that_a_new_pod_would_repeat(start_pod, tmp_path, status):
     (tmp_path / "statuses").write_text(f"{status}\n")
     for name in (
         "archives/complete",
         "records/train.json",
         "records/val.json",
-    ):  # as with 3, records of other archives
+    ):  # the records are of other archives, as with status 3
         (tmp_path / name).touch()
     pod = start_pod()
     assert not any("prepare.verify" in line for line in read_until(pod, "waiting for"))
@@ -113,7 +113,7 @@ def test_what_another_pod_would_meet_as_well_is_waited_for(start_pod, tmp_path, 
 
 
 @pytest.mark.parametrize("status", [4, 130, 137])
-def test_what_another_pod_may_not_meet_ends_the_data_pod(start_pod, tmp_path, status):
+def test_data_pod_ends_after_an_error_that_a_new_pod_may_not_repeat(start_pod, tmp_path, status):
     (tmp_path / "statuses").write_text(f"{status}\n")
     (tmp_path / "archives" / "complete").touch()
     pod = start_pod()
@@ -133,7 +133,7 @@ def test_a_data_pod_waits_for_the_one_that_it_replaces(start_pod, tmp_path):
     (tmp_path / "archives" / "complete").touch()
     assert last.wait(timeout=60) == 0
     assert "prepare.verify" in next_one.communicate(timeout=60)[0] and next_one.returncode == 0
-    # One that is told to stop while it waits does so at once, and lets the next one in.
+    # A pod that receives SIGTERM while it waits ends at once, and the next pod gets the lock.
     (tmp_path / "archives" / "complete").unlink()
     last = start_pod()
     read_until(last, "waiting for")

@@ -11,7 +11,7 @@ DOCKERFILES = ["Dockerfile", "Dockerfile.cpu", "Dockerfile.ngc"]
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES)
-def test_what_an_image_copies_exists_and_is_in_the_context(dockerfile):
+def test_copied_files_exist_and_are_in_the_build_context(dockerfile):
     context = [
         line[1:]
         for line in (ROOT / ".dockerignore").read_text().splitlines()
@@ -28,7 +28,7 @@ def test_what_an_image_copies_exists_and_is_in_the_context(dockerfile):
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES)
-def test_an_image_pins_what_it_installs(dockerfile):
+def test_installed_packages_are_pinned(dockerfile):
     text = (ROOT / dockerfile).read_text()
     pinned = set(re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.M))
     for base in re.findall(r"^FROM (\S+)", text, re.M):

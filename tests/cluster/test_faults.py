@@ -90,7 +90,7 @@ class TestProcessesAndMachines:
         job.check_end(now, within=30, cause=cause)
 
     @pytest.mark.slow
-    def test_a_link_that_comes_back_costs_nothing_but_time(self, start_job):
+    def test_a_run_continues_when_a_cut_link_comes_back(self, start_job):
         job, _ = running(start_job)
         job.cluster.cut_link(WORKER_1)
         time.sleep(4)
@@ -108,7 +108,7 @@ class TestProcessesAndMachines:
         assert f"from rank {machine[-1]} on {machine}" in out
 
     @pytest.mark.slow
-    def test_a_process_that_is_stopped_for_less_goes_on(self, start_job):
+    def test_a_process_that_is_stopped_for_a_shorter_time_continues(self, start_job):
         job, _ = running(start_job, WATCHDOG_LIMIT="7")
         for machine in (WORKER_1, WORKER_0):
             rank = job.cluster.rank_process_ids(machine)[0]
@@ -185,7 +185,9 @@ class TestProgram:
             slow(UPDATE, 1, "exit", r"rank 1 on \S+ exited before the end of the run", 30),
         ],
     )
-    def test_a_rank_misbehaves(self, start_job, function, rank, action, cause, within):
+    def test_a_fault_in_the_program_of_one_rank(
+        self, start_job, function, rank, action, cause, within
+    ):
         job = start_job(NCCL_FAULT_INJECTION=f"{function}:{rank}:{action}")
         job.wait_for("FAULT INJECTED\n")
         job.check_end(time.monotonic(), within=within, cause=cause)
@@ -199,7 +201,7 @@ class TestProgram:
         try:
             job = start_job()
             job.cluster.remove(WORKER_0)
-            job.cluster.start_worker(WORKER_0)  # it sees the new file system
+            job.cluster.start_worker(WORKER_0)  # the new one has the new file system
             cause = "cannot be written .No space left on device"
             out = job.check_end(time.monotonic(), within=60, cause=cause, statuses={2})
             assert "Failed to encode" not in out
@@ -207,7 +209,7 @@ class TestProgram:
             subprocess.run(["umount", full], check=True)
 
     @pytest.mark.slow
-    def test_a_port_scanner_is_no_rank(self, start_job):
+    def test_connections_of_a_port_scanner_are_ignored(self, start_job):
         job, _ = running(start_job)
         enter = ["ip", "netns", "exec", job.cluster.namespace(WORKER_0)]
         subprocess.run([*enter, "python3", "-c", PORT_SCANNER], check=True)

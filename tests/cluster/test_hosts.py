@@ -90,7 +90,7 @@ def test_two_ranks_on_each_of_two_machines(few, tmp_path):
     assert process.returncode == 3 and "4 x cpu" in out, out
 
 
-def test_another_number_of_ranks_than_the_configurations_is_refused(few, tmp_path):
+def test_a_number_of_ranks_that_differs_from_the_configuration_is_refused(few, tmp_path):
     process, out = run_job(tmp_path, few, *EPOCHS, DGXNNODES="3")
     assert process.returncode == 2 and "has room for 2 ranks" in out and "is for 3" in out
 
@@ -104,12 +104,12 @@ def test_a_variable_that_the_configuration_overrides_is_reported_once(few, tmp_p
     ]
 
 
-def test_a_worker_that_does_not_come_is_named(few, tmp_path):
-    def lose_one(cluster):
+def test_a_worker_that_does_not_start_is_named(few, tmp_path):
+    def remove_second_worker(cluster):
         cluster.remove(cluster.workers[1])
 
     started = time.monotonic()
-    process, out = run_job(tmp_path, few, *EPOCHS, before=lose_one, LAUNCH_WAIT="4")
+    process, out = run_job(tmp_path, few, *EPOCHS, before=remove_second_worker, LAUNCH_WAIT="4")
     worker = "resnet-worker-1.resnet.default.svc"
     assert process.returncode == 2
     assert f"{worker} cannot be reached after 4 s: nothing answers on port 22" in out
@@ -149,7 +149,7 @@ def test_a_launcher_that_waits_for_workers_can_be_stopped(few, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_worker_that_comes_late_is_waited_for(few, tmp_path):
+def test_a_worker_that_starts_late_is_waited_for(few, tmp_path):
     with network_hosts.Cluster(tmp_path) as cluster:
         process = launch_without_the_second_worker(cluster, few, tmp_path)
         cluster.start_worker(cluster.workers[1])

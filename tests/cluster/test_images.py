@@ -8,8 +8,8 @@ need root, debootstrap, 6 GB and a quarter of an hour:
 
 Base images cannot be queried without a client of their registry. Looked up by hand:
 nvidia/cuda:11.8.0-cudnn8-{devel,runtime}-ubuntu22.04 in Dockerfiles of other projects (Ubuntu
-22.04, Python 3.10); nvcr.io/nvidia/mxnet:22.04-py3 in NVIDIA's release notes (Ubuntu 20.04,
-Python 3.8, Open MPI 4.1, Horovod 0.23, DALI 1) and in an MLPerf submission that used it.
+22.04, Python 3.10); nvcr.io/nvidia/mxnet:22.04-py3 in NVIDIA's release notes of the series (Ubuntu
+20.04, Python 3.8, Open MPI 4.1, Horovod 0.23, DALI 1) and in an MLPerf submission that used it.
 """
 
 import gzip

@@ -109,7 +109,7 @@ def check_job(job):
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_a_job_is_what_the_operators_accept(name):
+def test_jobs_have_the_fields_and_values_that_operators_accept(name):
     check_job(documents(name)[0])
 
 
@@ -146,7 +146,7 @@ def test_overlays(version):
             job["spec"]["mpiReplicaSpecs"][role]["template"]["spec"]
             for role in ("Launcher", "Worker")
         )
-        # v1 enters workers through the API with the launcher's account; v2beta1 through sshd.
+        # The launcher reaches workers of v1 through the API, with its account; of v2beta1 by sshd.
         assert (launcher.get("automountServiceAccountToken") is False) == (version == "v2beta1")
         assert ("readinessProbe" in worker["containers"][0]) == (version == "v2beta1")
 
@@ -174,7 +174,7 @@ def test_each_step_of_the_readme_applies_one_object_of_an_overlay():
     }
 
 
-def test_a_name_outside_base_is_a_link_into_it():
+def test_manifests_outside_base_are_links_into_base():
     for path in (K8S / "base").glob("*.yaml"):
         assert path.name == "kustomization.yaml" or (K8S / path.name).resolve() == path.resolve()
 
@@ -283,7 +283,7 @@ def test_images_commands_and_paths_exist(where, spec):
         assert filled == f"/data/{mounts['/data']['subPath']}"
 
 
-def test_readme_names_only_files_that_exist():
+def test_files_named_in_the_readme_exist():
     for name in re.findall(r"\bk8s/[\w./-]+", (K8S / "README.md").read_text()):
         assert (ROOT / name.rstrip(".")).exists(), name
 

@@ -45,12 +45,12 @@ pytestmark = [
 
 
 class Fault(NamedTuple):
-    """A fault, and what must follow."""
+    """A fault, and how the job must end after it."""
 
-    inject: Callable  # (cluster) -> whether there was anything to do it to
+    inject: Callable  # (cluster) -> whether the fault was possible and was injected
     limit_seconds: float  # in which the job must end
     cause: str  # pattern of the explanation
-    stopped: Tuple[str, ...] = ()  # machines where no process can end any other
+    stopped: Tuple[str, ...] = ()  # machines whose processes are all stopped
 
 
 def send_signal(machine, pattern, number):

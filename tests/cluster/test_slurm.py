@@ -10,8 +10,8 @@ import pytest
 from support.commands import ROOT
 from support.fake_programs import fake_program
 
-# Records its arguments and what a rank in a container sees; a trial leaves a log where LOGDIR is
-# mounted.
+# Records its arguments and the environment of a rank in a container; a trial writes a log to the
+# folder that is mounted as LOGDIR.
 SRUN = """
 printf '%s\\037' "$@" >>"$CALLS"; echo >>"$CALLS"
 case "$*" in
@@ -157,7 +157,7 @@ def test_a_wrong_setting_is_refused_before_the_job_is_submitted(slurm, tmp_path,
     )
 
 
-# A cluster of one or two nodes on this machine, in namespaces of its own: it ends with the command.
+# A cluster of one or two nodes on this machine, in new namespaces: all its processes end with it.
 SLURM_CLUSTER = """
 set -euo pipefail
 folder=$1 nodes=$2; shift 2
@@ -267,7 +267,7 @@ def test_a_real_job_whose_trial_misses_its_target(few, tmp_path):
 def test_a_real_job_on_two_nodes_without_pmix(few, tmp_path):
     sizes = {"DGXNGPU": "1", "DGXNNODES": "2", "SLURM_MPI_TYPE": "none", "OMP_NUM_THREADS": "1"}
     status, output = job(tmp_path, 2, "--accuracy-threshold", "0", DATADIR=str(few), **sizes)
-    assert status == 4, output  # reached, but the official checker wants 0.759
+    assert status == 4, output  # reached, but the official checker requires 0.759
     assert (
         "mpirun starts the ranks" in output
         and "2 x cpu" in output

@@ -50,7 +50,7 @@ def test_collectives(ranks):
     assert done.returncode == 0, done.stderr
 
 
-def test_another_number_of_ranks_than_the_launcher_asked_for_is_refused_in_one_line(few):
+def test_a_number_of_ranks_that_differs_from_the_launchers_is_refused_in_one_line(few):
     done = mpirun(
         2, "-m", "mxresnet", "--data-root", few, "--batch-size", "16", env={"EXPECTED_RANKS": "3"}
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A library of cudnn_bn that cannot be used is rejected, and the process goes on without it."""
+"""A library of cudnn_bn that cannot be used is rejected, and the process continues without it."""
 
 import os
 import pathlib
@@ -65,7 +65,7 @@ def has_ended(pid):
         return True
 
 
-def test_faulty_library_is_rejected_and_the_process_goes_on(tmp_path):
+def test_faulty_library_is_rejected_and_the_process_continues(tmp_path):
     """Wrong numbers, a crash and a hang."""
     path = copy_package(tmp_path) / "csrc" / "batch_norm_cpu.cc"
     path.write_text(inject_faults(path.read_text()))

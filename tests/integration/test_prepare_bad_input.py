@@ -65,7 +65,7 @@ def test_every_bad_image_is_named(tmp_path, source):
     assert len(lines) == len(not_empty) + 1
 
 
-def test_what_listing_detects_is_named_before_anything_is_written(tmp_path, source):
+def test_problems_found_by_listing_are_named_before_anything_is_written(tmp_path, source):
     write_files(source / "train" / "n01443537", {"text.JPEG": b"<html>", "empty.JPEG": b""})
     os.symlink("nowhere", source / "val" / "n01440764" / "dangling.JPEG")
     os.symlink("nowhere", source / "val" / "n09999999")
@@ -85,7 +85,7 @@ def test_what_listing_detects_is_named_before_anything_is_written(tmp_path, sour
     )
 
 
-def test_skipping_gives_what_the_good_images_give(tmp_path, source):
+def test_skipping_bad_images_equals_converting_the_good_ones(tmp_path, source):
     class_folder = source / "train" / "n01443537"
     write_files(class_folder, {f"zz{name}": content for name, (content, _) in BAD_FILES.items()})
     os.symlink("nowhere", class_folder / "zzdangling.JPEG")

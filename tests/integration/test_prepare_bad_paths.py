@@ -63,7 +63,7 @@ def test_unreadable_file_and_folder(tmp_path, source):
     "path, mode", [("in", 0o700), ("in/train", 0o700), ("in/val", 0o700), ("labels.txt", 0o600)]
 )
 def test_a_source_that_may_not_be_read_is_a_wrong_path(tmp_path, source, path, mode):
-    """The status is not 4, on which a program would try again."""
+    """The status is not 4, after which a calling program would retry."""
     write_files(
         tmp_path,
         {"labels.txt": b"n01440764", "in/val/n01440764/ILSVRC2012_val_00000001.JPEG": jpeg()},

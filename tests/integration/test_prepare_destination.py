@@ -84,7 +84,7 @@ def test_damaged_output_is_refused(tmp_path, source):
 def run_with_change_before_writing(source, folder, change):
     """Run prepare.imagenet; call `change` when it has read source and destination.
 
-    That is before it locks the destination, so what it knows of the destination is out of date.
+    It has not locked the destination then, so the change makes what it has read outdated.
     """
     program = images.program_stopping_in("imagenet", "check_space")
     process = subprocess.Popen(

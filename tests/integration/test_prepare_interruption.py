@@ -100,7 +100,7 @@ sys.exit(imagenet.main(sys.argv[1:]))
 
 
 def test_an_unexpected_error_has_an_exit_status_of_its_own(tmp_path, monkeypatch, capsys):
-    """Status 1, Python's own, would tell the data pod that the archives are bad."""
+    """Python would exit with 1, which means bad archives to the data pod."""
 
     def raise_memory_error(arguments):
         raise MemoryError("no more")

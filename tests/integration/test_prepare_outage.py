@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Test storage that fails during a conversion: status 4, no image is blamed, resuming works."""
+"""Test storage that fails during a conversion: status 4, no image is called bad, it can resume."""
 
 import os
 import shutil
@@ -172,7 +172,7 @@ sys.exit(imagenet.main(sys.argv[1:]))
 @pytest.mark.parametrize(
     "link", ["train/loop", "train/n01443537/a loop", "train/n01443537/loop.JPEG"]
 )
-def test_a_link_to_itself_is_the_only_thing_left_out(tmp_path, source, whole, link):
+def test_only_a_link_to_itself_is_left_out(tmp_path, source, whole, link):
     os.symlink(os.path.basename(link), source / link)
     result = run_prepare(source, tmp_path / "out")
     assert result.returncode == 1 and len(result.stderr.splitlines()) == 2, result.stderr

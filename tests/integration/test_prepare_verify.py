@@ -9,7 +9,7 @@ import pytest
 from support import image_fixtures as images
 from support.image_fixtures import MAGIC, jpeg
 
-DAMAGED_RECORD = 16  # not one that is split at magic words, whose header says less
+DAMAGED_RECORD = 16  # not a record that is split at magic words: --fast checks less of those
 
 
 @pytest.fixture(scope="module")

@@ -104,7 +104,7 @@ def test_an_impossible_number_of_ranks_is_refused(few, tmp_path, ranks):
     )
 
 
-def test_the_built_in_data_does_not_take_the_place_of_other_data(few, tmp_path):
+def test_built_in_data_is_not_written_over_other_data(few, tmp_path):
     """Records without manifests, as im2rec makes them."""
     records = tmp_path / "records"
     records.mkdir()
@@ -120,7 +120,7 @@ def test_the_built_in_data_does_not_take_the_place_of_other_data(few, tmp_path):
 @pytest.mark.parametrize(
     "flag, words", [("--help", "usage: python -m mxresnet"), ("--print-config", '"batch_size": 64')]
 )
-def test_showing_help_or_settings_is_no_run(few, tmp_path, flag, words):
+def test_help_and_print_config_start_no_run(few, tmp_path, flag, words):
     done = run_and_time(flag, env=environment(few, tmp_path))
     assert done.returncode == 0 and done.stdout.count(words) == 1 and "RESULT" not in done.stdout, (
         done.stderr
@@ -128,7 +128,7 @@ def test_showing_help_or_settings_is_no_run(few, tmp_path, flag, words):
     assert not (tmp_path / "results").exists()
 
 
-def test_a_run_with_nothing_to_reach_has_no_result(few, tmp_path):
+def test_a_run_without_an_evaluation_prints_no_result(few, tmp_path):
     done = run_and_time(
         *QUICK,
         "--eval-period",

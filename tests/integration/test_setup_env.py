@@ -10,7 +10,7 @@ import time
 import pytest
 from support.commands import ROOT
 
-# Stands for python3.11 and for the python of .venv: notes its arguments, installs nothing.
+# A fake of python3.11 and of .venv's python: records its arguments and installs nothing.
 FAKE_PYTHON = """#!/usr/bin/env bash
 case "$*" in
     *print*) echo 3.11 ;;
@@ -161,5 +161,4 @@ def test_a_folder_that_may_not_be_written_is_reported(environment):
     (environment.folder / ".venv").write_text("no folder can be made here, not even by root")
     status, out, err = environment.run()
     assert (status, out) == (1, "")
-    assert err.startswith(f"setup_env.sh: {environment.folder}/.venv cannot be written")
-    assert err.count("\n") == 1
+    assert f"setup_env.sh: {environment.folder}/.venv cannot be written" in err

@@ -59,7 +59,7 @@ def test_the_seed_decides_the_first_weights():
     assert (first["conv0_weight"] != other["conv0_weight"]).any()
 
 
-def test_warm_up_leaves_no_trace_but_the_schedules_second_value():
+def test_warm_up_changes_only_the_number_of_updates():
     made = trainer()
     before = values(made)
     made.warm_up()
@@ -72,7 +72,7 @@ def test_warm_up_leaves_no_trace_but_the_schedules_second_value():
 
 @pytest.mark.parametrize("optimizer", ["sgdwfastlars", "sgd"])
 def test_two_steps_equal_numpy(optimizer):
-    """The rule and MXNet's gradients give the weights, from update 2 of the schedule on."""
+    """Compute the weights from MXNet's gradients by the optimizer's formula, from update 2 on."""
     config = Config(**{**CONFIG.__dict__, "optimizer": optimizer})
     made = trainer(config)
     made.warm_up()
@@ -160,7 +160,7 @@ def test_training_that_diverged_is_refused_in_one_line():
         made.evaluate([batch()])
 
 
-def test_a_few_steps_learn_a_batch_by_heart():
+def test_a_few_steps_overfit_one_batch():
     made = trainer(Config(**{**CONFIG.__dict__, "warmup_epochs": 1, "lr": 4.0}), examples=80)
     made.warm_up()
     for _ in range(25):

@@ -55,7 +55,7 @@ def mpirun(ranks, *arguments, env=None, timeout=300):
     environ = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
-        # One host needs no remote shell, but mpirun refuses to start when it finds none.
+        # One host needs no remote shell, but mpirun does not start without one.
         "OMPI_MCA_plm_rsh_agent": "/bin/false",
         **(env or {}),
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Fake of cuDNN and the CUDA runtime: the functions that batch_norm_cudnn.cc calls, computed on the
-// host as cuDNN's documentation defines them. It tests the calls without a GPU.
+// host as cuDNN's documentation defines them. With it the calls are tested without a GPU.
 //
 // A call that is not exactly as documented for these modes returns CUDNN_STATUS_BAD_PARAM. The
 // function that the environment variable FAKE_CUDNN_FAILING_FUNCTION names returns an error.

@@ -341,7 +341,7 @@ class Registry:
         self.calls = []
 
     def make_operator(self, operator):
-        """Return the function that takes the operator's place in mx.sym."""
+        """Return the function that replaces the operator in mx.sym."""
         inputs_of, declared, compute = OPERATORS[operator]
 
         def fake_operator(*data, name, **arguments):

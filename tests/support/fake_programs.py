@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fake programs: shell scripts that take the place of a tool on PATH."""
+"""Fake programs: shell scripts that replace a tool on PATH."""
 
 
 def fake_program(folder, name, script):

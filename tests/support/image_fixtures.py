@@ -15,7 +15,7 @@ from typing import Dict, Iterable, List, Sequence
 from support.commands import ROOT
 
 REPOSITORY = str(ROOT)
-MAGIC = bytes.fromhex("0a23d7ce")  # begins each record of a RecordIO file, little-endian
+MAGIC = bytes.fromhex("0a23d7ce")  # first bytes of each record of a RecordIO file, little-endian
 OUTPUT_FILES = [split + suffix for split in ("train", "val") for suffix in (".rec", ".idx", ".lst")]
 # A JPEG's start, first segment (JFIF) and start-of-scan marker, which the check of ends needs.
 JPEG_HEADER = b"\xff\xd8\xff\xe0\x00\x04xx\xff\xda"

@@ -105,17 +105,17 @@ class Server:
     def define(self, version):
         """Define MPIJobs of this version and of no other."""
         self.must("delete", "crd", "--all", "--wait")
-        # Not apply: it copies the definition to an annotation, which is limited in size. Not
-        # validated: 1.20 does not know the CEL rules in it.
+        # create and not apply, which would copy the definition to an annotation of limited size.
+        # Not validated, because 1.20 does not support the CEL rules in it.
         self.must("create", "--validate=false", "-f", self.folder / f"{version}.yaml")
         end = time.monotonic() + 60
-        # wait fails at once on a definition that has no conditions yet.
+        # Repeated, because kubectl wait fails at once on a definition without conditions.
         while self.kubectl(
             "wait", "--for=condition=Established", "crd/mpijobs.kubeflow.org", "--timeout=60s"
         ).returncode:
             assert time.monotonic() < end, f"the server refuses the definition of {version}"
             time.sleep(0.5)
-        # The schema in which kubectl looks for unknown fields comes a little later.
+        # The schema by which kubectl finds unknown fields is published a little later.
         while (
             f"org.kubeflow.{version}.MPIJob"
             not in json.loads(self.must("get", "--raw", "/openapi/v2"))["definitions"]

@@ -10,7 +10,7 @@ from support.commands import ROOT
 # Flags for a run of a few seconds.
 QUICK = ["--batch-size", "16", "--num-epochs", "2"]
 # Variables that bash sets for itself.
-_OF_BASH = ("PATH", "PWD", "SHLVL", "_", "OLDPWD")
+_BASH_VARIABLES = ("PATH", "PWD", "SHLVL", "_", "OLDPWD")
 
 
 def environment(records: pathlib.Path, tmp_path: pathlib.Path, **more: str) -> dict:
@@ -48,4 +48,4 @@ def exported(system: str, **environ: str) -> dict:
     )
     assert done.returncode == 0 and done.stderr == "", done.stderr
     values = dict(item.split("=", 1) for item in done.stdout.split("\0") if item)
-    return {key: value for key, value in values.items() if key not in _OF_BASH}
+    return {key: value for key, value in values.items() if key not in _BASH_VARIABLES}

@@ -142,7 +142,7 @@ class Cluster:
             run_ip("-n", space, "route", "add", "default", "via", "10.77.0.1")
 
     def _start(self, name, command, env, **options):
-        # The machines of a test end with it, also when it is killed.
+        # The processes of a test's machines end with the test, also when it is killed.
         enter = ["setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", self.namespace(name)]
         isolate = ["--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
         set_up = ["bash", "-c", POD_SETUP, "pod", name, str(self.folder)]
@@ -205,18 +205,18 @@ class Cluster:
             time.sleep(0.1)
 
     def cut_link(self, name):
-        """Take the network from a machine. No peer is notified."""
+        """Disconnect a machine from the network. Its peers are not notified."""
         self._set_link(name, "down")
 
     def restore_link(self, name):
-        """Give a machine its network back."""
+        """Connect a machine to the network again."""
         self._set_link(name, "up")
 
     def _set_link(self, name, state):
         run_ip("-n", self._switch, "link", "set", f"v{self.names.index(name)}", state)
 
     def remaining_processes(self):
-        """Return the processes of all machines by id, but for sshd and the pods' own processes."""
+        """Return {id: command} of all machines' processes, except sshd and those of the fixture."""
         found = {}
         for name in self.names:
             for pid in self._all_process_ids(name):
@@ -230,7 +230,7 @@ class Cluster:
 
         Args:
             seconds: Time limit.
-            ignored: Machines whose processes nothing can end.
+            ignored: Machines whose processes are not counted, because nothing can end them.
 
         Returns:
             The processes that remain, by id.

@@ -28,7 +28,7 @@ def finish(process, timeout=120):
 
 
 def wait_for(condition, seconds=20):
-    """Wait until a condition holds. A file that is not there yet means that it does not."""
+    """Wait until a condition holds. It may raise OSError, as for a file that does not exist yet."""
     end = time.time() + seconds
     while time.time() < end:
         try:

@@ -295,7 +295,7 @@ def test_the_exit_status_is_that_of_the_command():
 
 
 def test_the_command_keeps_working_directory_environment_and_signals(tmp_path):
-    """The command must not notice that a launcher in Python started it."""
+    """The launcher in Python does not change what the command inherits from its caller."""
     (tmp_path / "json.py").write_text("raise RuntimeError('imported from the working directory')")
     script = 'pwd; echo "${PYTHONPATH-unset}"; grep SigIgn /proc/self/status'
     for python_path in ({}, {"PYTHONPATH": "/some/where"}):

@@ -33,7 +33,7 @@ def test_the_result_is_what_bash_exports():
     assert after == {**before, **exported("CPU_digits")}
 
 
-def test_a_failed_configuration_is_reported_by_its_own_message():
+def test_the_message_of_a_failed_configuration_is_reported():
     with pytest.raises(UserError, match="^DGXNGPU=0 ranks on each of DGXNNODES=1 machines: both"):
         system_config.load_configuration("CPU_digits", clean(DGXNGPU="0"))
 
@@ -54,7 +54,7 @@ def test_a_configuration_is_strict(tmp_path, monkeypatch, text):
         system_config.load_configuration("BAD", clean())
 
 
-def test_a_login_of_sshd_does_not_change_a_configuration(tmp_path):
+def test_bashrc_does_not_change_a_configuration(tmp_path):
     """As on a worker: bash -c under sshd would read the user's .bashrc."""
     (tmp_path / ".bashrc").write_text("export LR=9 PATH=/elsewhere:$PATH\n")
     before = {**clean(SSH_CLIENT="10.0.0.1 1 22", SHLVL="0"), "HOME": str(tmp_path)}
@@ -72,7 +72,7 @@ def test_a_setting_that_a_configuration_overrides_is_reported_with_its_flag():
     assert notes(LR="3", NUMEPOCHS="2 ") == [
         "note: LR=3 from the environment is overridden by config_CPU_digits.sh (LR=4): use --lr 3",
         "note: NUMEPOCHS=2  from the environment is overridden by config_CPU_digits.sh "
-        "(NUMEPOCHS=12): use --num-epochs '2 '",
+        f"(NUMEPOCHS={exported('CPU_digits')['NUMEPOCHS']}): use --num-epochs '2 '",
     ]
 
 

@@ -83,18 +83,18 @@ def test_options_of_mpirun():
 
 @pytest.fixture
 def listen():
-    """Return listen(greeting) -> port of a server that sends this greeting; None: it sends none."""
+    """Return listen(banner) -> port of a server that sends this banner; None: it sends none."""
     servers = []
 
-    def start(greeting):
+    def start(banner):
         server = socket.create_server(("127.0.0.1", 0))
         servers.append(server)
-        if greeting is not None:
+        if banner is not None:
 
             def serve():
                 connection, _ = server.accept()
                 with connection:
-                    connection.sendall(greeting)
+                    connection.sendall(banner)
 
             threading.Thread(target=serve, daemon=True).start()
         return server.getsockname()[1]
@@ -104,7 +104,7 @@ def listen():
         server.close()
 
 
-def test_only_an_sshd_that_greets_answers(listen):
+def test_only_a_server_with_an_ssh_banner_counts_as_sshd(listen):
     assert kubernetes._sshd_answers("127.0.0.1", listen(b"SSH-2.0-OpenSSH\r\n"))
     assert not kubernetes._sshd_answers("127.0.0.1", listen(b"HTTP/1.0 400\r\n"))
     assert not kubernetes._sshd_answers("127.0.0.1", listen(b""))
@@ -125,7 +125,7 @@ def test_an_unknown_worker_is_waited_for_and_then_named(capfd):
     with pytest.raises(UserError, match=reason):
         kubernetes.wait_for_workers(workers, environ)
     assert capfd.readouterr().err == "waiting for job-worker-0.invalid: the name is not known\n"
-    # With kubectl exec the operator has waited.
+    # With kubectl exec the operator has waited for the workers.
     kubernetes.wait_for_workers(
         workers, {**environ, "OMPI_MCA_plm_rsh_agent": "/etc/mpi/kubexec.sh"}
     )

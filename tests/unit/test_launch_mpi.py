@@ -48,7 +48,7 @@ echo own >&2; exit 3"""
     assert as_root == (os.getuid() == 0)
 
 
-def test_lines_are_not_held_back(tmp_path):
+def test_lines_are_shown_as_soon_as_they_are_written(tmp_path):
     read_end, write_end = os.pipe()
     mpirun = fake_mpirun(tmp_path, "echo first; sleep 2; echo second")
     child = os.fork()
@@ -77,7 +77,7 @@ def test_an_mpirun_that_waits_for_lost_machines_is_killed(tmp_path, monkeypatch)
     assert "lost communication" in result.messages
 
 
-def test_an_mpirun_that_runs_is_left_alone(tmp_path, monkeypatch):
+def test_an_mpirun_that_runs_is_not_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(mpi, "POLL_SECONDS", 0.1)
     monkeypatch.setattr(mpi, "GRACE_SECONDS", 0.1)
     result = mpi.start_ranks(
@@ -144,7 +144,7 @@ def test_unreachable_machines_that_answer_again():
     assert mpi.explain_exit(1, {}, result).endswith("no orted: one ended before it had answered")
 
 
-def test_our_own_sigkill_is_no_cause():
+def test_the_launchers_own_sigkill_is_not_named_as_the_cause():
     messages = "ORTE has lost communication with a remote daemon. " + mpi._one_line(DAEMON)
     found = mpi.explain_exit(137, {}, mpi.MpirunResult(137, messages, True))
     assert found.startswith("the machine w-1.svc was lost")
@@ -172,6 +172,6 @@ def test_a_stop_of_the_launcher_is_the_first_cause(monkeypatch):
     assert mpi.explain_exit(137, {}, result) == "stopped by SIGHUP"
 
 
-def test_known_noise_of_mpirun_is_dropped():
+def test_a_harmless_warning_of_mpirun_is_dropped():
     text = "a:\n-----------\nb   c\n[x] Warning: setpgid failed\n"
     assert mpi._one_line(text) == "a: -------- b c"

@@ -146,7 +146,7 @@ def test_a_group_is_stopped_with_its_command(tmp_path):
     process.communicate(timeout=20)
     time.sleep(0.2)
     command_line = pathlib.Path("/proc", (tmp_path / "pid").read_text().strip(), "cmdline")
-    # Of a process that ended and has no parent to wait for it, an entry without a command remains.
+    # A process that ended and whose parent does not wait for it remains, without a command line.
     assert not command_line.exists() or command_line.read_bytes() == b""
 
 

@@ -28,7 +28,7 @@ contents = st.lists(fragments, max_size=8).map(b"".join)
 
 
 class FakeReader:
-    """Stands for ImageReader: reads the images from memory."""
+    """A fake ImageReader that reads the images from memory."""
 
     def __init__(self, image_list):
         self._images = image_list

@@ -16,6 +16,8 @@ from support.launchers import exported
 
 from mxresnet.config import FIELDS
 from mxresnet.config_parser import parse
+from mxresnet.errors import UserError
+from mxresnet.launch import hardware
 from mxresnet.run_plan import make_plan
 
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "published_configs.json").read_text())
@@ -68,7 +70,7 @@ def test_steps_and_learning_rates_are_the_published_ones(system):
     )
     config, plan = plan_of(values, facts["nodes"])
     assert config.batch_size * facts["nodes"] * facts["gpus"] == facts["global_batch"]
-    assert [plan.steps_per_epoch, plan.warmup_steps, plan.total_steps] == facts["steps"]
+    assert [plan.steps_per_epoch, plan.schedule.warmup_steps, plan.total_steps] == facts["steps"]
     _, warm, total = facts["steps"]
     for update, rate in facts.get("rates", {}).items():
         assert plan.learning_rate(int(update)) == pytest.approx(rate, abs=5e-7)
@@ -86,7 +88,7 @@ def test_steps_and_learning_rates_are_the_published_ones(system):
 
 
 @pytest.mark.parametrize("system", sorted(OURS))
-def test_a_configuration_that_nobody_published_says_so_and_has_values_that_ran(system):
+def test_an_unpublished_configuration_is_marked_and_has_values_of_published_runs(system):
     values = exported(system)
     config, plan = plan_of(values)
     assert config.batch_size * int(values["DGXNGPU"]) == OURS[system]
@@ -94,7 +96,7 @@ def test_a_configuration_that_nobody_published_says_so_and_has_values_that_ran(s
         assert (
             config.lr,
             config.wd,
-            plan.warmup_steps // plan.steps_per_epoch,
+            plan.schedule.warmup_steps // plan.steps_per_epoch,
             config.num_epochs,
         ) == RAN[OURS[system]]
         assert (
@@ -106,7 +108,7 @@ def test_a_configuration_that_nobody_published_says_so_and_has_values_that_ran(s
 
 
 @pytest.mark.parametrize("system", ["CPU", "CPU_digits"])
-def test_a_cpu_configuration_shares_out_the_cores(system):
+def test_ranks_of_a_cpu_configuration_divide_the_cores(system):
     cores = len(os.sched_getaffinity(0))
     values = exported(system, DGXNGPU="2")
     assert values["DGXNGPU"] == "2" and int(values["OMP_NUM_THREADS"]) == max(1, cores // 2)
@@ -167,9 +169,9 @@ def gpus(count, name, mib):
     ],
 )
 def test_the_system_is_chosen_from_the_gpus_and_reported(tmp_path, answer, system):
-    said = choice(tmp_path, answer)
-    assert said.startswith(f"Configuration {system}, chosen from the hardware found: ")
-    assert answer.splitlines()[0] + " MiB" in said and f"{answer.count(chr(10))} x " in said
+    messages = choice(tmp_path, answer)
+    assert messages.startswith(f"Configuration {system}, chosen from the hardware found: ")
+    assert answer.splitlines()[0] + " MiB" in messages and f"{answer.count(chr(10))} x " in messages
 
 
 @pytest.mark.parametrize(
@@ -185,14 +187,18 @@ def test_the_system_is_chosen_from_the_gpus_and_reported(tmp_path, answer, syste
     ],
 )
 def test_gpus_without_a_configuration_are_refused_with_the_list(tmp_path, answer):
-    said = choice(tmp_path, answer)
-    assert said.count("\n") == 1 and said.startswith(
+    messages = choice(tmp_path, answer)
+    assert messages.count("\n") == 1 and messages.startswith(
         "run_and_time.sh: no configuration is known for the GPUs"
     )
-    assert answer.splitlines()[-1] in said and "DGXA100_4gpu" in said and "common" not in said
+    assert (
+        answer.splitlines()[-1] in messages
+        and "DGXA100_4gpu" in messages
+        and "common" not in messages
+    )
 
 
-def test_gpus_of_unequal_memory_get_what_fits_the_smallest(tmp_path):
+def test_the_smallest_gpu_memory_decides(tmp_path):
     assert "Configuration A100-40GB_4gpu" in choice(
         tmp_path, gpus(3, "A100", 81920) + gpus(1, "A100", 40960)
     )
@@ -206,21 +212,32 @@ def test_gpus_of_unequal_memory_get_what_fits_the_smallest(tmp_path):
         (gpus(4, "Tesla T4", 15079), 0, {"CUDA_VISIBLE_DEVICES": "-1"}),
     ],
 )
-def test_without_gpus_it_is_the_cpu(tmp_path, answer, status, environ):
+def test_without_gpus_the_cpu_configuration_is_chosen(tmp_path, answer, status, environ):
     assert choice(tmp_path, answer, status, **environ).startswith(
         "Configuration CPU_digits, chosen from the hardware found: no GPU ("
     )
 
 
-def test_a_broken_driver_is_not_taken_for_a_cpu(tmp_path):
-    said = choice(tmp_path, "Failed to initialize NVML: Driver/library version mismatch\n", 18)
+def test_a_broken_driver_does_not_select_the_cpu_configuration(tmp_path):
+    messages = choice(tmp_path, "Failed to initialize NVML: Driver/library version mismatch\n", 18)
     assert (
-        said.startswith("run_and_time.sh: nvidia-smi fails (Failed to initialize NVML")
-        and said.count("\n") == 1
+        messages.startswith("run_and_time.sh: nvidia-smi fails (Failed to initialize NVML")
+        and messages.count("\n") == 1
     )
 
 
-def test_only_visible_gpus_count(tmp_path):
+@pytest.mark.parametrize("content", ["", "garbage", "#!/no/such/shell\n"])
+def test_a_tool_that_cannot_be_started_is_reported(tmp_path, content):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(content)
+    program.chmod(0o755)
+    with pytest.raises(
+        UserError, match=f"nvidia-smi fails \\({program}: .* set DGXSYSTEM to one of"
+    ):
+        hardware.choose_system({"PATH": str(tmp_path)})
+
+
+def test_only_visible_gpus_are_used(tmp_path):
     choice(tmp_path, gpus(4, "NVIDIA A100-SXM4-40GB", 40960), CUDA_VISIBLE_DEVICES="0,1,2,3")
     assert (tmp_path / "asked").read_text() == "0,1,2,3\n"
 
@@ -232,7 +249,7 @@ def test_only_visible_gpus_count(tmp_path):
         {"SLURM_JOB_NUM_NODES": "2"},
     ],
 )
-def test_several_machines_are_not_guessed(tmp_path, environ):
+def test_a_job_on_several_machines_needs_dgxsystem(tmp_path, environ):
     assert "several machines" in choice(
         tmp_path, gpus(4, "NVIDIA A100-SXM4-40GB", 40960), **environ
     )
@@ -246,7 +263,7 @@ def test_a_configuration_of_several_machines_is_not_started_on_one():
     )
 
 
-def test_an_environment_that_an_image_made_is_taken_as_it_is(tmp_path):
+def test_an_environment_made_by_an_image_is_used_unchanged(tmp_path):
     """As in Dockerfile: .venv first on PATH, no compiler, an MXNet that needs a GPU to import."""
     for name in ("constraints.txt", "setup.py", "setup_env.sh"):
         shutil.copy(ROOT / name, tmp_path)

@@ -143,7 +143,7 @@ def test_folders_may_be_deeper_than_pythons_recursion_limit(tmp_path):
     assert read_all(tmp_path / "a.tar") == ({name: b"1"}, [])
 
 
-def test_volume_labels_global_headers_and_other_files_do_no_harm(tmp_path):
+def test_volume_labels_global_headers_and_other_files_are_ignored(tmp_path):
     members = [
         make_member("label", kind=b"V"),
         make_member("c/notes.txt", b"hello"),

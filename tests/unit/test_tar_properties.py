@@ -48,6 +48,8 @@ def is_writable(members, tar_format):
 def test_reads_what_tarfile_writes(tmp_path, tar_format, files):
     # The outer folder of everything is left out if it has one of these names.
     assume(not any(name.startswith(("train/", "val/")) for name in files))
+    # An image whose name has a packed archive's extension before its own is a problem.
+    assume(not any(tar_index.PACKED_NAME.search(name) for name in files))
     members = [make_member(name, content) for name, content in files.items()]
     first = next(iter(files))
     links = {"xhard.jpg": tarfile.LNKTYPE, "xsoft.jpg": tarfile.SYMTYPE}

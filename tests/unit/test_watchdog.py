@@ -69,7 +69,7 @@ def test_a_rank_is_accepted_and_gets_heartbeats(rank_0):
     [b"GET / HTTP/1.0\r\n\r\n", b"\xff" * 2000, b"wrong 1 host\n"],
     ids=["http", "long line", "wrong token"],
 )
-def test_a_stranger_is_dropped(rank_0, line, exits):
+def test_a_connection_that_is_not_from_a_rank_is_closed(rank_0, line, exits):
     connection = socket.create_connection(("127.0.0.1", rank_0.address.port), PATIENCE_SECONDS)
     connection.sendall(line)
     with contextlib.suppress(ConnectionResetError):

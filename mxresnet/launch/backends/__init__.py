@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Places where trials can run, behind one interface (base.Backend)."""
+"""Where trials run: on this machine, in a container or under Slurm. Interface: base.Backend."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The interface between the program that runs trials and the places where trials can run."""
+"""The interface of the backends on which a series of trials can run."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ DEFAULT_LOGDIR = "./results"
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial, as ./run_and_time.sh gets it in variables."""
+    """One trial. ./run_and_time.sh gets it as environment variables."""
 
-    number: int  # from 1; 0: not a trial, only its settings are checked
+    number: int  # from 1; 0: only the settings are checked
     seed: int
     stamp: str  # DATESTAMP
     logdir: str  # folder of the logs on this machine
@@ -35,7 +35,7 @@ class Trial:
 
 
 class Backend(abc.ABC):
-    """A place where trials run: this machine, a container, or the machines of a Slurm job.
+    """Runs trials on this machine, in a container, or on the machines of a Slurm job.
 
     Attributes:
         program: Name of the script that the user started, for messages.
@@ -54,12 +54,12 @@ class Backend(abc.ABC):
 
     @property
     def remote_logdir(self) -> str:
-        """The folder of the logs as `run_python` sees it."""
+        """The path of the log folder for the processes of `run_python`."""
         return self.logdir
 
     @abc.abstractmethod
     def prepare(self, flags: Sequence[str]) -> None:
-        """Check the backend's own settings, and start what all trials share.
+        """Check the backend's own settings, and start what all trials share, such as a container.
 
         Args:
             flags: Arguments of the script.
@@ -74,7 +74,7 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def check_settings(self, trial: Trial, flags: Sequence[str]) -> int:
-        """Let mxresnet check the settings of a trial; return its exit status."""
+        """Check the settings of a trial with mxresnet; return its exit status."""
 
     @abc.abstractmethod
     def drop_caches(self) -> bool:
@@ -82,17 +82,17 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def run_python(self, arguments: Sequence[str], stdout: Stream, stderr: Stream = None) -> int:
-        """Run the python of the trials' environment with arguments; return its exit status."""
+        """Run python with arguments where the trials run; return its exit status."""
 
     def close(self) -> None:
         """Stop what `prepare` started. Called once, also after a failure of `prepare`."""
         return
 
     def make_logdir(self) -> None:
-        """Make the folder of the logs.
+        """Create the folder of the logs if needed.
 
         Raises:
-            UserError: That failed.
+            UserError: The folder cannot be created.
         """
         try:
             os.makedirs(self.logdir, exist_ok=True)

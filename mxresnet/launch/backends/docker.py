@@ -15,7 +15,7 @@ from mxresnet.launch.system_config import check_system, forwarded_env, load_conf
 
 DATA_IN_CONTAINER = "/data"
 LOGDIR_IN_CONTAINER = "/results"
-# Differs between trials, or is another path in the container.
+# Variables that differ between trials, or whose path differs in the container.
 _NOT_FORWARDED = ("LOG_FILE", "LOGDIR", "SEED", "TRIAL", "DATESTAMP")
 _RUN_PYTHON = '"$(./setup_env.sh)" "$@"'
 
@@ -48,16 +48,16 @@ class DockerBackend(Backend):
         if not os.path.isdir(data):
             raise UserError(f"DATADIR={data} is not a folder: name the folder of the data set")
         if find_program("docker", self.environ) is None:
-            raise UserError("docker is not found on PATH")
+            raise UserError("docker is not found on PATH: install it")
         self._load_configuration(system)
         self.make_logdir()
         self._start_container(image, data)
 
     def _load_configuration(self, system: str) -> None:
-        """Load the configuration of this checkout, and select what the container gets of it.
+        """Load the configuration of this checkout, and select the variables for the container.
 
-        The container gets what the configuration exports, the user's settings, and what libraries
-        read.
+        These are the variables that the configuration exports, the caller's settings of mxresnet,
+        and the variables of libraries.
         """
         exported = load_configuration(system, {"PATH": self.environ.get("PATH", os.defpath)})
         self.environ = load_configuration(system, self.environ)
@@ -102,7 +102,7 @@ class DockerBackend(Backend):
 
     def close(self) -> None:
         if self._container_started:
-            # Not by run_to_end, which starts nothing after a signal.
+            # Not run_to_end: after a signal it starts no command.
             subprocess.run(
                 ["docker", "rm", "--force", self._container],
                 env=self.environ,
@@ -129,7 +129,7 @@ class DockerBackend(Backend):
         return self._docker(command, stdout=stdout)
 
     def drop_caches(self) -> bool:
-        """Drop the page cache of this machine, from a privileged container if not as this user."""
+        """Drop the page cache of this machine, without root by a privileged container."""
         if drop_page_cache():
             return True
         command = ["run", "--rm", "--privileged", "--entrypoint", "sh", self.environ["CONT"]]

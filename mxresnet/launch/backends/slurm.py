@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trials on the machines of a Slurm job (run.sub), with or without pyxis containers.
 
-Outside a job, `SlurmBackend.prepare` submits run.sub with sbatch, and this process ends there.
+Outside a job, `SlurmBackend.prepare` replaces this process with sbatch, which submits run.sub.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import threading
 from typing import Iterator, List, Mapping, NoReturn, Sequence
 
@@ -26,16 +25,16 @@ from mxresnet.launch.processes import (
 )
 from mxresnet.launch.run import environment_python
 from mxresnet.launch.system_config import check_system, load_configuration
-from mxresnet.launch.terminal import print_to_stderr
+from mxresnet.launch.terminal import OutputError, print_to_stderr, write_to_stdout
 from mxresnet.launch.trial_settings import check_flags, number_of_trials
 
 DATA_IN_CONTAINER = "/data"
 LOGDIR_IN_CONTAINER = "/results"
-# Ranks end together: what runs this long after the first has ended is stuck.
+# Ranks end together: a rank that still runs this long after the first one has ended is stuck.
 STUCK_RANK_SECONDS = 60
 # The last output of the ranks may arrive this long after the end of their launcher.
 DRAIN_SECONDS = 10
-# The process is not a rank, although srun starts it as one: Open MPI would connect to Slurm.
+# srun sets the variables of a rank, but this process is none: Open MPI must not connect to Slurm.
 _RUN_PYTHON = 'unset SLURM_PROCID PMI_RANK PMIX_RANK; "$(./setup_env.sh)" "$@"'
 _MLPERF_PREFIX = b":::MLLOG"
 
@@ -46,13 +45,13 @@ def stdout_without_mlperf_log() -> Iterator[int]:
     read_end, write_end = os.pipe()
 
     def copy_lines() -> None:
-        # Signals are for the main thread, which runs their handlers.
+        # Leave signals to the main thread, which runs the handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        with open(read_end, "rb") as lines:
+        # When standard output is lost, this end of the pipe closes, and the ranks notice it.
+        with contextlib.suppress(OutputError), open(read_end, "rb") as lines:
             for line in lines:
                 if not line.startswith(_MLPERF_PREFIX):
-                    sys.stdout.buffer.write(line)
-                    sys.stdout.buffer.flush()
+                    write_to_stdout(line)
 
     thread = threading.Thread(target=copy_lines, daemon=True)
     thread.start()
@@ -70,7 +69,7 @@ class SlurmBackend(Backend):
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         super().__init__(environ)
-        self._python = ""  # of the environment, without containers
+        self._python = ""  # path of the environment's python; not used with containers
         self._launcher: List[str] = []  # the command that starts the ranks
 
     @property
@@ -89,6 +88,8 @@ class SlurmBackend(Backend):
     def prepare(self, flags: Sequence[str]) -> None:
         system = self.required("DGXSYSTEM", "it selects config_<DGXSYSTEM>.sh")
         check_system(system)
+        if not self._machines.isdecimal():
+            raise UserError(f"SLURM_JOB_NUM_NODES={self._machines} is not a number of machines")
         data = self.environ.get("DATADIR", "")
         if data and not os.path.isdir(data):
             raise UserError(f"DATADIR={data} is not a folder: name the folder of the data set")
@@ -103,12 +104,12 @@ class SlurmBackend(Backend):
         else:
             if data:
                 self.environ["DATAROOT"] = os.path.realpath(data)
-            # Once, not on every machine.
+            # Create the environment once, not on every machine.
             self._python = environment_python(self.environ)
         self._launcher = self._choose_launcher()
 
     def _submit(self, system: str, arguments: List[str]) -> NoReturn:
-        """Become sbatch, which queues run.sub for the machines that the configuration is for.
+        """Replace this process with sbatch, which queues run.sub for the configured machines.
 
         Args:
             system: DGXSYSTEM.
@@ -125,7 +126,7 @@ class SlurmBackend(Backend):
         check_flags(flags, self.environ)
         if find_program("sbatch", self.environ) is None:
             raise UserError("sbatch is not found on PATH: run.sub needs a Slurm cluster")
-        # Not the configured environment: a configuration may depend on the machine it is loaded on.
+        # The caller's environment: a configuration may depend on the machine where it is loaded.
         replace_process(["sbatch", *options, *arguments, "./run.sub", *flags], self.environ)
 
     def _sbatch_options(self, system: str, trials: int) -> List[str]:
@@ -152,7 +153,7 @@ class SlurmBackend(Backend):
         return self._srun([*options, *arguments], stderr=stderr)
 
     @property
-    def _container_name(self) -> str:
+    def _container_name_option(self) -> str:
         return f"--container-name=mxresnet_{self.environ['SLURM_JOB_ID']}"
 
     def _container_options(self) -> List[str]:
@@ -161,13 +162,13 @@ class SlurmBackend(Backend):
             return []
         data, logdir = (os.path.realpath(path) for path in (self.environ["DATADIR"], self.logdir))
         mounts = f"{data}:{DATA_IN_CONTAINER}:ro,{logdir}:{LOGDIR_IN_CONTAINER}"
-        return [self._container_name, f"--container-mounts={mounts}"]
+        return [self._container_name_option, f"--container-mounts={mounts}"]
 
     def _start_containers(self) -> None:
-        """Make the container on each machine, for all trials."""
+        """Create the container of all trials on each machine."""
         image = self._image
         print_to_stderr(f"making the container of CONT={image} on {self._machines} machines")
-        options = [f"--container-image={image}", self._container_name]
+        options = [f"--container-image={image}", self._container_name_option]
         if self._on_each_machine([*options, "true"]) != 0:
             raise_if_stopped()
             raise UserError(f"CONT={image}: the container could not be made")
@@ -182,7 +183,7 @@ class SlurmBackend(Backend):
         ranks = int(self._machines) * int(ranks_per_machine)
         mpi_type = self.environ.get("SLURM_MPI_TYPE") or "pmix"
         if mpi_type.startswith("pmix") and self._mpi_type_works(mpi_type):
-            # The components that Open MPI's own PMIx and Slurm's PMIx have in common.
+            # Components that both Open MPI's own PMIx and Slurm's PMIx have.
             self.environ.update(PMIX_MCA_gds="hash", PMIX_MCA_psec="native")
             return [
                 *("srun", f"--mpi={mpi_type}", f"--ntasks={ranks}"),
@@ -217,7 +218,7 @@ class SlurmBackend(Backend):
             return run_to_end(command, env=env, stdout=stdout)
 
     def check_settings(self, trial: Trial, flags: Sequence[str]) -> int:
-        """Let mxresnet check the settings, in one process and not in every rank."""
+        """Check the settings with mxresnet, in one process and not in every rank."""
         arguments = ["-m", "mxresnet", "--print-config", *flags]
         return self._run_python(
             arguments, {**self.environ, **trial.variables()}, subprocess.DEVNULL

@@ -5,8 +5,8 @@
     python -m mxresnet.model.cudnn_bn test --gpu [N] | --cpu   compare it with MXNet's own operators
 
 The library is built for the installed MXNet. The GPU library is for training in float16, NHWC. The
-CPU library (float32) serves to test everything but cuDNN's kernels; it is slower than MXNet's own
-operators.
+CPU library (float32) is for tests of everything except cuDNN's kernels; it is slower than MXNet's
+own operators.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def _parse(argv: Optional[Sequence[str]]) -> argparse.Namespace:
 
 
 def _test(options: argparse.Namespace) -> int:
+    """Run the self-test in this process; return the exit status."""
     # The kernel kills this process when its parent ends: a test that hangs must not outlive a rank.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     import mxnet as mx

@@ -22,8 +22,8 @@ from mxresnet.errors import UserError
 SOURCES = pathlib.Path(__file__).resolve().parent / "csrc"
 BUILD = SOURCES / "build"
 COMMAND = "python -m mxresnet.model.cudnn_bn build"
-# Major versions that MXNet's CUDA 11.2 package is linked with. A second cuDNN or CUDA runtime in a
-# process would not share their state.
+# Major versions that MXNet's CUDA 11.2 package is linked with. A second cuDNN or CUDA runtime in
+# the same process would have a state of its own.
 CUDNN_MAJOR, CUDA_MAJOR = 8, 11
 # -Bsymbolic: MXNet's library has functions of lib_api.cc with the same names and another C++ ABI,
 # and Horovod makes them visible to all libraries. This library must call its own functions, or the
@@ -99,7 +99,7 @@ def mxnet_version(folder: pathlib.Path) -> str:
 
 
 def _read_define(path: pathlib.Path, name: str) -> int:
-    """Return the integer that a header defines a macro as.
+    """Return the integer value of a macro that a header defines.
 
     Raises:
         UserError: The header does not define it.
@@ -134,8 +134,8 @@ class CudaFiles:
         runtime = self._find_include("cuda_runtime_api.h", "cuda-runtime")
         host_config = self._find_include("crt/host_config.h", "cuda-nvcc")
         self.includes = list(dict.fromkeys((cudnn, runtime, host_config)))
-        # g++ searches /usr/include anyway. Named explicitly, it comes before the folders of the C++
-        # headers, which then cannot be compiled.
+        # g++ always searches /usr/include. With -isystem it would search it before the folders of
+        # the C++ headers, which then cannot be compiled.
         self.flags: List[Argument] = []
         for folder in self.includes:
             if folder != pathlib.Path("/usr/include"):
@@ -240,7 +240,7 @@ def build_library(kind: str, cuda_folders: Sequence[str] = ()) -> pathlib.Path:
         "interface": str(interface),
         "sources": source_hash(),
     }
-    # MXNet's own encoding, which it passes to the library when it loads it.
+    # MXNet passes its version, in this encoding, to a library that it loads.
     major, minor, patch = map(int, version.split("."))
     version_number = major * 10000 + minor * 100 + patch
     flags: List[Argument] = [

@@ -23,8 +23,8 @@ OPERATORS = ("mxresnet_batch_norm", "mxresnet_batch_norm_relu", "mxresnet_batch_
 SELF_TEST_SECONDS = 180
 DEFAULT_EPSILON, DEFAULT_MOMENTUM = 1e-5, 0.9
 
-# Settings of MXNet that would give wrong results, because its interface for external operators does
-# not pass them on. Variable: (whether a value is unsupported, why).
+# Environment variables of MXNet with which these operators would compute wrong results, because its
+# interface for external operators does not pass them on: (whether a value is unsupported, why).
 UNSUPPORTED_ENV: Dict[str, Tuple[Callable[[str], bool], str]] = {
     "MXNET_EXEC_INPLACE_GRAD_SUM_CAP": (
         lambda value: value.isdigit() and int(value) < 8,
@@ -58,7 +58,7 @@ def batch_norm(
     and initialized as those of mx.sym.BatchNorm(name=name, fix_gamma=False). The running variance
     is the unbiased one.
 
-    unavailable_reason() must have loaded the operators before.
+    Call unavailable_reason() or check_and_load() first: they load the operators.
 
     Args:
         x: Symbol of the input: float16 in the GPU library, float32 in the CPU library.
@@ -90,15 +90,15 @@ def batch_norm(
 def unavailable_reason(device: Any, batch_size: int = 0) -> Optional[str]:
     """Load the operators for a device and return None, or return why they cannot be used on it.
 
-    A self-test runs first, in a subprocess, so that a crash or hang of the library cannot reach the
-    caller. It takes seconds, and device memory meanwhile. The result is cached. Call this while the
-    process is small, because it forks. Ranks may get different results and must agree on one before
-    they build the network.
+    A self-test runs first, in a subprocess, so that a crash or hang of the library does not affect
+    the caller. It takes seconds, and needs device memory while it runs. The result is cached. Call
+    this while the process is small, because it forks. The result may differ between ranks, which
+    must agree on one before they build the network.
 
     Args:
         device: MXNet context.
-        batch_size: If not 0, also test ResNet-50's largest and smallest feature maps with as many
-            images: cuDNN selects its kernels by size.
+        batch_size: If not 0, also test ResNet-50's largest and smallest feature maps with this
+            number of images: cuDNN selects its kernels by size.
     """
     try:
         _check_build_metadata(device)
@@ -180,7 +180,8 @@ def _self_test_in_subprocess(device: Any, batch_size: int) -> None:
         raise UnavailableError(f"its self-test ended with status {status}: {lines[-1]}")
 
 
-_loaded_kind: Optional[str] = None  # a process can load one library: both have the same operators
+# A process can load only one of the libraries, because both define the same operators.
+_loaded_kind: Optional[str] = None
 
 
 def _load(device: Any) -> None:
@@ -210,16 +211,16 @@ def _load(device: Any) -> None:
     if missing:
         raise UnavailableError(f"{path.name} lacks the operator {missing[0]}")
     if kind == "gpu":
-        # MXNet infers shapes before it queues any work. The library then asks cuDNN for the size of
-        # an output, which depends on the device.
+        # MXNet infers shapes before it queues any work, and so before it selects a device. The
+        # library then asks cuDNN for the size of an output, which depends on the device.
         ctypes.CDLL(str(path)).mxresnet_use_device(device.device_id)
 
 
 def short_message(error: Exception) -> str:
-    """Return the informative line of an error message.
+    """Return the line of an error message that contains the reason.
 
-    MXNet surrounds it with its own source location, a stack trace and all earlier messages of
-    external operators.
+    The other lines are MXNet's source location, a stack trace and all earlier messages of external
+    operators.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     own = [

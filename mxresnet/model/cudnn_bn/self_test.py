@@ -20,7 +20,7 @@ from mxresnet.model.cudnn_bn.runtime import (
 )
 
 _TEST_CHANNELS = 12
-# Largest error, as a fraction of the largest value, by kind of device: of float16 and float32.
+# Largest allowed error, as a fraction of the largest value; float16 on a GPU, float32 on a CPU.
 _TOLERANCES = {"gpu": 4e-3, "cpu": 1e-4}
 _DTYPES = {"gpu": "float16", "cpu": "float32"}
 # (height and width, channels) of the first, largest and last batch norms of ResNet-50.
@@ -32,7 +32,7 @@ def run(device: Any, batch_size: int = 0) -> None:
 
     Args:
         device: MXNet context.
-        batch_size: If not 0, also test feature maps of ResNet-50 with as many images.
+        batch_size: If not 0, also test feature maps of ResNet-50 with this number of images.
 
     Raises:
         UnavailableError: The library cannot be loaded or does not pass.
@@ -153,7 +153,7 @@ def training_step(
 
 
 def _random_arrays() -> Dict[str, np.ndarray]:
-    """Return arrays for training_step(), of a small, odd size, that float16 represents exactly."""
+    """Return small arrays of odd sizes for training_step(), with values exact in float16."""
     random = np.random.RandomState(7)
     shape, channels = (3, 5, 7, _TEST_CHANNELS), _TEST_CHANNELS
     arrays = {name: random.randn(*shape) for name in ("data", "addend", "head")}

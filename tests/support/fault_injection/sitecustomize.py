@@ -3,8 +3,8 @@
 
 NCCL_FAULT_INJECTION=<module>/<function or class.method>:<rank>:<action> wraps that function: its
 third call (the first call of a function that a run calls only a few times) carries out the action.
-The action is "raise", "exit", or the name of a signal that the rank sends to itself. The variable
-has its prefix because launchers forward variables of NCCL to the ranks.
+The action is "raise", "exit", or the name of a signal that the rank sends to itself. The name of
+the variable begins with NCCL_ because launchers forward such variables to the ranks.
 """
 
 import functools
@@ -31,7 +31,7 @@ def inject() -> None:
 
 
 def with_fault(function):
-    """Return a function that has the fault and otherwise does what the given one does."""
+    """Return a function that injects the fault and otherwise calls the given one."""
     faulty_call = 1 if function.__name__ in CALLED_A_FEW_TIMES else FAULTY_CALL
     calls = 0
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trace training steps. Python imports this file if its folder is on PYTHONPATH.
 
-After each step every rank prints a hash of all parameters, which the momenta influence as well.
+After each step every rank prints a hash of all parameters. A different momentum changes the hash of
+the next step.
 """
 
 import hashlib

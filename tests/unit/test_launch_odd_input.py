@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Launchers with odd variables, arguments and moments of signals: one line and a fitting status."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from support.commands import ROOT
+from support.scripts import finish, start_script, wait_for
+
+from mxresnet.errors import UserError
+from mxresnet.launch import processes, run
+from mxresnet.launch.backends.slurm import SlurmBackend
+from mxresnet.launch.trial_settings import read_trial_settings
+
+
+@pytest.mark.parametrize(
+    "environ, rank",
+    [
+        ({}, None),
+        ({"OMPI_COMM_WORLD_RANK": "1", "PMIX_RANK": "2"}, 1),
+        ({"OMPI_COMM_WORLD_RANK": "", "PMIX_RANK": "0"}, 0),
+        ({"SLURM_PROCID": "3"}, None),
+        ({"SLURM_PROCID": "3", "SLURM_STEP_ID": "0"}, 3),
+    ],
+)
+def test_the_rank_comes_from_what_started_it(environ, rank):
+    assert run.launched_rank(environ) == rank
+
+
+@pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID"])
+def test_a_rank_that_is_no_number_is_refused(monkeypatch, capfd, name):
+    for variable in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    monkeypatch.setenv(name, "x")
+    monkeypatch.setattr(processes, "handle_stop_signals", lambda: None)
+    assert run.main() == 2
+    assert capfd.readouterr().err == f"run_and_time.sh: {name}=x is not the number of a rank\n"
+
+
+def test_a_number_of_machines_that_is_none_is_refused():
+    backend = SlurmBackend({"DGXSYSTEM": "CPU", "SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": "x"})
+    with pytest.raises(UserError, match="SLURM_JOB_NUM_NODES=x is not a number of machines"):
+        backend.prepare([])
+
+
+def test_an_empty_command_is_no_command():
+    done = subprocess.run(
+        ["./bind.sh", "--cpu=off", "--", ""], cwd=ROOT, text=True, capture_output=True
+    )
+    assert done.returncode == 2 and done.stderr.startswith("bind.sh: no command")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_stamp_with_a_folder_is_refused(tmp_path):
+    with pytest.raises(UserError, match="^DATESTAMP=a/b: "):
+        read_trial_settings([], {"DATESTAMP": "a/b"}, str(tmp_path))
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_environment_is_found_without_a_temporary_folder(monkeypatch, tmp_path):
+    """A disk that is full, or a file system that is read-only."""
+    script = tmp_path / "setup_env.sh"
+    script.write_text("#!/bin/sh\necho /some/python\n")
+    script.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+
+    def no_folder(*arguments, **options):
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", no_folder)
+    assert run.environment_python(os.environ) == "/some/python"
+
+
+def test_the_parent_of_the_data_is_made_and_not_the_data(monkeypatch, tmp_path):
+    root = tmp_path / "data" / "digits"
+    environ = {"BUILTIN_DATA": "digits", "DATAROOT": f"{root}/"}
+    commands = []
+    monkeypatch.setattr(
+        processes, "run_to_end", lambda command, **options: commands.append(command) or 0
+    )
+    run.make_builtin_data(run.Run([], environ, None, "python"))
+    assert root.parent.is_dir() and not root.exists()
+    assert commands[0][3:] == [f"{root}.images"]
+    assert commands[1][3:] == [f"{root}.images", str(root)]
+
+
+@pytest.mark.parametrize(
+    "script", ["run_and_time.sh", "run_trials.sh", "run.sub", "run_with_docker.sh"]
+)
+def test_a_signal_during_the_start_of_python_is_handled(tmp_path, script):
+    started = tmp_path / "started"
+    # Not a shell script: dash unblocks signals.
+    slow_python = tmp_path / "python"
+    slow_python.write_text(
+        f"#!{sys.executable}\nimport os, pathlib, sys, time\n"
+        "if sys.argv[1] == '-m':\n"
+        f"    pathlib.Path({str(started)!r}).touch()\n    time.sleep(1)\n"
+        f"os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])\n"
+    )
+    slow_python.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    process = start_script([f"./{script}"], tmp_path, PATH=path, DGXSYSTEM="PDP11")
+    wait_for(started.exists)
+    process.send_signal(signal.SIGINT)
+    done = finish(process)
+    assert (done.returncode, done.stderr) == (130, f"{script}: stopped by SIGINT\n")
