@@ -74,6 +74,12 @@ check_machine() {
         die "MXNet and DALI exist for Linux x86_64 only, but this machine is $(uname -sm)"
     "$python" -c 'import ensurepip, venv' 2>/dev/null ||
         die "$python has no venv module: apt-get install python3-venv"
+    case $venv in
+        *[[:space:]]*)
+            die "the path $here contains a space, and Horovod cannot be built in such a path:" \
+                "move the folder"
+            ;;
+    esac
     command -v c++ >/dev/null ||
         die "no C++ compiler (c++) found, which is needed to build Horovod: apt-get install g++"
 }
@@ -194,7 +200,10 @@ install_dev_packages() {
 
 make_environment() {
     check_machine
-    mkdir -p "$venv"
+    # mkdir shows the reason.
+    mkdir -p "$venv" && [ -w "$venv" ] ||
+        die "$venv cannot be written, and the environment is not complete:" \
+            "let its owner run ./setup_env.sh, or use a copy of your own"
     # Two commands that are started together must not build the same environment at the same time.
     exec 9>"$venv/.lock"
     if ! flock -n 9; then
@@ -208,7 +217,7 @@ make_environment() {
     if ! is_current .ready; then
         rm -f "$venv/.ready" "$venv/.ready-dev"
         log "Making the environment in $venv with $("$python" --version)" \
-            "(about 1.6 GB, 1 to 3 minutes; only once)"
+            "(about 1.7 GB, 1 to 3 minutes; only once)"
         run_step "MXNet, Open MPI and build tools" install_build_requirements
         run_step "Horovod (compiled from source), DALI and other packages" \
             build_horovod install_packages

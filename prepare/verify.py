@@ -91,7 +91,8 @@ def verify(arguments: argparse.Namespace) -> ExitStatus:
         check_split(records, source.get(prefix), arguments.fast, workers)
         if records.errors:
             status = report_split_errors(records.errors)
-        result = f"{len(records.errors)} errors" if records.errors else "complete and undamaged"
+        count = len(records.errors)
+        result = f"{count} error{'' if count == 1 else 's'}" if count else "complete and undamaged"
         manifest = records.manifest
         print(
             f"{prefix}: {manifest['examples']:,} records in {len(manifest['classes'])} classes, "

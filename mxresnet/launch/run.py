@@ -290,7 +290,7 @@ def log_file_path(environ: Mapping[str, str]) -> str:
     """Return the path of the log, <LOGDIR>/<DATESTAMP>_<TRIAL>.log; create LOGDIR if needed.
 
     Raises:
-        UserError: LOGDIR cannot be created.
+        UserError: LOGDIR cannot be created or written.
     """
     folder = environ.get("LOGDIR") or "./results"
     try:
@@ -300,6 +300,10 @@ def log_file_path(environ: Mapping[str, str]) -> str:
             f"LOGDIR={folder} cannot be made ({error.strerror}): "
             "name a folder that this user may write"
         ) from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(
+            f"LOGDIR={folder} cannot be written: name a folder that this user may write"
+        )
     stamp = environ.get("DATESTAMP") or time.strftime("%y%m%d%H%M%S")
     return f"{folder}/{stamp}_{environ.get('TRIAL') or '1'}.log"
 
@@ -311,10 +315,8 @@ def make_builtin_data(context: Run) -> None:
         UserError: The name of the data set is unknown, or DATAROOT cannot be created.
         CommandFailedError: The data set could not be created.
     """
-    name, root = (
-        context.environ.get("BUILTIN_DATA"),
-        context.environ.get("DATAROOT", "").rstrip("/"),
-    )
+    name = context.environ.get("BUILTIN_DATA")
+    root = context.environ.get("DATAROOT", "").rstrip("/")
     manifests = [pathlib.Path(root, f"{split}.json") for split in ("train", "val")]
     if not name or all(manifest.is_file() for manifest in manifests):
         return

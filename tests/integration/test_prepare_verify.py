@@ -68,8 +68,10 @@ def test_flipped_bit_is_attributed_to_its_record(undamaged, records, offset_in_r
     key, path, start = tables[DAMAGED_RECORD]
     end = tables[DAMAGED_RECORD + 1][2]
     flip_bit(records / "train.rec", (start if offset_in_record >= 0 else end) + offset_in_record)
-    errors = verify(records, status=1)
-    assert len(errors.splitlines()) == 1
+    result = images.run_prepare(records, module="prepare.verify")
+    errors = result.stderr
+    assert result.returncode == 1 and len(errors.splitlines()) == 1
+    assert "train: 92 records in 3 classes, 1 error\n" in result.stdout
     assert f"record {DAMAGED_RECORD} (key {key}, {path}, at byte {start})" in errors
     name = f"record {DAMAGED_RECORD} ("
     assert name in verify(records, "--against", undamaged / "in", status=1)

@@ -11,6 +11,9 @@ import pytest
 from support.commands import ROOT, mpirun, python
 from support.launchers import QUICK, environment, run_and_time
 
+from mxresnet.errors import UserError
+from mxresnet.launch import run
+
 
 def test_a_run_to_its_target_ends_with_one_result_line_and_a_compliant_log(few, tmp_path):
     env = environment(few, tmp_path, SEED="3", DATESTAMP="today", TRIAL="7")
@@ -68,6 +71,12 @@ def test_a_mistake_is_reported_once_and_has_status_2(few, tmp_path, flags, more,
     assert len(causes) == 1, done.stderr
     for word in words:
         assert word in causes[0]
+
+
+def test_a_folder_of_logs_that_may_not_be_written_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(UserError, match=f"LOGDIR={tmp_path} cannot be written"):
+        run.log_file_path({"LOGDIR": str(tmp_path)})
 
 
 def test_a_variable_that_the_configuration_overrides_is_reported(few, tmp_path):

@@ -145,3 +145,20 @@ def test_an_unknown_option_is_an_error(environment):
     status, out, err = environment.run("--test")
     assert (status, out) == (1, "")
     assert "--test is not an option" in err
+
+
+def test_a_path_with_a_space_is_refused_at_once(tmp_path):
+    """CMake's search for MPI splits the output of mpicxx at spaces."""
+    (tmp_path / "my dir").mkdir()
+    environment = Environment(tmp_path / "my dir")
+    status, out, err = environment.run()
+    assert (status, out) == (1, "")
+    assert f"the path {environment.folder} contains a space" in err
+    assert not (environment.folder / ".venv").exists()
+
+
+def test_a_folder_that_may_not_be_written_is_reported(environment):
+    (environment.folder / ".venv").write_text("no folder can be made here, not even by root")
+    status, out, err = environment.run()
+    assert (status, out) == (1, "")
+    assert f"setup_env.sh: {environment.folder}/.venv cannot be written" in err
