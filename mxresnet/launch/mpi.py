@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import threading
 from dataclasses import dataclass
-from typing import IO, Callable, Mapping, Optional, Sequence
+from typing import IO, Callable, List, Mapping, Optional, Sequence
 
 from mxresnet.errors import UserError
 from mxresnet.launch import processes
@@ -116,10 +116,12 @@ def start_ranks(
         env.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
     with _open_messages() as messages:
         ended, killed = threading.Event(), threading.Event()
+        watchers: List[threading.Thread] = []
 
         def watch(child: subprocess.Popen) -> None:
             arguments = (child, messages.fileno(), ended, killed)
-            threading.Thread(target=kill_stuck_mpirun, args=arguments, daemon=True).start()
+            watchers.append(threading.Thread(target=kill_stuck_mpirun, args=arguments, daemon=True))
+            watchers[0].start()
 
         try:
             status = processes.run_to_end(
@@ -133,6 +135,9 @@ def start_ranks(
             )
         finally:
             ended.set()
+            # It reads the file of the messages, which is closed below.
+            for watcher in watchers:
+                watcher.join()
         text = os.fsdecode(_read(messages.fileno()))
     return MpirunResult(status, _one_line(text), killed.is_set())
 

@@ -33,7 +33,8 @@ _LIBRARY_PREFIXES = (
     *("MALLOC_", "DMLC_"),
 )
 
-_READ_CONFIGURATION = 'set -euo pipefail; source "$1" >&2; env -0'
+# Whatever the configuration writes goes to standard error, also from a trap at the end of bash.
+_READ_CONFIGURATION = 'set -euo pipefail; exec 3>&1 >&2; source "$1" 3>&-; env -0 >&3'
 
 
 def systems() -> List[str]:
@@ -70,19 +71,26 @@ def load_configuration(system: str, environ: Mapping[str, str]) -> Dict[str, str
     """
     check_system(system)
     name = f"config_{system}.sh"
-    # --norc: under sshd, "bash -c" would read the user's .bashrc, which may change PATH.
-    done = subprocess.run(
-        ["bash", "--norc", "-c", _READ_CONFIGURATION, "bash", f"./{name}"],
-        cwd=PROJECT_FOLDER,
-        env=dict(environ),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-    )
-    if done.returncode != 0:
-        message = os.fsdecode(done.stderr).strip()
-        raise UserError(message or f"{name} failed with status {done.returncode}")
-    write_to_stderr(done.stderr)
-    items = (item.partition("=") for item in os.fsdecode(done.stdout).split("\0") if item)
+    # Files, not pipes: a process that the configuration leaves in the background keeps a pipe open.
+    with open(os.memfd_create("out"), "w+b") as out, open(os.memfd_create("err"), "w+b") as err:
+        # --norc: under sshd, "bash -c" would read the user's .bashrc, which may change PATH.
+        status = subprocess.run(
+            ["bash", "--norc", "-c", _READ_CONFIGURATION, "bash", f"./{name}"],
+            cwd=PROJECT_FOLDER,
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+        ).returncode
+        exported, messages = (
+            os.pread(f.fileno(), os.fstat(f.fileno()).st_size, 0) for f in (out, err)
+        )
+    if status != 0:
+        raise UserError(os.fsdecode(messages).strip() or f"{name} failed with status {status}")
+    write_to_stderr(messages)
+    if not exported:
+        raise UserError(f"{name} exits: a configuration must run to its end, or return")
+    items = (item.partition("=") for item in os.fsdecode(exported).split("\0") if item)
     after = {key: value for key, _, value in items if key not in _BASH_VARIABLES}
     return {**after, **{key: environ[key] for key in _BASH_VARIABLES if key in environ}}
 

@@ -106,9 +106,9 @@ def read_trial_settings(
     seeds = choose_seeds(trials, environ)
     try:
         os.makedirs(logdir, exist_ok=True)
-        writable = os.access(logdir, os.W_OK)
+        writable, names = os.access(logdir, os.W_OK), os.listdir(logdir)
     except OSError:
-        writable = False
+        writable, names = False, []
     if not writable:
         raise UserError(
             f"LOGDIR={logdir} cannot be written: name a folder that this user may write"
@@ -116,7 +116,7 @@ def read_trial_settings(
     stamp = environ.get("DATESTAMP") or time.strftime("%y%m%d%H%M%S")
     if "/" in stamp:
         raise UserError(f"DATESTAMP={stamp}: it starts the names of files, so it cannot have a /")
-    if any(name.startswith(f"{stamp}_") for name in os.listdir(logdir)):
+    if any(name.startswith(f"{stamp}_") for name in names):
         raise UserError(
             f"DATESTAMP={stamp}: {logdir} has files of that stamp: set another DATESTAMP"
         )

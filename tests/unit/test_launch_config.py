@@ -2,6 +2,7 @@
 """launch.system_config: how launchers read configurations, and which variables they forward."""
 
 import os
+import time
 
 import pytest
 from support.commands import ROOT
@@ -52,6 +53,30 @@ def test_a_configuration_is_strict(tmp_path, monkeypatch, text):
     monkeypatch.setattr(system_config, "PROJECT_FOLDER", tmp_path)
     with pytest.raises(UserError):
         system_config.load_configuration("BAD", clean())
+
+
+def test_a_configuration_that_exits_is_refused(tmp_path, monkeypatch):
+    """Its settings are lost, and so is PATH: the run would make an environment of its own."""
+    (tmp_path / "config_BAD.sh").write_text("export LR=5\nexit 0\n")
+    monkeypatch.setattr(system_config, "PROJECT_FOLDER", tmp_path)
+    with pytest.raises(UserError, match="config_BAD.sh exits"):
+        system_config.load_configuration("BAD", clean())
+
+
+def test_only_exported_variables_are_read(tmp_path, monkeypatch, capfd):
+    text = "trap 'echo the end' EXIT\nexport LR=5\nRESIZE=6\nreturn 0\nexport LR=7\n"
+    (tmp_path / "config_ODD.sh").write_text(text)
+    monkeypatch.setattr(system_config, "PROJECT_FOLDER", tmp_path)
+    assert system_config.load_configuration("ODD", clean()) == clean(LR="5")
+    assert capfd.readouterr() == ("", "the end\n")
+
+
+def test_a_process_that_a_configuration_leaves_behind_is_not_waited_for(tmp_path, monkeypatch):
+    (tmp_path / "config_ODD.sh").write_text("sleep 20 & export LR=5\n")
+    monkeypatch.setattr(system_config, "PROJECT_FOLDER", tmp_path)
+    started = time.monotonic()
+    assert system_config.load_configuration("ODD", clean())["LR"] == "5"
+    assert time.monotonic() - started < 15
 
 
 def test_bashrc_does_not_change_a_configuration(tmp_path):

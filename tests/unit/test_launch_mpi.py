@@ -3,9 +3,12 @@
 
 import os
 import re
+import subprocess
+import sys
 import time
 
 import pytest
+from support.commands import ROOT
 
 from mxresnet.errors import UserError
 from mxresnet.launch import mpi, processes
@@ -63,6 +66,26 @@ def test_lines_are_shown_as_soon_as_they_are_written(tmp_path):
         assert lines.readline() == "first\n" and time.monotonic() - started < 1.5
         assert lines.readline() == "second\n"
     os.waitpid(child, 0)
+
+
+def test_an_mpirun_that_ends_at_once_shows_no_traceback(tmp_path):
+    """The thread that watches its messages may start when they are already complete."""
+    mpirun = fake_mpirun(tmp_path, "exit 7")
+    program = (
+        "import os, threading, time\nfrom mxresnet.launch import mpi\n"
+        "read, main = mpi._read, threading.main_thread()\n"
+        "def read_late(file):\n"
+        "    if threading.current_thread() is not main:\n"
+        "        time.sleep(0.5)\n"
+        "    return read(file)\n"
+        "mpi._read = read_late\n"
+        f"print(mpi.start_ranks({mpirun!r}, [], os.environ).status)\n"
+        "time.sleep(1)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, text=True, capture_output=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "7\n", "")
 
 
 def test_an_mpirun_that_waits_for_lost_machines_is_killed(tmp_path, monkeypatch):

@@ -108,3 +108,12 @@ def test_a_signal_during_the_start_of_python_is_handled(tmp_path, script):
     process.send_signal(signal.SIGINT)
     done = finish(process)
     assert (done.returncode, done.stderr) == (130, f"{script}: stopped by SIGINT\n")
+
+
+def test_a_folder_of_logs_that_cannot_be_listed_is_refused(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(UserError, match=f"^LOGDIR={tmp_path} cannot be written"):
+        read_trial_settings([], {}, str(tmp_path))
