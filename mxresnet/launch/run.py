@@ -14,7 +14,9 @@ target missed; 2 a mistake in settings or data; anything else a failure.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import fcntl
 import os
 import pathlib
 import pwd
@@ -317,15 +319,32 @@ def make_builtin_data(context: Run) -> None:
     """
     name = context.environ.get("BUILTIN_DATA")
     root = context.environ.get("DATAROOT", "").rstrip("/")
-    manifests = [pathlib.Path(root, f"{split}.json") for split in ("train", "val")]
-    if not name or all(manifest.is_file() for manifest in manifests):
+    if not name or _has_manifests(root):
         return
     if name != "digits":
         raise UserError(f"BUILTIN_DATA={name} is not a built-in data set: use digits")
+    parent = os.path.dirname(root) or "."
     try:
-        os.makedirs(os.path.dirname(root) or ".", exist_ok=True)
+        os.makedirs(parent, exist_ok=True)
+        folder = os.open(parent, os.O_RDONLY)
     except OSError as error:
         raise UserError(f"DATAROOT={root} cannot be made: {error.strerror}") from error
+    try:
+        # Of two runs that start together, one creates the data and the other waits for it.
+        with contextlib.suppress(OSError):  # some network file systems lock no folders
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        if not _has_manifests(root):
+            _make_digits(context, root)
+    finally:
+        os.close(folder)
+
+
+def _has_manifests(root: str) -> bool:
+    return all(pathlib.Path(root, f"{split}.json").is_file() for split in ("train", "val"))
+
+
+def _make_digits(context: Run, root: str) -> None:
+    """Create the data set of digits in a folder; raise CommandFailedError if that fails."""
     images = f"{root}.images"
     for arguments in (["prepare.digits", images], ["prepare.imagenet", images, root]):
         # Standard output is for RESULT.

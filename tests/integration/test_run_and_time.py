@@ -2,9 +2,11 @@
 """run_and_time.sh as a user starts it: results, exit statuses, messages, signals."""
 
 import os
+import pathlib
 import re
 import signal
 import subprocess
+import threading
 import time
 
 import pytest
@@ -12,7 +14,7 @@ from support.commands import ROOT, mpirun, python
 from support.launchers import QUICK, environment, run_and_time
 
 from mxresnet.errors import UserError
-from mxresnet.launch import run
+from mxresnet.launch import processes, run
 
 
 def test_a_run_to_its_target_ends_with_one_result_line_and_a_compliant_log(few, tmp_path):
@@ -77,6 +79,29 @@ def test_a_folder_of_logs_that_may_not_be_written_is_refused(tmp_path, monkeypat
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     with pytest.raises(UserError, match=f"LOGDIR={tmp_path} cannot be written"):
         run.log_file_path({"LOGDIR": str(tmp_path)})
+
+
+def test_two_runs_that_start_together_create_the_data_once(tmp_path, monkeypatch):
+    calls = []
+
+    def run_to_end(command, **options):
+        calls.append(command[2])
+        time.sleep(0.5)  # the other run comes meanwhile
+        if command[2] == "prepare.imagenet":
+            for split in ("train", "val"):
+                pathlib.Path(command[4], f"{split}.json").write_text("{}")
+        return 0
+
+    (tmp_path / "digits").mkdir()
+    monkeypatch.setattr(processes, "run_to_end", run_to_end)
+    environ = {"BUILTIN_DATA": "digits", "DATAROOT": str(tmp_path / "digits")}
+    context = run.Run([], environ, None, "python")
+    threads = [threading.Thread(target=run.make_builtin_data, args=(context,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert calls == ["prepare.digits", "prepare.imagenet"]
 
 
 def test_a_variable_that_the_configuration_overrides_is_reported(few, tmp_path):
