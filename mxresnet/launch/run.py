@@ -306,8 +306,20 @@ def log_file_path(environ: Mapping[str, str]) -> str:
         raise UserError(
             f"LOGDIR={folder} cannot be written: name a folder that this user may write"
         )
-    stamp = environ.get("DATESTAMP") or time.strftime("%y%m%d%H%M%S")
-    return f"{folder}/{stamp}_{environ.get('TRIAL') or '1'}.log"
+    trial, stamp = environ.get("TRIAL") or "1", environ.get("DATESTAMP")
+    if stamp:
+        return f"{folder}/{stamp}_{trial}.log"
+    # Runs that start in the same second get different files.
+    seconds = time.time()
+    while True:
+        path = f"{folder}/{time.strftime('%y%m%d%H%M%S', time.localtime(seconds))}_{trial}.log"
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            return path
+        except FileExistsError:
+            seconds += 1
+        except OSError as error:
+            raise UserError(f"LOGDIR={folder} cannot be written: {error.strerror}") from error
 
 
 def make_builtin_data(context: Run) -> None:

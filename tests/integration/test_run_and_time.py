@@ -81,6 +81,13 @@ def test_a_folder_of_logs_that_may_not_be_written_is_refused(tmp_path, monkeypat
         run.log_file_path({"LOGDIR": str(tmp_path)})
 
 
+def test_runs_of_the_same_second_have_their_own_logs(tmp_path):
+    paths = {run.log_file_path({"LOGDIR": str(tmp_path)}) for _ in range(3)}
+    assert len(paths) == 3
+    fixed = {"LOGDIR": str(tmp_path), "DATESTAMP": "today", "TRIAL": "2"}
+    assert {run.log_file_path(fixed) for _ in range(2)} == {f"{tmp_path}/today_2.log"}
+
+
 def test_two_runs_that_start_together_create_the_data_once(tmp_path, monkeypatch):
     calls = []
 
