@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from dataclasses import dataclass
 from typing import Dict, List, Mapping, NoReturn, Optional, Tuple
 
 from mxresnet.errors import ExitStatus, UserError
-from mxresnet.launch.processes import find_program, replace_process
+from mxresnet.launch.processes import capture_output, find_program, replace_process
 from mxresnet.launch.terminal import print_to_stderr
 from mxresnet.launch.topology import Topology
 
@@ -125,13 +124,7 @@ def _tool_works(command: List[str], environ: Mapping[str, str]) -> bool:
     if not find_program(command[0], environ):
         return False
     try:
-        done = subprocess.run(
-            [*command, "true"],
-            env=dict(environ),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        done = capture_output([*command, "true"], environ)
     except OSError:
         return False
     return done.returncode == 0

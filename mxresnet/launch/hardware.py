@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import collections
 import fnmatch
-import subprocess
 from dataclasses import dataclass
 from typing import List, Mapping, Optional
 
 from mxresnet.errors import UserError
-from mxresnet.launch.processes import find_program
+from mxresnet.launch.processes import capture_output, find_program
 from mxresnet.launch.system_config import systems_text
 
 CPU_SYSTEM = "CPU_digits"
@@ -89,14 +88,9 @@ def _query_gpus(environ: Mapping[str, str]) -> List[str]:
         return []
     only = [] if visible == "all" else ["-i", visible]
     try:
-        done = subprocess.run(
+        done = capture_output(
             [program, *only, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"],
-            env=dict(environ),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            errors="replace",
+            environ,
         )
     except OSError as error:
         raise _query_error(f"{program}: {error.strerror}") from error

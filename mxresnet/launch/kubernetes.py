@@ -15,14 +15,13 @@ import os
 import pathlib
 import re
 import socket
-import subprocess
 import time
 from dataclasses import dataclass
 from typing import List, Mapping, Optional, Sequence
 
 from mxresnet.errors import UserError
 from mxresnet.launch import mpi, system_config
-from mxresnet.launch.processes import find_program
+from mxresnet.launch.processes import capture_output, find_program
 from mxresnet.launch.terminal import print_to_stderr
 
 HOST_FILE = pathlib.Path("/etc/mpi/hostfile")
@@ -151,15 +150,7 @@ def check_mpirun(mpirun: str, environ: Mapping[str, str]) -> None:
     Open MPI 5 does not read the OMPI_MCA_* variables of the operators: it would run every rank in
     the launcher.
     """
-    done = subprocess.run(
-        [mpirun, "--version"],
-        env=dict(environ),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        errors="replace",
-    )
+    done = capture_output([mpirun, "--version"], environ)
     version = done.stdout.partition("\n")[0]
     if "(Open MPI) 4." not in version:
         raise UserError(
@@ -226,15 +217,7 @@ def unreachable_reason(host: str, environ: Mapping[str, str]) -> Optional[str]:
 
 def _run(command: Sequence[str], environ: Mapping[str, str]) -> Optional[str]:
     """Return what a command prints, or None if it fails."""
-    done = subprocess.run(
-        command,
-        env=dict(environ),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        errors="replace",
-    )
+    done = capture_output(command, environ)
     return done.stdout if done.returncode == 0 else None
 
 

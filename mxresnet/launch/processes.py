@@ -192,6 +192,25 @@ def replace_process(command: Sequence[str], env: Mapping[str, str]) -> NoReturn:
         raise UserError(f"{command[0]} cannot be started: {error.strerror}") from error
 
 
+def capture_output(
+    command: Sequence[str], env: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run a short command without input; return its status and its standard output as text.
+
+    Raises:
+        OSError: The command cannot be started.
+    """
+    return subprocess.run(
+        list(command),
+        env=dict(env),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        errors="replace",
+    )
+
+
 def find_program(name: str, env: Mapping[str, str]) -> Optional[str]:
     """Return the path of a program on the PATH of an environment, or None."""
     return shutil.which(name, path=env.get("PATH", os.defpath))

@@ -11,12 +11,11 @@ import fnmatch
 import itertools
 import os
 import re
-import subprocess
 from dataclasses import dataclass
 from typing import Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 from mxresnet.errors import UserError
-from mxresnet.launch.processes import find_program
+from mxresnet.launch.processes import capture_output, find_program
 
 _INFINIBAND_SCORE = 1000  # more than any number of common PCI components
 
@@ -97,13 +96,9 @@ def find_gpus(environ: Mapping[str, str]) -> List[str]:
     if not nvidia_smi:
         return []
     try:
-        output = subprocess.run(
-            [nvidia_smi, "--query-gpu=index,uuid,pci.bus_id", "--format=csv,noheader"],
-            env=dict(environ),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        ).stdout.decode(errors="replace")
+        output = capture_output(
+            [nvidia_smi, "--query-gpu=index,uuid,pci.bus_id", "--format=csv,noheader"], environ
+        ).stdout
     except OSError:
         return []
     found: List[str] = []

@@ -6,23 +6,9 @@ import re
 
 import pytest
 from support.commands import ROOT, SMALL, mpirun, python
-from support.mlperf_log import log_lines
+from support.mlperf_log import check_compliance, log_lines
 
 SHORT = [*SMALL, "--num-epochs", "2"]
-
-
-def check_compliance(path):
-    return python(
-        "-m",
-        "mlperf_logging.compliance_checker",
-        "--usage",
-        "training",
-        "--ruleset",
-        "2.1.0",
-        "--log_output",
-        os.devnull,
-        path,
-    )
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3])

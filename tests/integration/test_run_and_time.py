@@ -10,8 +10,9 @@ import threading
 import time
 
 import pytest
-from support.commands import ROOT, mpirun, python
+from support.commands import ROOT, mpirun
 from support.launchers import QUICK, environment, run_and_time
+from support.mlperf_log import check_compliance
 
 from mxresnet.errors import UserError
 from mxresnet.launch import processes, run
@@ -32,17 +33,7 @@ def test_a_run_to_its_target_ends_with_one_result_line_and_a_compliant_log(few, 
     text = log.read_text()
     assert '"status": "success"' in text and '"key": "seed", "value": 3' in text
     log.write_text(re.sub(r'("eval_accuracy", "value": )[\d.]+', r"\g<1>0.76", text))
-    checked = python(
-        "-m",
-        "mlperf_logging.compliance_checker",
-        "--usage",
-        "training",
-        "--ruleset",
-        "2.1.0",
-        "--log_output",
-        os.devnull,
-        log,
-    )
+    checked = check_compliance(log)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read MLPerf log lines from the output of a run."""
+"""Read MLPerf log lines from the output of a run, and call the official checker on a log."""
 
 import json
+import os
+
+from support.commands import python
 
 
 def log_lines(text):
@@ -11,3 +14,18 @@ def log_lines(text):
         for line in text.splitlines()
         if ":::MLLOG " in line
     ]
+
+
+def check_compliance(path):
+    """Run the official compliance checker on a log; return the finished process."""
+    return python(
+        "-m",
+        "mlperf_logging.compliance_checker",
+        "--usage",
+        "training",
+        "--ruleset",
+        "2.1.0",
+        "--log_output",
+        os.devnull,
+        path,
+    )
