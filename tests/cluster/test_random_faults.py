@@ -183,7 +183,7 @@ def test_a_fault_at_a_random_moment(start_job, run_seconds, number):
     job = start_job(*RUN, LAUNCH_WAIT="10")
     moment = draw.uniform(0, run_seconds[0] if run_seconds else 15)
     time.sleep(max(0, started + moment - time.monotonic()))
-    assert job.process.poll() in (None, 0), f"the run failed by itself:\n{job.output()}"
+    assert job.process.poll() in (None, 0), f"the run failed before the fault:\n{job.output()}"
     name = inject_one(draw, job.cluster, moment)
     fault = FAULTS[name]
     now = time.monotonic()
