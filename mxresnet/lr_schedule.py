@@ -35,7 +35,7 @@ class LearningRateSchedule:
         return self.drop_factor >= 1
 
     def learning_rate(self, update: int) -> float:
-        """Return the rate of an update. Update 0 is valid: LARS needs the rate before the first."""
+        """Return the rate of an update; 0 stands for the time before the first update."""
         if self.is_constant:
             return self.peak_lr
         if self.warmup_steps and update <= self.warmup_steps:

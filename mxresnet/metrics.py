@@ -78,12 +78,12 @@ class Ranks(Protocol):
 
 
 def sum_over_ranks(counts: List[int], ranks: Ranks, same_images: bool) -> Score:
-    """Sum the counts over the ranks and return the score, which is the same on every rank.
+    """Combine the counts of all ranks into the score, which is the same on every rank.
 
     Args:
         counts: correct, total and correct in top k of this rank.
         ranks: collective operations.
-        same_images: whether every rank evaluated the whole validation set (--separ-val). Rank 0's
-            counts are then the result on every rank, so that all ranks stop at the same time.
+        same_images: whether every rank evaluated the whole validation set (--separ-val). If so,
+            nothing is summed: rank 0's counts are the result, so that all ranks stop together.
     """
     return Score(*(ranks.broadcast(counts) if same_images else ranks.sum(counts)))

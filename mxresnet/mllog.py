@@ -97,7 +97,10 @@ class _Interval:
 
 
 class _Run:
-    """run_start and run_stop. The status of run_stop is "aborted" unless succeed() was called."""
+    """Context manager that writes run_start on entry and run_stop on exit.
+
+    The status of run_stop is "aborted" unless succeed() was called.
+    """
 
     def __init__(self, log: RunLog):
         self._log, self._status = log, constants.ABORTED

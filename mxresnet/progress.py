@@ -22,7 +22,7 @@ def format_duration(seconds: float) -> str:
 
 
 def images_per_second(images: int, seconds: float) -> float:
-    """Return the throughput, of all ranks when `images` counts the images of all ranks."""
+    """Return the throughput; to get that of all ranks, pass the number of images of all ranks."""
     return images / seconds
 
 

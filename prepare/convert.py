@@ -30,7 +30,8 @@ class BadImagesError(SourceError):
         self.problems = problems
 
 
-def _hash_piece(state: ConversionState, views: List[memoryview]) -> str:
+def _hash_up_to_piece(state: ConversionState, views: List[memoryview]) -> str:
+    """Add a piece to the SHA-256 sum of the record file; return the sum up to its end."""
     for view in views:
         state.sha256.update(view)
     return state.sha256.hexdigest()
@@ -65,7 +66,7 @@ def copy_pieces(
             if state.bad and not skip_bad_images:
                 release(piece.buffer)
             else:
-                sha256 = hasher.submit(_hash_piece, state, piece.views)
+                sha256 = hasher.submit(_hash_up_to_piece, state, piece.views)
                 for view in piece.views:
                     writer.write(view)
                 in_flight.append((piece, release, sha256, writer.position))

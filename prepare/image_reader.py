@@ -90,7 +90,7 @@ class ImageReader:
             raise_if_outage(error, archive, self._plan.top, archive)
         else:
             path = self._path(record)
-            # Resolve links, because the image's folder may be on other storage than the top.
+            # Resolve links, because the image's folder may be on other storage than the source.
             real_folder = os.path.dirname(os.path.realpath(path))
             raise_if_outage(error, path, self._plan.top, real_folder)
 

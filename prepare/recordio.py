@@ -74,11 +74,11 @@ def find_magic_splits(words: np.ndarray, starts: np.ndarray) -> Dict[int, List[i
 
     Args:
         words: Unsplit records, uint32.
-        starts: Offset of each record in `words`, in bytes.
+        starts: Byte offset in `words` at which each record starts.
 
     Returns:
-        Number of a record -> offsets of its magic words from its start, in words. Records without
-        one are absent.
+        Positions of the magic words inside each record, by index of the record. A position counts
+        4-byte words from the record's start. Records without a magic word are absent.
     """
     is_magic = words == MAGIC
     if np.count_nonzero(is_magic) == len(starts):
@@ -148,7 +148,7 @@ def word_sums(words: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
     Args:
         words: Records without gaps between them, uint32.
-        starts: Offset of each record in `words`, in bytes.
+        starts: Byte offset in `words` at which each record starts.
     """
     return np.add.reduceat(words, starts // 4, dtype=WORD) if len(starts) else np.zeros(0, WORD)
 

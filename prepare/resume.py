@@ -43,7 +43,9 @@ def resume(
     state: ConversionState,
     progress: OnProgress,
 ) -> Tuple[int, int]:
-    """Keep the pieces of an earlier run up to the first that differs from the journal.
+    """Find the pieces of an interrupted run that can be kept: those that agree with the journal.
+
+    The first piece that differs, and all later ones, are written again.
 
     Args:
         path: The record file.

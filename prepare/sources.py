@@ -92,7 +92,7 @@ def find_splits(source: str, label_file: Optional[str] = None) -> Dict[str, Spli
 
 
 def find_split(source: str, prefix: str) -> Split:
-    """Find one split; prefer class folders to the archives that they may be unpacked from.
+    """Find one split. If its class folders and its archive both exist, the folders are used.
 
     Args:
         source: path of the source folder.

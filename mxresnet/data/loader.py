@@ -15,7 +15,7 @@ from typing import Any, Iterator, Protocol, Tuple, Type
 
 from mxresnet.config import Config
 from mxresnet.data.dataset import DataSet
-from mxresnet.data.shard import RecordShard
+from mxresnet.data.shard import RecordShard, train_shard, val_shard
 from mxresnet.errors import UserError
 from mxresnet.parallel.world import World
 
@@ -126,35 +126,8 @@ class DataLoaders:
             if self._links_folder
             else self._data_paths
         )
-        self._train = backend(config, self._train_shard(world, seed), device)
-        self._val = backend(config, self._val_shard(world, seed), device)
-
-    def _train_shard(self, world: World, seed: int) -> RecordShard:
-        config = self._config
-        return RecordShard(
-            training=True,
-            records_path=self._opened_paths["data_train"],
-            index_path=self._opened_paths["data_train_idx"],
-            name=self._data_paths["data_train"],
-            rank=world.rank,
-            num_ranks=world.size,
-            batch_size=config.batch_size * config.input_batch_multiplier,
-            seed=seed,
-        )
-
-    def _val_shard(self, world: World, seed: int) -> RecordShard:
-        """Return the validation shard; with --separ-val every rank reads the whole file."""
-        config = self._config
-        return RecordShard(
-            training=False,
-            records_path=self._opened_paths["data_val"],
-            index_path=self._opened_paths["data_val_idx"],
-            name=self._data_paths["data_val"],
-            rank=0 if config.separ_val else world.rank,
-            num_ranks=1 if config.separ_val else world.size,
-            batch_size=config.batch_size,
-            seed=seed,
-        )
+        self._train = backend(config, train_shard(config, self._opened_paths, world, seed), device)
+        self._val = backend(config, val_shard(config, self._opened_paths, world, seed), device)
 
     def open(self) -> Tuple[TrainLoader, ValLoader]:
         """Open the record files for the first time, and compare their counts with `dataset`'s.

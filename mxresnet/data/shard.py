@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The part of a record file that one rank reads: the input of every data loading backend."""
+"""Which part of a record file each rank reads: the input of every data loading backend.
+
+The backends map a shard to record numbers (shard_sizes() in dali.py; image_record_iter.py).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Mapping
 
+from mxresnet.config import Config
 from mxresnet.errors import UserError
+from mxresnet.parallel.world import World
 
 
 @dataclass(frozen=True)
@@ -40,3 +46,45 @@ class RecordShard:
             "prepare.verify finds damaged records; python -m prepare.imagenet --check=decode "
             "finds files that are not images)"
         )
+
+
+def train_shard(
+    config: Config, opened_paths: Mapping[str, str], world: World, seed: int
+) -> RecordShard:
+    """Return this rank's shard of the training records: part `world.rank` of `world.size`.
+
+    Args:
+        config: the settings.
+        opened_paths: path to open, by name of the setting; it may be a temporary link.
+        world: the ranks.
+        seed: seed of this rank's shuffle order and augmentation.
+    """
+    return RecordShard(
+        training=True,
+        records_path=opened_paths["data_train"],
+        index_path=opened_paths["data_train_idx"],
+        name=config.path("data_train"),
+        rank=world.rank,
+        num_ranks=world.size,
+        batch_size=config.batch_size * config.input_batch_multiplier,
+        seed=seed,
+    )
+
+
+def val_shard(
+    config: Config, opened_paths: Mapping[str, str], world: World, seed: int
+) -> RecordShard:
+    """Return this rank's shard of the validation records; with --separ-val, all of them.
+
+    The arguments are those of train_shard().
+    """
+    return RecordShard(
+        training=False,
+        records_path=opened_paths["data_val"],
+        index_path=opened_paths["data_val_idx"],
+        name=config.path("data_val"),
+        rank=0 if config.separ_val else world.rank,
+        num_ranks=1 if config.separ_val else world.size,
+        batch_size=config.batch_size,
+        seed=seed,
+    )

@@ -173,7 +173,7 @@ def kill_stuck_mpirun(
 
 
 def _block_stop_signals() -> None:
-    """Leave signals to the main thread, which runs the handlers."""
+    """Block these signals in the calling thread, so that the main thread receives them."""
     signal.pthread_sigmask(signal.SIG_BLOCK, processes.STOP_SIGNALS)
 
 

@@ -55,7 +55,7 @@ def _row(*cells: object) -> str:
 def _verdict(result: Optional[TrialResult]) -> str:
     if result is None or result.compliant is None:
         return "-"
-    return "accepts" if result.compliant else "REFUSES"
+    return "accepts" if result.compliant else "REJECTS"
 
 
 def summarize(settings: TrialSettings, results: Sequence[TrialResult]) -> str:

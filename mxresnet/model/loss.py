@@ -9,7 +9,7 @@ import mxnet as mx
 
 
 def softmax_cross_entropy_loss(logits: Any, label_smoothing: float) -> Any:
-    """Return the class probabilities, with the gradient of the loss as their backward pass.
+    """Return the loss layer: its output is the class probabilities, its gradient the loss's.
 
     For logits x of K classes, label l and label smoothing a, the loss of one image is
 

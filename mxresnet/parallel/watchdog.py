@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """TCP heartbeat between ranks: ends the job when a rank is stopped, lost or cut off the network.
 
-MPI alone would wait for such a rank without end. Every rank has a TCP connection to rank 0. A
+MPI detects a rank whose process has ended. It would wait without end for a rank that is stopped, or
+whose connections were cut without being closed. Every rank has a TCP connection to rank 0. A
 thread at each end sends a byte in each period, also while the main thread is blocked, and ends its
 process when nothing arrives from the other end for too long. This module does not use MPI.
 """
@@ -89,7 +90,9 @@ class _Peer:
 
 
 class Watchdog:
-    """One end of the heartbeat connections: rank 0 has all of them, each other rank has one.
+    """Sends this rank's heartbeats, and ends the process when those of another rank stop.
+
+    Rank 0 has a connection to every other rank, and each other rank has one to rank 0.
 
     Every public method may be called from any thread. Create it with listen() or connect().
 

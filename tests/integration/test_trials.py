@@ -80,8 +80,8 @@ def test_two_real_trials(two_trials):
     assert done.returncode == 4, done.stderr
     assert done.stdout.count("RESULT,IMAGE_CLASSIFICATION,,") == 2
     assert [(row[0], row[4], row[5]) for row in rows(done.stdout)] == [
-        ("7", "REFUSES", "reached"),
-        ("8", "REFUSES", "reached"),
+        ("7", "REJECTS", "reached"),
+        ("8", "REJECTS", "reached"),
     ]
     assert sorted(path.name for path in results.iterdir()) == [
         "now_1.check",
@@ -212,7 +212,7 @@ def test_a_failed_trial_stops_the_rest_and_is_reported(trials, tmp_path):
 
 def test_a_log_that_the_checker_refuses_has_a_status_of_its_own(trials):
     done = trials("0:12", ACCURACY="0.75")
-    assert done.returncode == 4 and rows(done.stdout)[0][4] == "REFUSES"
+    assert done.returncode == 4 and rows(done.stdout)[0][4] == "REJECTS"
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ EDGES = {
     "data.dataset": {"config", "errors"},
     "data.image_record_iter": {"config", "data.shard"},
     "data.loader": {"config", "data.dataset", "data.shard", "errors", "parallel.world"},
-    "data.shard": {"errors"},
+    "data.shard": {"config", "errors", "parallel.world"},
     "data.synthetic": {"config", "data.dataset", "data.shard"},
     "launch.backends.base": {"errors", "launch.processes"},
     "launch.backends.docker": {
