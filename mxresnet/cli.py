@@ -72,13 +72,18 @@ def load_dataset_and_plan(config: Config, num_ranks: int) -> Tuple[DataSet, Plan
     return data, make_plan(config, data.train_examples, num_ranks)
 
 
-def data_notes(config: Config, has_manifests: bool, backend: str) -> List[str]:
+def data_notes(config: Config, data: DataSet, backend: str) -> List[str]:
     """Return one note for each way in which the input differs from the benchmark's."""
     notes = []
-    if not has_manifests:
+    if not data.has_manifests:
         notes.append(
             "the data set has no manifest (train.json, val.json): its counts are taken from the "
             "settings"
+        )
+    if not data.has_sums:
+        notes.append(
+            "a manifest of the data set (train.json, val.json) is of version 1, which has no sum "
+            "of its own: not all damage in it can be noticed"
         )
     if backend == "synthetic":
         notes.append("random images (--synth-data): nothing is learned or evaluated")
@@ -156,7 +161,7 @@ def train(config: Config, world: World) -> Optional[bool]:
 
     device, ops, ignored = choose_device_and_ops(config, world)
     seed_everything(rank_seed)
-    notes = data_notes(config, data.has_manifests, loader.choose_backend(config)) + ignored
+    notes = data_notes(config, data, loader.choose_backend(config)) + ignored
     progress = start_progress(config, data, plan, world, device, notes)
     trainer = world.run_on_all_ranks(
         lambda: Trainer(config, plan, world, data.classes, device, ops)

@@ -16,7 +16,10 @@ from typing import Any, Dict, Iterable, List, Optional, TypedDict, cast
 SUFFIXES = (".rec", ".idx", ".lst", ".sums")  # of the data files
 MANIFEST_SUFFIX = ".json"
 JOURNAL_NAME = "journal"  # in the part folder
-FORMAT, VERSION = "mxresnet-recordio", 1
+# Version 1 had no sum of its own. Both are read; the other fields are the same.
+FORMAT, VERSION, VERSION_WITHOUT_SUM = "mxresnet-recordio", 2, 1
+# The last field of the file: the SHA-256 of all bytes before it (hexadecimal).
+SUM_BEGIN, SUM_END = b'\n "manifest_sha256": "', b'"\n}\n'
 MAX_FILE_BYTES = 1 << 62
 
 
@@ -157,21 +160,35 @@ def load_manifest(folder: str, prefix: str) -> Manifest:
         DestinationError: It is not a manifest, is damaged, or has an unknown version.
     """
     path = manifest_path(folder, prefix)
-    with open(path, encoding="utf-8") as stream:
-        try:
-            manifest = json.load(stream)
-            known = (manifest["format"], manifest["version"]) == (FORMAT, VERSION)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            known = False
-    if not known:
+    with open(path, "rb") as stream:
+        content = stream.read()
+    try:
+        manifest = json.loads(content.decode())
+        form, version = manifest["format"], manifest["version"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        form, version = None, None
+    if form != FORMAT or version not in (VERSION, VERSION_WITHOUT_SUM):
         raise DestinationError(f"{path}: is not a manifest of {FORMAT} version {VERSION}")
+    again = f"remove the file to make the {prefix} split again"
     field = _find_invalid_field(manifest, [prefix + suffix for suffix in SUFFIXES])
     if field:
         raise DestinationError(
-            f'{path}: is damaged: its field "{field}" is missing or invalid: '
-            f"remove the file to make the {prefix} split again"
+            f'{path}: is damaged: its field "{field}" is missing or invalid: {again}'
         )
+    if (version == VERSION or SUM_BEGIN in content) and not _is_sum_right(content):
+        raise DestinationError(f"{path}: is damaged: its content differs from its sum: {again}")
     return cast(Manifest, manifest)
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """Return the content of a manifest file: JSON, whose last field is the sum of the others."""
+    fields = json.dumps(manifest, indent=1).encode()[: -len("\n}")] + b","
+    return fields + SUM_BEGIN + hashlib.sha256(fields).hexdigest().encode() + SUM_END
+
+
+def _is_sum_right(content: bytes) -> bool:
+    fields, begin, end = content.rpartition(SUM_BEGIN)
+    return bool(begin) and end == hashlib.sha256(fields).hexdigest().encode() + SUM_END
 
 
 def _find_invalid_field(manifest: Dict[str, Any], names: List[str]) -> Optional[str]:
@@ -241,7 +258,7 @@ def publish(folder: str, prefix: str, manifest: Manifest) -> None:
     """Rename the finished files into `folder`, the manifest last, and remove the part folder."""
     part = part_folder(folder, prefix)
     part_manifest = manifest_path(part, prefix)
-    write_durably(part_manifest, [json.dumps(manifest, indent=1).encode() + b"\n"])
+    write_durably(part_manifest, [manifest_bytes(manifest)])
     for suffix in SUFFIXES:
         os.replace(os.path.join(part, prefix + suffix), os.path.join(folder, prefix + suffix))
     _sync_folder(folder)

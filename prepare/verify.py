@@ -12,7 +12,7 @@ from prepare import record_check, sources
 from prepare.cpus import positive, usable_cpus
 from prepare.exit_status import ExitStatus, exit_status_help
 from prepare.listing import SourceError
-from prepare.manifest import DestinationError, manifest_path
+from prepare.manifest import VERSION_WITHOUT_SUM, DestinationError, manifest_path
 from prepare.plan import make_plan
 from prepare.progress_bar import Progress, escape_unencodable_output
 from prepare.record_set import RecordSet, UnreadableTablesError
@@ -94,6 +94,11 @@ def verify(arguments: argparse.Namespace) -> ExitStatus:
         count = len(records.errors)
         result = f"{count} error{'' if count == 1 else 's'}" if count else "complete and undamaged"
         manifest = records.manifest
+        if manifest["version"] == VERSION_WITHOUT_SUM:
+            print(
+                f"{prefix}: its manifest is of version {VERSION_WITHOUT_SUM}, which has no sum of "
+                "its own: not all damage in it can be noticed"
+            )
         print(
             f"{prefix}: {manifest['examples']:,} records in {len(manifest['classes'])} classes, "
             f"{result}"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -15,7 +16,11 @@ IMAGENET_TRAIN_EXAMPLES = 1281167
 IMAGENET_VAL_EXAMPLES = 50000
 IMAGENET_CLASSES = 1000
 MANIFEST_FORMAT = "mxresnet-recordio"
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
+# Version 1, which has no sum of its own, is read too.
+MANIFEST_VERSION_WITHOUT_SUM = 1
+# The last field of the file: the SHA-256 of all bytes before it (hexadecimal).
+_SUM_BEGIN, _SUM_END = b'\n "manifest_sha256": "', b'"\n}\n'
 CONVERT_COMMAND = "python -m prepare.imagenet SOURCE DESTINATION"
 _CONVERT_AGAIN = f"convert the data set again with: {CONVERT_COMMAND}"
 
@@ -29,12 +34,14 @@ class DataSet:
         val_examples: validation images.
         classes: number of classes.
         has_manifests: False when there is no manifest and the counts are those of the settings.
+        has_sums: False when a manifest is of the version that has no sum of its own.
     """
 
     train_examples: int
     val_examples: int
     classes: int
     has_manifests: bool
+    has_sums: bool = True
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,7 @@ class _Manifest:
 
     examples: int
     class_names: List[str]
+    has_sum: bool
 
 
 def describe(config: Config) -> DataSet:
@@ -69,6 +77,7 @@ def describe(config: Config) -> DataSet:
         val.examples,
         len(train.class_names),
         has_manifests=True,
+        has_sums=train.has_sum and val.has_sum,
     )
 
 
@@ -104,8 +113,9 @@ def _read_manifest(path: str) -> Optional[_Manifest]:
         UserError: the file is not a manifest, or does not match the files in its folder.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            manifest = json.load(file)
+        with open(path, "rb") as file:
+            content = file.read()
+        manifest = json.loads(content.decode())
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
@@ -113,7 +123,7 @@ def _read_manifest(path: str) -> Optional[_Manifest]:
     if (
         not isinstance(manifest, dict)
         or manifest.get("format") != MANIFEST_FORMAT
-        or manifest.get("version") != MANIFEST_VERSION
+        or manifest.get("version") not in (MANIFEST_VERSION, MANIFEST_VERSION_WITHOUT_SUM)
     ):
         raise UserError(
             f"manifest {path} is not of format {MANIFEST_FORMAT} version {MANIFEST_VERSION}: "
@@ -125,7 +135,18 @@ def _read_manifest(path: str) -> Optional[_Manifest]:
             "again to complete it"
         )
     _check_file_sizes(path, manifest.get("files"))
-    return _parse_counts(path, manifest)
+    counts = _parse_counts(path, manifest)
+    if (counts.has_sum or _SUM_BEGIN in content) and not _is_sum_right(content):
+        raise UserError(
+            f"manifest {path} is damaged: its content differs from its sum: {_CONVERT_AGAIN}"
+        )
+    return counts
+
+
+def _is_sum_right(content: bytes) -> bool:
+    """Return whether the last field of a manifest is the SHA-256 of the bytes before it."""
+    fields, begin, end = content.rpartition(_SUM_BEGIN)
+    return bool(begin) and end == hashlib.sha256(fields).hexdigest().encode() + _SUM_END
 
 
 def _check_file_sizes(manifest_path: str, files: Any) -> None:
@@ -171,7 +192,8 @@ def _parse_counts(path: str, manifest: Dict[str, Any]) -> _Manifest:
         raise UserError(
             f'manifest {path} has no list of named classes ("classes"): {_CONVERT_AGAIN}'
         )
-    return _Manifest(examples, [entry["name"] for entry in classes])
+    has_sum = manifest["version"] != MANIFEST_VERSION_WITHOUT_SUM
+    return _Manifest(examples, [entry["name"] for entry in classes], has_sum)
 
 
 def _check_same_classes(train: _Manifest, val: _Manifest) -> None:

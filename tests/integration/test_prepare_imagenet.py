@@ -108,7 +108,7 @@ def test_manifest(tmp_path):
     assert images.run_prepare(tmp_path / "in", tmp_path / "out").returncode == 0
     manifest = json.loads((tmp_path / "out" / "train.json").read_text())
     assert manifest["format"] == "mxresnet-recordio"
-    assert manifest["version"] == 1
+    assert manifest["version"] == 2
     assert manifest["complete"] is True
     assert manifest["examples"] == 21
     assert manifest["classes"][1] == {"name": "n01443537", "label": 1, "examples": 7}

@@ -8,6 +8,9 @@ import shutil
 import pytest
 from support import image_fixtures as images
 from support.image_fixtures import MAGIC, jpeg
+from support.manifests import change_manifest, make_version_1, write_manifest
+
+from prepare import manifest
 
 DAMAGED_RECORD = 16  # not a record that is split at magic words: --fast checks less of those
 
@@ -147,12 +150,13 @@ def test_renamed_source(tmp_path, old_manifest, archive):
     os.rename(str(tmp_path / "in"), str(tmp_path / "moved"))
     for split, number in (("train", 3), ("val", 1)):
         path = tmp_path / "out" / f"{split}.json"
-        manifest = json.loads(path.read_text())
-        skipped = manifest["skipped"][0]
+        fields = json.loads(path.read_text())
+        skipped = fields["skipped"][0]
         assert skipped["path"] == f"n01443537/n01443537_{number}.JPEG"
         if old_manifest:
             skipped["path"] = f"in/{split}/{skipped['path']}"
-            path.write_text(json.dumps(manifest))
+            write_manifest(path, fields)
+            make_version_1(path)
     assert verify(tmp_path / "out", "--against", tmp_path / "moved") == ""
     if not archive:
         images.write_files(tmp_path / "moved", {"train/n01443537/new.JPEG": jpeg(b"extra")})
@@ -186,39 +190,34 @@ def test_invalid_offset_in_the_index(undamaged, records, offset):
         assert len(errors) == 2 and all("train.idx: " in line for line in errors), errors
 
 
-def rewrite_manifest(folder, change):
-    path = folder / "train.json"
-    manifest = json.loads(path.read_text())
-    change(manifest)
-    path.write_text(json.dumps(manifest))
-
-
 def test_huge_size_in_the_manifest(undamaged, records):
-    rewrite_manifest(records, lambda manifest: manifest["files"]["train.rec"].update(bytes=1 << 50))
+    change_manifest(
+        records / "train.json", lambda fields: fields["files"]["train.rec"].update(bytes=1 << 50)
+    )
     for options in ([], ["--fast"], ["--against", undamaged / "in"]):
         assert f"expected {1 << 50}" in verify(records, *options, status=1)
 
 
 DAMAGED_MANIFESTS = {  # description -> (name of the field, change)
-    "no files": ("files", lambda manifest: manifest.pop("files")),
-    "missing file": ("files", lambda manifest: manifest["files"].pop("train.rec")),
-    "missing sum": ("files", lambda manifest: manifest["files"]["train.rec"].pop("sha256")),
-    "text as size": ("files", lambda manifest: manifest["files"]["train.rec"].update(bytes="12")),
-    "negative size": ("files", lambda manifest: manifest["files"]["train.rec"].update(bytes=-1)),
-    "list as files": ("files", lambda manifest: manifest.update(files=["train.rec"])),
-    "incomplete": ("complete", lambda manifest: manifest.update(complete=False)),
-    "no examples": ("examples", lambda manifest: manifest.pop("examples")),
-    "numbers as classes": ("classes", lambda manifest: manifest.update(classes=[1, 2, 3])),
-    "no options": ("options", lambda manifest: manifest.pop("options")),
-    "no source": ("source", lambda manifest: manifest.pop("source")),
-    "skipped without path": ("skipped", lambda manifest: manifest.update(skipped=[{"reason": ""}])),
+    "no files": ("files", lambda fields: fields.pop("files")),
+    "missing file": ("files", lambda fields: fields["files"].pop("train.rec")),
+    "missing sum": ("files", lambda fields: fields["files"]["train.rec"].pop("sha256")),
+    "text as size": ("files", lambda fields: fields["files"]["train.rec"].update(bytes="12")),
+    "negative size": ("files", lambda fields: fields["files"]["train.rec"].update(bytes=-1)),
+    "list as files": ("files", lambda fields: fields.update(files=["train.rec"])),
+    "incomplete": ("complete", lambda fields: fields.update(complete=False)),
+    "no examples": ("examples", lambda fields: fields.pop("examples")),
+    "numbers as classes": ("classes", lambda fields: fields.update(classes=[1, 2, 3])),
+    "no options": ("options", lambda fields: fields.pop("options")),
+    "no source": ("source", lambda fields: fields.pop("source")),
+    "skipped without path": ("skipped", lambda fields: fields.update(skipped=[{"reason": ""}])),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGED_MANIFESTS)
 def test_damaged_manifest(undamaged, records, name):
     field, change = DAMAGED_MANIFESTS[name]
-    rewrite_manifest(records, change)
+    change_manifest(records / "train.json", change)
     text = f'train.json: is damaged: its field "{field}" is missing or invalid'
     errors = verify(records, status=3)
     assert text in errors and len(errors.splitlines()) == 1
@@ -238,6 +237,31 @@ def test_damaged_manifest(undamaged, records, name):
     ],
 )
 def test_manifest_with_other_classes(records, change):
-    rewrite_manifest(records, lambda manifest: change(manifest["classes"]))
+    change_manifest(records / "train.json", lambda fields: change(fields["classes"]))
     for options in ([], ["--fast"]):
         assert "train.json: gives class " in verify(records, *options, status=1)
+
+
+def test_a_flipped_bit_at_any_place_of_a_manifest_is_found(undamaged, records):
+    path = records / "train.json"
+    content = path.read_bytes()
+    for position in range(len(content)):
+        damaged = bytearray(content)
+        damaged[position] ^= (0x01, 0x02, 0x20, 0x80)[position % 4]
+        path.write_bytes(bytes(damaged))
+        with pytest.raises(manifest.DestinationError, match="train.json: is "):
+            manifest.load_manifest(str(records), "train")
+    path.write_bytes(content.replace(b"n01440764", b"n01440765"))
+    text = "train.json: is damaged: its content differs from its sum"
+    assert text in verify(records, status=3)
+    again = images.run_prepare(undamaged / "in", records)
+    assert again.returncode == 3 and text in again.stderr
+
+
+def test_a_manifest_of_an_earlier_version_is_read_and_has_no_sum(undamaged, records):
+    make_version_1(records / "val.json")
+    result = images.run_prepare(records, module="prepare.verify")
+    assert result.returncode == 0 and "val: its manifest is of version 1" in result.stdout
+    assert "train: its manifest" not in result.stdout
+    again = images.run_prepare(undamaged / "in", records)
+    assert again.returncode == 0 and "already complete" in again.stdout

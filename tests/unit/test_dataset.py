@@ -7,7 +7,9 @@ import json
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.manifests import change_manifest, make_version_1, write_manifest
 
+from mxresnet import cli
 from mxresnet.config import Config
 from mxresnet.data.dataset import DataSet, describe
 from mxresnet.errors import UserError
@@ -56,22 +58,48 @@ def test_files_that_training_does_not_read_may_be_missing(copied):
     "old, new, words",
     [
         ('"complete": true', '"complete": false', "incomplete"),
-        ('"version": 1', '"version": 9', "version 1"),
+        ('"version": 2', '"version": 9', "version 2"),
         ('"format"', "nonsense", "cannot be read"),
         (None, "[]", "not of format"),
         (None, "[" * 100000, "cannot be read"),
         ('"files"', '"file"', "no list of files"),
         ('"examples": 1442', '"examples": "many"', "no positive number of images"),
         ('"classes"', '"class"', "no list of named classes"),
-        ('"digit_3"', '"trois"', "different classes.*trois"),
+        ('"image_bytes": 1', '"image_bytes": 2', "its content differs from its sum"),
     ],
 )
-def test_a_manifest_that_does_not_fit_is_refused(copied, old, new, words):
+def test_a_manifest_that_is_not_valid_is_refused(copied, old, new, words):
     text = (copied / "train.json").read_text()
     assert old is None or old in text
     (copied / "train.json").write_text(new if old is None else text.replace(old, new, 1))
     with pytest.raises(UserError, match=words):
         describe(Config(data_root=str(copied)))
+
+
+def test_splits_with_different_classes_are_refused(copied):
+    change_manifest(copied / "train.json", lambda fields: fields["classes"][3].update(name="trois"))
+    with pytest.raises(UserError, match="different classes.*trois"):
+        describe(Config(data_root=str(copied)))
+
+
+def test_flipped_bits_of_a_manifest_are_found(copied):
+    path = copied / "val.json"
+    content = path.read_bytes()
+    for position in [*range(0, len(content), 5), *range(len(content) - 90, len(content))]:
+        damaged = bytearray(content)
+        damaged[position] ^= (0x01, 0x02, 0x20, 0x80)[position % 4]
+        path.write_bytes(bytes(damaged))
+        with pytest.raises(UserError, match=f"manifest {path}|{copied}/val.rec"):
+            describe(Config(data_root=str(copied)))
+
+
+def test_a_manifest_of_version_1_is_read_and_noted(copied):
+    assert cli.data_notes(Config(), describe(Config(data_root=str(copied))), "dali") == []
+    make_version_1(copied / "train.json")
+    data = describe(Config(data_root=str(copied)))
+    assert data == DataSet(1442, 355, 10, True, has_sums=False)
+    (note,) = cli.data_notes(Config(), data, "dali")
+    assert "is of version 1, which has no sum" in note
 
 
 @pytest.mark.parametrize(
@@ -138,7 +166,7 @@ def test_a_changed_manifest_is_accepted_or_refused_without_another_error(copied,
     manifest = copy.deepcopy(json.loads(original))
     for mutate in mutations:
         mutate(manifest)
-    path.write_text(json.dumps(manifest))
+    write_manifest(path, manifest)
     try:
         assert isinstance(describe(Config(data_root=str(copied))), DataSet)
     except UserError as error:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import image_fixtures as images
+from support.manifests import write_manifest
 
 from prepare import image_check, imagenet, manifest, pieces, recordio, verify
 from prepare.plan import Plan
@@ -225,7 +226,10 @@ def test_any_change_of_a_manifest_gives_its_own_error(dataset, data):
         del container[key]
     else:
         container[key] = data.draw(json_values, label="new value")
-    check_manifest_content(dataset, json.dumps(changed).encode())
+    with tempfile.TemporaryDirectory() as folder:
+        write_manifest(Path(folder, "changed.json"), changed)
+        content = Path(folder, "changed.json").read_bytes()
+    check_manifest_content(dataset, content)
 
 
 @pytest.mark.parametrize("label", ["nan", "inf", "1e300"])
