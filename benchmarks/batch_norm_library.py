@@ -103,7 +103,8 @@ class GpuMemory:
 class BatchNormLayer:
     """One batch norm with its memory.
 
-    Call set() with the inputs, then forward() and backward() any number of times, then get().
+    Call set() with the inputs, then forward(), backward() and evaluate() any number of times, then
+    get(). evaluate() overwrites the y of forward().
     """
 
     def __init__(self, library, memory, operation, n, h, w, c):
@@ -124,8 +125,9 @@ class BatchNormLayer:
             momentum=MOMENTUM,
             stream=memory.stream,
         )
-        sizes = SizesStruct()
-        self._run(library.mxresnet_batch_norm_sizes, ctypes.byref(sizes))
+        sizes, self._plan = SizesStruct(), ctypes.c_void_p()
+        pointers = map(ctypes.byref, (self.call, self._plan, sizes))
+        self._run(library.mxresnet_plan_create, *pointers)
         data_bytes = n * h * w * c * memory.dtype.itemsize
         output_bytes = {
             "y": data_bytes,
@@ -141,10 +143,16 @@ class BatchNormLayer:
         self.call.reserve_bytes = self._output_bytes["reserve"]
         self.call.workspace_bytes = self._output_bytes["workspace"]
 
+    def __del__(self):
+        self._library.mxresnet_plan_destroy(self._plan)
+
     def _run(self, function, *arguments):
         message = ctypes.create_string_buffer(MESSAGE_BYTES)
-        if function(ctypes.byref(self.call), *arguments, message):
+        if function(*arguments, message):
             raise UserError(message.value.decode())
+
+    def _run_pass(self, function):
+        self._run(function, self._plan, ctypes.byref(self.call))
 
     def _allocate(self, name, array):
         self._buffers[name] = self._memory.put(array)
@@ -156,10 +164,13 @@ class BatchNormLayer:
             self._allocate(name, array.astype(dtype))
 
     def forward(self):
-        self._run(self._library.mxresnet_batch_norm_forward)
+        self._run_pass(self._library.mxresnet_batch_norm_forward)
 
     def backward(self):
-        self._run(self._library.mxresnet_batch_norm_backward)
+        self._run_pass(self._library.mxresnet_batch_norm_backward)
+
+    def evaluate(self):
+        self._run_pass(self._library.mxresnet_batch_norm_evaluate)
 
     def get(self, name):
         """Return an array of shape (n, h, w, c) in the data type, or of shape (c,) in float32."""

@@ -151,9 +151,28 @@ def expected_results(operation, arrays, found_y, rounding, smallest):
     return results
 
 
+def expected_evaluation(operation, arrays, rounding, smallest):
+    """Return (expected y, allowed error) of an evaluation with the running statistics, in float64.
+
+    The allowed error is two roundings of each term. The arguments are those of expected_results().
+    """
+    x, mean, variance, gamma, beta = (
+        arrays[name].astype(np.float64)
+        for name in ("x", "running_mean", "running_variance", "gamma", "beta")
+    )
+    z = arrays["z"].astype(np.float64) if operation == BN_ADD_RELU else np.zeros(1)
+    inverse_std = 1 / np.sqrt(variance + EPSILON)
+    scaled = gamma * inverse_std * (x - mean)
+    y = scaled + beta + z
+    scaled_error = 2.0**-21 * np.abs(gamma) * inverse_std * (np.abs(x) + np.abs(mean))
+    y_error = 2 * rounding * (np.abs(scaled) + np.abs(beta) + np.abs(z)) + scaled_error + smallest
+    return y if operation == BN else np.maximum(y, 0), y_error
+
+
 def error_ratios(operation, arrays, found, rounding, smallest):
     """Return {name: largest error as a multiple of the allowed error} of the results of a step."""
     expected = expected_results(operation, arrays, found["y"], rounding, smallest)
+    expected["evaluated_y"] = expected_evaluation(operation, arrays, rounding, smallest)
     errors = {
         name: np.abs(found[name].astype(np.float64) - value) / (allowed + 1e-30)
         for name, (value, allowed) in expected.items()
@@ -162,14 +181,20 @@ def error_ratios(operation, arrays, found, rounding, smallest):
 
 
 def run_step(layer, arrays, operation):
-    """Run forward and backward; return all results by name."""
+    """Run forward, backward and an evaluation; return all results by name.
+
+    The evaluation starts from the given running statistics, as the training step does.
+    """
     layer.set(arrays)
     layer.forward()
     layer.backward()
     names = ["y", "dx", *CHANNEL_RESULTS]
     if operation == BN_ADD_RELU:
         names.append("dz")
-    return {name: layer.get(name).copy() for name in names}
+    results = {name: layer.get(name).copy() for name in names}
+    layer.set(arrays)
+    layer.evaluate()
+    return {**results, "evaluated_y": layer.get("y").copy()}
 
 
 def check_shape(library, memory, operation, shape):

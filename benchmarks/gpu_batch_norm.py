@@ -10,9 +10,10 @@ has the functions). PyTorch's wheels contain cuDNN. The headers of CUDA, of the 
 uses, come from a CUDA toolkit or NVIDIA's wheels.
 
 It builds batch_norm_cudnn.cc, which MXNet's operators call, as a library. It compares forward,
-backward and running statistics with numpy in float64 on many sizes and reports whether a second run
-returns the same bits. Then it times each batch norm of ResNet-50 in turn with PyTorch's batch_norm,
-add and relu (NHWC, float16) and with a copy. --sanitize runs the checks under compute-sanitizer.
+backward, running statistics and evaluation with numpy in float64 on many sizes, and reports whether
+a second run returns the same bits. Then it times each batch norm of ResNet-50 in turn with
+PyTorch's batch_norm, add and relu (NHWC, float16) and with a copy. --sanitize runs the checks under
+compute-sanitizer.
 
 This has not been run on a GPU yet. The compilation for a GPU, and the checks with --cpu, have been.
 """

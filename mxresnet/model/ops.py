@@ -260,7 +260,8 @@ class FusedCpuOps(PlainOps):
 class CudnnBnOps(PlainOps):
     """The batch norms of cudnn_bn, for NHWC float16 on a GPU, fused with addition and ReLU.
 
-    They update the running statistics in every forward pass, so evaluation needs other operators.
+    The operators for training update the running statistics in every forward pass. The evaluation
+    network therefore has the ones for evaluation.
     """
 
     supported_settings = ("fuse_bn_relu", "fuse_bn_add_relu")
@@ -275,8 +276,12 @@ class CudnnBnOps(PlainOps):
             return "mxresnet/model/cudnn_bn is not installed"
         return cudnn_bn.unavailable_reason(device, batch_size)
 
+    def __init__(self, config: Config, training: bool = True):
+        super().__init__(config)
+        self._training = training
+
     def for_evaluation(self) -> PlainOps:
-        return ChannelFirstOps(self._config)
+        return CudnnBnOps(self._config, training=False)
 
     def relu(self, x: Feature, name: str) -> Feature:
         if not self._config.fuse_bn_relu:
@@ -303,27 +308,9 @@ class CudnnBnOps(PlainOps):
             config.batchnorm_layout,
             relu=relu,
             addend=addend,
+            training=self._training,
         )
         return Feature(y, x.layout)
-
-
-class ChannelFirstOps(PlainOps):
-    """PlainOps in NCHW, on the parameters of a network whose convolutions may be in NHWC.
-
-    This is the evaluation network of a run in NHWC: with given statistics, MXNet's NHWC batch norm
-    uses one GPU thread per channel, and cuDNN may reject the way it describes the data (as a batch
-    of N * H * W images of one pixel).
-    """
-
-    def __init__(self, config: Config):
-        super().__init__(channel_first(config))
-        self._transpose_weight = config.conv_layout == "NHWC"
-
-    def _conv_weight(self, conv: str) -> Any:
-        weight = super()._conv_weight(conv)
-        if not self._transpose_weight:
-            return weight
-        return mx.sym.transpose(weight, axes=_AXES["NHWC", "NCHW"])
 
 
 class SyncBatchNormOps(PlainOps):

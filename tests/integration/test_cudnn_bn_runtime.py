@@ -101,6 +101,22 @@ def test_library_loads_after_horovod(cpu_library):
     assert done.returncode == 0 and done.stdout == "passed\n", done.stdout + done.stderr
 
 
+def test_self_test_ends_before_mxnet_releases_the_device(cpu_library, tmp_path):
+    """MXNet 1.9.1 may crash then: here a library crashes when the process ends normally."""
+    source, library = tmp_path / "crash.cc", tmp_path / "libcrash.so"
+    source.write_text(
+        "#include <csignal>\n__attribute__((destructor)) void crash() { std::raise(SIGSEGV); }\n"
+    )
+    build.compile_library([source], library, [])
+    code = (
+        f"import ctypes, runpy, sys; ctypes.CDLL({str(library)!r}); "
+        "sys.argv[1:] = ['test', '--cpu']; "
+        "runpy.run_module('mxresnet.model.cudnn_bn', run_name='__main__')"
+    )
+    done = python("-c", code)
+    assert (done.returncode, done.stdout) == (0, "all operators agree with MXNet's own\n")
+
+
 def test_library_that_does_not_match_is_rejected(cpu_library, tmp_path, monkeypatch):
     path = tmp_path / "libmxresnet_cpu.so"
     original = build.BUILD / path.name

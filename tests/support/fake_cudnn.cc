@@ -3,7 +3,8 @@
 // host as cuDNN's documentation defines them. With it the calls are tested without a GPU.
 //
 // A call that is not exactly as documented for these modes returns CUDNN_STATUS_BAD_PARAM. The
-// function that the environment variable FAKE_CUDNN_FAILING_FUNCTION names returns an error.
+// function that the environment variable FAKE_CUDNN_FAILING_FUNCTION names returns an error. With
+// FAKE_CUDNN_ROUNDS set, the forward pass rounds to float16 before it adds, as cuDNN may.
 #include <cudnn.h>
 
 #include <cmath>
@@ -62,9 +63,8 @@ bool is_supported(cudnnHandle_t handle, cudnnBatchNormMode_t mode, cudnnBatchNor
 }
 
 // The stream that the tests pass.
-bool has_test_stream(cudnnHandle_t handle) {
-  return handle->stream == reinterpret_cast<cudaStream_t>(5);
-}
+bool is_test_stream(cudaStream_t stream) { return stream == reinterpret_cast<cudaStream_t>(5); }
+bool has_test_stream(cudnnHandle_t handle) { return is_test_stream(handle->stream); }
 
 double scale_factor(const void* pointer) { return *static_cast<const float*>(pointer); }
 
@@ -78,6 +78,22 @@ cudaError_t cudaGetDevice(int* device) {
 }
 cudaError_t cudaSetDevice(int device) {
   return must_fail(__func__) || device != 0 ? cudaErrorInvalidDevice : cudaSuccess;
+}
+cudaError_t cudaMalloc(void** memory, size_t bytes) {
+  if (must_fail(__func__)) return cudaErrorMemoryAllocation;
+  *memory = std::malloc(bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaFree(void* memory) {
+  std::free(memory);
+  return cudaSuccess;
+}
+cudaError_t cudaMemcpyAsync(void* target, const void* source, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream) {
+  if (must_fail(__func__) || kind != cudaMemcpyDeviceToDevice || !is_test_stream(stream))
+    return cudaErrorInvalidValue;
+  std::memcpy(target, source, bytes);
+  return cudaSuccess;
 }
 const char* cudaGetErrorString(cudaError_t) { return "a CUDA error"; }
 const char* cudnnGetErrorString(cudnnStatus_t status) {
@@ -197,8 +213,9 @@ cudnnStatus_t cudnnBatchNormalizationForwardTrainingEx(
     for (size_t i = k; i < size; i += c) variance += (x[i] - mean) * (x[i] - mean) / count;
     const double inverse_std = 1 / std::sqrt(variance + epsilon);
     for (size_t i = k; i < size; i += c) {
-      double value = static_cast<const float*>(bnScale)[k] * (x[i] - mean) * inverse_std +
-                     static_cast<const float*>(bnBias)[k] + (add ? static_cast<double>(z[i]) : 0);
+      double value = static_cast<const float*>(bnScale)[k] * (x[i] - mean) * inverse_std;
+      if (std::getenv("FAKE_CUDNN_ROUNDS")) value = static_cast<Half>(value);
+      value += static_cast<const float*>(bnBias)[k] + (add ? static_cast<double>(z[i]) : 0);
       if (activation && value > 0) static_cast<unsigned char*>(reserve)[i / 8] |= 1 << i % 8;
       static_cast<Half*>(yData)[i] = static_cast<Half>(activation && value <= 0 ? 0 : value);
     }
@@ -257,6 +274,42 @@ cudnnStatus_t cudnnBatchNormalizationBackwardEx(
     static_cast<float*>(dBnScale)[k] = static_cast<float>(dscale);
     static_cast<float*>(dBnBias)[k] = static_cast<float>(dbias);
   }
+  return CUDNN_STATUS_SUCCESS;
+}
+
+cudnnStatus_t cudnnBatchNormalizationForwardInference(
+    cudnnHandle_t handle, cudnnBatchNormMode_t mode, const void* alpha, const void* beta,
+    const cudnnTensorDescriptor_t xDesc, const void* xData, const cudnnTensorDescriptor_t yDesc,
+    void* yData, const cudnnTensorDescriptor_t channels, const void* bnScale, const void* bnBias,
+    const void* mean, const void* variance, double epsilon) {
+  MAY_FAIL;
+  REQUIRE(mode == CUDNN_BATCHNORM_SPATIAL && is_data(xDesc) && is_data(yDesc) &&
+          channels->per_channel && has_test_stream(handle) && epsilon > 0);
+  REQUIRE(scale_factor(alpha) == 1 && (scale_factor(beta) == 0 || scale_factor(beta) == 1));
+  const Half* x = static_cast<const Half*>(xData);
+  Half* y = static_cast<Half*>(yData);
+  const size_t c = xDesc->c, size = element_count(xDesc);
+  for (size_t i = 0; i < size; ++i) {
+    const size_t k = i % c;
+    const double inverse_std = 1 / std::sqrt(static_cast<const float*>(variance)[k] + epsilon);
+    const double previous = scale_factor(beta) == 0 ? 0 : static_cast<double>(y[i]);
+    y[i] = static_cast<Half>(static_cast<const float*>(bnScale)[k] *
+                                 (x[i] - static_cast<const float*>(mean)[k]) * inverse_std +
+                             static_cast<const float*>(bnBias)[k] + previous);
+  }
+  return CUDNN_STATUS_SUCCESS;
+}
+
+cudnnStatus_t cudnnActivationForward(cudnnHandle_t handle, cudnnActivationDescriptor_t activation,
+                                     const void* alpha, const cudnnTensorDescriptor_t xDesc,
+                                     const void* xData, const void* beta,
+                                     const cudnnTensorDescriptor_t yDesc, void* yData) {
+  MAY_FAIL;
+  REQUIRE(has_test_stream(handle) && activation && activation->mode == CUDNN_ACTIVATION_RELU &&
+          is_data(xDesc) && is_data(yDesc) && scale_factor(alpha) == 1 && scale_factor(beta) == 0);
+  const Half* x = static_cast<const Half*>(xData);
+  for (size_t i = 0; i < element_count(xDesc); ++i)
+    static_cast<Half*>(yData)[i] = x[i] <= 0 ? static_cast<Half>(0) : x[i];
   return CUDNN_STATUS_SUCCESS;
 }
 

@@ -83,6 +83,9 @@ def test_resnet_50_trains_and_evaluates_as_with_plain_ops(monkeypatch, fuse_relu
     expected_counts = [53 - 33 * fuse_relu - 16 * fuse_add_relu, 33 * fuse_relu, 16 * fuse_add_relu]
     assert [used.count(name) for name in runtime.OPERATORS] == expected_counts
     assert "BatchNorm" not in used
+    evaluated = [node["op"] for node in json.loads(own._evaluator.symbol.tojson())["nodes"]]
+    assert [evaluated.count(name) for name in runtime.EVALUATION_OPERATORS] == expected_counts
+    assert not {"BatchNorm", *runtime.OPERATORS} & set(evaluated)
     for trained in (own, plain):
         train_two_steps(trained)
     found, expected = values(own), values(plain)

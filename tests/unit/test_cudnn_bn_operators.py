@@ -82,6 +82,43 @@ def test_operator_equals_numpy(operation, layout, shape):
         np.testing.assert_allclose(results[name], value, rtol=1e-4, atol=atol, err_msg=name)
 
 
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_operator_for_evaluation_equals_numpy(operation, layout):
+    random = np.random.RandomState(1)
+    x, z = (random.randn(3, 5, 7, 4) * 3 + 5 for _ in range(2))
+    gamma, beta, mean = (random.randn(4) for _ in range(3))
+    variance = random.rand(4) + 0.5
+    expected = gamma * (x - mean) / np.sqrt(variance + 1e-3) + beta
+    if operation == "add_relu":
+        expected = expected + z
+    if operation != "plain":
+        expected = np.maximum(expected, 0)
+    axes = (0, 3, 1, 2) if layout == "NCHW" else (0, 1, 2, 3)
+    arrays = {
+        "data": x.transpose(axes),
+        "addend": z.transpose(axes),
+        "bn_gamma": gamma,
+        "bn_beta": beta,
+        "bn_moving_mean": mean,
+        "bn_moving_var": variance,
+    }
+    symbol = make_symbol(operation, 4, layout, eps=1e-3, training=False)
+    results = self_test.evaluation(symbol, mx.cpu(), arrays, "float32")
+    np.testing.assert_allclose(results["output"], expected.transpose(axes), rtol=1e-5, atol=1e-5)
+    for name in ("bn_moving_mean", "bn_moving_var"):
+        np.testing.assert_array_equal(results[name], arrays[name].astype(np.float32))
+
+
+def test_operator_for_evaluation_has_no_gradient():
+    symbol = make_symbol("plain", 4, "NHWC", training=False)
+    arrays = {name: np.ones((2, 2, 2, 4)) for name in ("data", "head")}
+    for name in ("gamma", "beta", "moving_mean", "moving_var"):
+        arrays[f"bn_{name}"] = np.ones(4)
+    with pytest.raises(mx.MXNetError, match="the operator for evaluation has no gradient"):
+        self_test.training_step(symbol, mx.cpu(), arrays, "float32")
+
+
 def test_names_order_and_initializers_equal_those_of_stock_batch_norm():
     data = mx.sym.var("data")
     own = runtime.batch_norm(data, "bn", 8)
@@ -190,6 +227,14 @@ def test_residual_network_equals_that_of_stock_operators(ops):
     for name, value in gradients.items():
         error = np.linalg.norm(own_gradients[name] - value)
         assert error <= 1e-4 * np.linalg.norm(value) + 1e-6, name
+
+
+def test_a_step_fills_no_zeros():
+    """As gradients of outputs that nothing uses, these would cost memory and time."""
+    executor = residual_network(OwnBatchNorm).simple_bind(mx.cpu(), data=(6, 3, 9, 11))
+    operators = re.findall(r"Op:(\w+)", executor.debug_str())
+    assert operators.count("_backward_mxresnet_batch_norm_add_relu") == 2
+    assert not [name for name in operators if "zero" in name]
 
 
 def test_second_step_continues_from_the_running_statistics():

@@ -5,7 +5,6 @@ import dataclasses
 import json
 
 import mxnet as mx
-import numpy as np
 import pytest
 from support import fake_nvidia_ops
 from support.nvidia_settings import FUSED, NVIDIA_SETTINGS
@@ -14,7 +13,6 @@ from mxresnet.config import FIELDS, Config
 from mxresnet.model import resnet
 from mxresnet.model import select_ops as selection
 from mxresnet.model.ops import (
-    ChannelFirstOps,
     CudnnBnOps,
     FusedCpuOps,
     PlainOps,
@@ -144,7 +142,7 @@ def test_nhwc_batch_norms_of_public_mxnet_on_a_gpu():
         type(select_ops(config, True, None)) is CudnnBnOps
         and ignored_settings(config, True, None) == []
     )
-    assert type(select_ops(config, True, None).for_evaluation()) is ChannelFirstOps
+    assert type(select_ops(config, True, None).for_evaluation()) is CudnnBnOps
     ops = select_ops(config, True, "libcudnn.so.8 is missing")
     assert type(ops) is PlainOps and ops.for_evaluation() is ops
     assert any(
@@ -167,34 +165,3 @@ def test_nhwc_batch_norms_of_public_mxnet_on_a_gpu():
     assert "need --dtype float16" in cudnn_bn_unavailable_reason(
         dataclasses.replace(config, dtype="float32"), mx.gpu(0)
     )
-
-
-def test_nhwc_network_is_evaluated_in_nchw_with_the_same_parameters():
-    layouts = dict.fromkeys(
-        ("input_layout", "conv_layout", "batchnorm_layout", "pooling_layout"), "NHWC"
-    )
-    common = {"image_shape": (4, 32, 32), "resize": 32, "batch_size": 4, "num_layers": 18}
-    last, first = Config(**common, **layouts), Config(**common)
-    evaluated, plain = (
-        resnet.build(ops, config, 10).simple_bind(
-            mx.cpu(), grad_req="null", data=config.batch_shape
-        )
-        for ops, config in ((ChannelFirstOps(last), last), (PlainOps(first), first))
-    )
-    assert evaluated.arg_dict["conv0_weight"].shape == (64, 7, 7, 4) and plain.arg_dict[
-        "conv0_weight"
-    ].shape == (64, 4, 7, 7)
-    random = np.random.RandomState(0)
-    for name, array in [*evaluated.arg_dict.items(), *evaluated.aux_dict.items()]:
-        values = random.rand(*array.shape) * 0.1 + (name.endswith("var"))
-        array[:] = values
-        there = plain.arg_dict.get(name, plain.aux_dict.get(name))
-        there[:] = values.transpose(0, 3, 1, 2) if values.ndim == 4 else values
-    images = random.randn(*first.batch_shape)
-    evaluated.arg_dict["data"][:], plain.arg_dict["data"][:] = images.transpose(0, 2, 3, 1), images
-    for executor in (evaluated, plain):
-        executor.forward(is_train=False)
-    np.testing.assert_allclose(
-        evaluated.outputs[0].asnumpy(), plain.outputs[0].asnumpy(), rtol=1e-4, atol=1e-6
-    )
-    assert np.ptp(plain.outputs[0].asnumpy()) > 1e-3

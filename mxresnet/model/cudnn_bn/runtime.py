@@ -18,6 +18,7 @@ from mxresnet.model.cudnn_bn import build
 # BatchNorm cannot replace the first: it describes NHWC data to cuDNN as N * H * W images of one
 # pixel.
 OPERATORS = ("mxresnet_batch_norm", "mxresnet_batch_norm_relu", "mxresnet_batch_norm_add_relu")
+EVALUATION_OPERATORS = tuple(f"{name}_inference" for name in OPERATORS)
 # The first use of a GPU by a process takes seconds, or a minute if cuDNN is on a network file
 # system.
 SELF_TEST_SECONDS = 180
@@ -50,8 +51,9 @@ def batch_norm(
     layout: str = "NHWC",
     relu: bool = False,
     addend: Any = None,
+    training: bool = True,
 ) -> Any:
-    """Return the symbol of a batch norm for training, with optional addition and ReLU.
+    """Return the symbol of a batch norm with optional addition and ReLU.
 
     Without an addend it computes batch_norm(x) or relu(batch_norm(x)); with one it computes
     relu(batch_norm(x) + addend). Its parameters and running statistics are float32, and are named
@@ -69,6 +71,9 @@ def batch_norm(
         layout: NHWC or NCHW; the GPU library has NHWC only.
         relu: Whether to apply ReLU, where there is no addend.
         addend: Symbol of the same shape and type as x, or None.
+        training: True to normalize with the statistics of x and to update the running statistics
+            in every forward pass; False to normalize with the running statistics, without a
+            backward pass.
     """
     import mxnet as mx
 
@@ -81,9 +86,9 @@ def batch_norm(
     ]
     if addend is not None:
         inputs.append(addend)
-    operator = getattr(mx.sym, OPERATORS[2 if addend is not None else int(relu)])
-    # The other outputs are only for the operator's own backward pass.
-    return operator(*inputs, name=name, eps=eps, momentum=momentum, layout=layout)[0]
+    names = OPERATORS if training else EVALUATION_OPERATORS
+    operator = getattr(mx.sym, names[2 if addend is not None else int(relu)])
+    return operator(*inputs, name=name, eps=eps, momentum=momentum, layout=layout)
 
 
 @functools.lru_cache(maxsize=None)
@@ -195,7 +200,8 @@ def _load(device: Any) -> None:
 
     kind = device_kind(device)
     path = build.library_path(kind)
-    if not all(hasattr(mx.sym, name) for name in OPERATORS):
+    operators = (*OPERATORS, *EVALUATION_OPERATORS)
+    if not all(hasattr(mx.sym, name) for name in operators):
         try:
             # The error of this call, unlike MXNet's, names a dependency that is missing.
             ctypes.CDLL(str(path), mode=os.RTLD_LAZY | os.RTLD_LOCAL)
@@ -207,13 +213,9 @@ def _load(device: Any) -> None:
         _loaded_kind = kind
     if kind != _loaded_kind:
         raise UnavailableError(f"this process has loaded the library for a {_loaded_kind} already")
-    missing = [name for name in OPERATORS if not hasattr(mx.sym, name)]
+    missing = [name for name in operators if not hasattr(mx.sym, name)]
     if missing:
         raise UnavailableError(f"{path.name} lacks the operator {missing[0]}")
-    if kind == "gpu":
-        # MXNet infers shapes before it queues any work, and so before it selects a device. The
-        # library then asks cuDNN for the size of an output, which depends on the device.
-        ctypes.CDLL(str(path)).mxresnet_use_device(device.device_id)
 
 
 def short_message(error: Exception) -> str:

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * C interface of a training batch norm with optional addition and ReLU. It depends on neither MXNet
- * nor cuDNN. batch_norm_cudnn.cc and batch_norm_cpu.cc implement it, operators.cc makes MXNet
- * operators of it, benchmarks/batch_norm_library.py calls it from Python.
+ * C interface of a batch norm with optional addition and ReLU. It depends on neither MXNet nor
+ * cuDNN. batch_norm_cudnn.cc and batch_norm_cpu.cc implement it, operators.cc makes MXNet operators
+ * of it, benchmarks/batch_norm_library.py calls it from Python.
  *
  * MxresnetBatchNorm and MxresnetSizes are declared again in benchmarks/batch_norm_library.py: a
  * change must be made in both.
@@ -21,7 +21,7 @@ enum MxresnetOperation {
   MXRESNET_BN_ADD_RELU = 2 /* y = relu(batch_norm(x) + z) */
 };
 
-/* The arguments of one forward or backward pass. x, z, y and their gradients are packed arrays of
+/* The arguments of one pass. x, z, y and their gradients are packed arrays of
  * n * h * w * c elements: float16 in the GPU build, float32 in the CPU build. Arrays with one value
  * per channel are float32. */
 typedef struct MxresnetBatchNorm {
@@ -36,7 +36,7 @@ typedef struct MxresnetBatchNorm {
   const void* z; /* only MXRESNET_BN_ADD_RELU */
   void* y;       /* output of forward, input of backward */
   const float *gamma, *beta;
-  float *running_mean, *running_variance; /* read and written by forward */
+  float *running_mean, *running_variance; /* read and written by forward, read by evaluate */
 
   /* Written by forward, read by backward. */
   float* saved_mean;
@@ -60,23 +60,39 @@ typedef struct MxresnetSizes {
 extern "C" {
 #endif
 
+/* What a batch norm of one operation, layout and shape needs on one device: cuDNN's descriptors and
+ * sizes. Creating it is slow, so that a layer has one for its lifetime. */
+typedef struct MxresnetPlan MxresnetPlan;
+
 /* Functions that return int return 0 on success, else 1 with one line in message, an array of
  * MXRESNET_MESSAGE_BYTES. Work is queued on the stream. */
 
 /* Check operation, layout and sizes, without using a device. */
 int mxresnet_batch_norm_check(const MxresnetBatchNorm* call, char* message);
 
-/* Return the sizes that the current device needs. */
-int mxresnet_batch_norm_sizes(const MxresnetBatchNorm* call, MxresnetSizes* sizes, char* message);
+/* Create the plan for the operation, layout and shape of a call on the current device, and return
+ * the sizes that its reserve and workspaces need. */
+int mxresnet_plan_create(const MxresnetBatchNorm* call, MxresnetPlan** plan, MxresnetSizes* sizes,
+                         char* message);
+void mxresnet_plan_destroy(MxresnetPlan* plan);
 
-int mxresnet_batch_norm_forward(const MxresnetBatchNorm* call, char* message);
-int mxresnet_batch_norm_backward(const MxresnetBatchNorm* call, char* message);
+/* Training. */
+int mxresnet_batch_norm_forward(const MxresnetPlan* plan, const MxresnetBatchNorm* call,
+                                char* message);
+int mxresnet_batch_norm_backward(const MxresnetPlan* plan, const MxresnetBatchNorm* call,
+                                 char* message);
 
-/* Return the size of the reserve on the device given to mxresnet_use_device, or an estimate if that
- * has not been called. operators.cc declares the output with this size. */
-int mxresnet_batch_norm_reserve(const MxresnetBatchNorm* call, uint64_t* bytes, char* message);
+/* Evaluation: compute y with running_mean and running_variance, which do not change. It needs no
+ * reserve and no workspace. */
+int mxresnet_batch_norm_evaluate(const MxresnetPlan* plan, const MxresnetBatchNorm* call,
+                                 char* message);
 
-void mxresnet_use_device(int device);
+/* Make a device current, and return the previous one if `previous` is not null. */
+int mxresnet_set_device(int device, int* previous, char* message);
+
+/* Allocate and free memory of the current device. */
+int mxresnet_allocate(uint64_t bytes, void** memory, char* message);
+void mxresnet_free(void* memory);
 
 #ifdef __cplusplus
 }

@@ -3,6 +3,7 @@
 // tests and machines without a GPU and is not optimized.
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 
 #include "batch_norm.h"
 
@@ -31,18 +32,18 @@ void for_each_element(const MxresnetBatchNorm& call, int64_t channel, Visit visi
 
 bool relu_passed(const uint8_t* mask, int64_t i) { return mask[i / 8] >> (i % 8) & 1; }
 
-// Computes y and the ReLU mask of one channel.
-void normalize(const MxresnetBatchNorm& call, int64_t c, double mean, double inverse_std) {
+// Computes y of one channel and, if mask is not null, the ReLU mask.
+void normalize(const MxresnetBatchNorm& call, int64_t c, double mean, double inverse_std,
+               uint8_t* mask) {
   const float *x = static_cast<const float*>(call.x), *z = static_cast<const float*>(call.z);
   float* y = static_cast<float*>(call.y);
-  uint8_t* mask = static_cast<uint8_t*>(call.reserve);
   const double scale = call.gamma[c] * inverse_std, shift = call.beta[c] - mean * scale;
   for_each_element(call, c, [&](int64_t i) {
     double value = x[i] * scale + shift;
     if (call.operation == MXRESNET_BN_ADD_RELU) value += z[i];
     if (call.operation != MXRESNET_BN) {
       const bool pass = !(value <= 0);  // a NaN passes, as in cuDNN, so that it is noticed
-      mask[i / 8] = static_cast<uint8_t>((mask[i / 8] & ~(1 << i % 8)) | pass << i % 8);
+      if (mask) mask[i / 8] = static_cast<uint8_t>((mask[i / 8] & ~(1 << i % 8)) | pass << i % 8);
       if (!pass) value = 0;
     }
     y[i] = static_cast<float>(value);
@@ -61,19 +62,25 @@ int mxresnet_batch_norm_check(const MxresnetBatchNorm* call, char* message) {
   return 0;
 }
 
-int mxresnet_batch_norm_sizes(const MxresnetBatchNorm* call, MxresnetSizes* sizes, char* message) {
+int mxresnet_plan_create(const MxresnetBatchNorm* call, MxresnetPlan** plan, MxresnetSizes* sizes,
+                         char* message) {
+  *plan = nullptr;  // this implementation needs none
   *sizes = MxresnetSizes{mask_bytes(*call), 0, 0};
   return mxresnet_batch_norm_check(call, message);
 }
 
-int mxresnet_batch_norm_reserve(const MxresnetBatchNorm* call, uint64_t* bytes, char* message) {
-  *bytes = mask_bytes(*call);
-  return mxresnet_batch_norm_check(call, message);
+void mxresnet_plan_destroy(MxresnetPlan*) {}
+
+int mxresnet_set_device(int, int*, char*) { return 0; }
+
+int mxresnet_allocate(uint64_t bytes, void** memory, char* message) {
+  *memory = std::malloc(bytes);
+  return *memory ? 0 : fail(message, "out of memory");
 }
 
-void mxresnet_use_device(int) {}
+void mxresnet_free(void* memory) { std::free(memory); }
 
-int mxresnet_batch_norm_forward(const MxresnetBatchNorm* call, char* message) {
+int mxresnet_batch_norm_forward(const MxresnetPlan*, const MxresnetBatchNorm* call, char* message) {
   if (mxresnet_batch_norm_check(call, message)) return 1;
   if (call->reserve_bytes < mask_bytes(*call)) return fail(message, "the reserve is too small");
   const float* x = static_cast<const float*>(call->x);
@@ -86,7 +93,7 @@ int mxresnet_batch_norm_forward(const MxresnetBatchNorm* call, char* message) {
     for_each_element(*call, c, [&](int64_t i) { variance += (x[i] - mean) * (x[i] - mean); });
     variance /= count;
     const double inverse_std = 1 / std::sqrt(variance + call->epsilon);
-    normalize(*call, c, mean, inverse_std);
+    normalize(*call, c, mean, inverse_std, static_cast<uint8_t*>(call->reserve));
     call->saved_mean[c] = static_cast<float>(mean);
     call->saved_inverse_std[c] = static_cast<float>(inverse_std);
     call->running_mean[c] =
@@ -98,7 +105,8 @@ int mxresnet_batch_norm_forward(const MxresnetBatchNorm* call, char* message) {
   return 0;
 }
 
-int mxresnet_batch_norm_backward(const MxresnetBatchNorm* call, char* message) {
+int mxresnet_batch_norm_backward(const MxresnetPlan*, const MxresnetBatchNorm* call,
+                                 char* message) {
   if (mxresnet_batch_norm_check(call, message)) return 1;
   if (call->reserve_bytes < mask_bytes(*call)) return fail(message, "the reserve is too small");
   const float *x = static_cast<const float*>(call->x), *dy = static_cast<const float*>(call->dy);
@@ -123,6 +131,16 @@ int mxresnet_batch_norm_backward(const MxresnetBatchNorm* call, char* message) {
     });
     call->dgamma[c] = static_cast<float>(dgamma);
     call->dbeta[c] = static_cast<float>(dbeta);
+  }
+  return 0;
+}
+
+int mxresnet_batch_norm_evaluate(const MxresnetPlan*, const MxresnetBatchNorm* call,
+                                 char* message) {
+  if (mxresnet_batch_norm_check(call, message)) return 1;
+  for (int64_t c = 0; c < call->c; ++c) {
+    const double inverse_std = 1 / std::sqrt(call->running_variance[c] + call->epsilon);
+    normalize(*call, c, call->running_mean[c], inverse_std, nullptr);
   }
   return 0;
 }

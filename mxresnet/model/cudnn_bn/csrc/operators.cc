@@ -7,25 +7,31 @@
 //   mxresnet_batch_norm_relu(same)
 //   mxresnet_batch_norm_add_relu(data, gamma, beta, moving_mean, moving_var, addend; same)
 //
+// and, for evaluation, the same three with the suffix _inference, which have no backward pass.
+//
 // The addend is the last input, so that a network lists its parameters in the same order as with
-// MXNet's own operators. The outputs are the result and, for the backward pass only, the saved
-// mean, the saved inverse standard deviation and the reserve (uint8).
+// MXNet's own operators. Each layer has a state (Layer below), which keeps cuDNN's plan and what
+// the backward pass needs of the forward pass. As outputs, the latter would cost memory and time:
+// MXNet would fill an array of zeros as the gradient of each in every step.
 //
 // Two limits of the interface:
 // - forward cannot know whether it runs in training. moving_mean and moving_var change in every
-//   forward pass, so that evaluation needs other operators.
+//   forward pass of the training operators, so that evaluation needs its own.
 // - backward cannot know whether to write or add a gradient. It writes; runtime.py rejects the
 //   environment variables with which MXNet might need gradients added.
 #include <mxnet/lib_api.h>
 
 #include <cstdlib>
+#include <memory>
 
 #include "batch_norm.h"
 
 namespace {
 
+using mxnet::ext::CustomStatefulOp;
 using mxnet::ext::MX_FAIL;
 using mxnet::ext::MX_SUCCESS;
+using mxnet::ext::MXContext;
 using mxnet::ext::MXReturnValue;
 using mxnet::ext::MXTensor;
 using mxnet::ext::OpResource;
@@ -39,7 +45,7 @@ constexpr int kType = mxnet::ext::kFloat16;
 constexpr char kDevice[] = "cpu", kTypeName[] = "float32";
 constexpr int kType = mxnet::ext::kFloat32;
 #endif
-constexpr int kOutputs = 4;
+constexpr int kOutputs = 1;
 constexpr int kUnknownType = -1;
 
 // The metadata that build.py finds in the file: the versions of MXNet and of its interface, and the
@@ -128,7 +134,7 @@ MXReturnValue infer_type(const Attributes&, std::vector<int>* inputs, std::vecto
                                      : "gamma, beta, moving_mean and moving_var must be float32");
     inputs->at(i) = expected;
   }
-  *outputs = {kType, mxnet::ext::kFloat32, mxnet::ext::kFloat32, mxnet::ext::kUint8};
+  *outputs = {kType};
   return MX_SUCCESS;
 }
 
@@ -144,7 +150,7 @@ MXReturnValue infer_storage(const Attributes&, std::vector<int>* inputs,
   return MX_SUCCESS;
 }
 
-// Checks all shapes and infers those of the outputs. The shape of every input must be known,
+// Checks all shapes and infers that of the output. The shape of every input must be known,
 // because MXNet 1.9.1 writes past a buffer when an external operator infers the shape of an input.
 // runtime.py therefore declares the variables with their shapes.
 template <int operation>
@@ -167,13 +173,13 @@ MXReturnValue infer_shape(const Attributes& attributes, std::vector<Shape>* inpu
                                  shape_text(channels) + ", one of them has " +
                                  shape_text(inputs->at(i)));
   char message[MXRESNET_MESSAGE_BYTES] = "";
-  uint64_t reserve = 0;
-  if (mxresnet_batch_norm_reserve(&call, &reserve, message)) return fail(operation, message);
-  // MXNet 1.9.1 takes the shape of an empty array for an unknown shape.
-  *outputs = {data, channels, channels, {static_cast<unsigned int>(reserve ? reserve : 1)}};
+  if (mxresnet_batch_norm_check(&call, message)) return fail(operation, message);
+  *outputs = {data};
   return MX_SUCCESS;
 }
 
+// The evaluation operators do not change them, but list them too: the evaluation network shares
+// the auxiliary arrays of the training network, and MXNet takes mutable inputs as auxiliary.
 MXReturnValue mutable_inputs(const Attributes&, std::vector<int>* indices) {
   *indices = {kMovingMean, kMovingVar};
   return MX_SUCCESS;
@@ -189,80 +195,135 @@ void set_inputs(MXTensor* input, MxresnetBatchNorm* call) {
   if (has_addend(call->operation)) call->z = input[kAddend].data_ptr;
 }
 
-void set_outputs(MXTensor* output, MxresnetBatchNorm* call) {
-  call->y = output[0].data_ptr;
-  call->saved_mean = output[1].data<float>();
-  call->saved_inverse_std = output[2].data<float>();
-  call->reserve = output[3].data_ptr;
-  // Without a reserve, this is the one byte that infer_shape declares instead of an empty array.
-  call->reserve_bytes = static_cast<uint64_t>(output[3].size());
-}
+uint64_t aligned(uint64_t bytes) { return (bytes + 255) / 256 * 256; }
 
-using Pass = int (*)(const MxresnetBatchNorm*, char*);
+// Makes a device current, and the previous one again when it is destroyed.
+class CurrentDevice {
+ public:
+  CurrentDevice(int device, char* message) {
+    failed_ = mxresnet_set_device(device, &previous_, message);
+  }
+  ~CurrentDevice() {
+    char message[MXRESNET_MESSAGE_BYTES];
+    if (!failed_) mxresnet_set_device(previous_, nullptr, message);
+  }
+  bool failed() const { return failed_; }
 
-// Allocates the workspace and computes a forward or backward pass.
-MXReturnValue run(Pass pass, bool backward, const OpResource& resource, MxresnetBatchNorm* call) {
-  char message[MXRESNET_MESSAGE_BYTES] = "";
-  MxresnetSizes sizes = {0, 0, 0};
+ private:
+  int previous_ = 0;
+  bool failed_;
+};
+
+// The state of one batch norm of a network.
+class Layer : public CustomStatefulOp {
+ public:
+  Layer(const MxresnetBatchNorm& call, bool training) : call_(call), training_(training) {}
+  ~Layer() override {
+    mxresnet_plan_destroy(plan_);
+    if (memory_) mxresnet_free(memory_);
+  }
+
+  // Creates the plan and, for training, allocates what forward passes to backward. Returns 0 on
+  // success, else 1 with a message.
+  int prepare(int device, char* message) {
+    CurrentDevice current(device, message);
+    if (current.failed() || mxresnet_plan_create(&call_, &plan_, &sizes_, message)) return 1;
+    if (!training_) return 0;
+    const uint64_t statistics = aligned(sizeof(float) * static_cast<uint64_t>(call_.c));
+    if (mxresnet_allocate(2 * statistics + sizes_.reserve, &memory_, message)) return 1;
+    char* const start = static_cast<char*>(memory_);
+    call_.saved_mean = reinterpret_cast<float*>(start);
+    call_.saved_inverse_std = reinterpret_cast<float*>(start + statistics);
+    call_.reserve = start + 2 * statistics;
+    call_.reserve_bytes = sizes_.reserve;
+    return 0;
+  }
+
+  MXReturnValue Forward(std::vector<MXTensor>* inputs, std::vector<MXTensor>* outputs,
+                        const OpResource& resource) override {
+    MxresnetBatchNorm call = call_;
+    set_inputs(inputs->data(), &call);
+    call.y = outputs->at(0).data_ptr;
+    if (!training_) return run(mxresnet_batch_norm_evaluate, 0, resource, &call);
+    return run(mxresnet_batch_norm_forward, sizes_.forward_workspace, resource, &call);
+  }
+
+  // inputs: the gradient of the output, forward's inputs, and its output. outputs: the gradients of
+  // forward's inputs.
+  MXReturnValue Backward(std::vector<MXTensor>* inputs, std::vector<MXTensor>* outputs,
+                         const OpResource& resource) override {
+    MxresnetBatchNorm call = call_;
+    if (!training_) return fail(call.operation, "the operator for evaluation has no gradient");
+    call.dy = inputs->at(0).data_ptr;
+    set_inputs(inputs->data() + kOutputs, &call);
+    call.y = inputs->at(kOutputs + input_count(call.operation)).data_ptr;
+    MXTensor* gradient = outputs->data();
+    call.dx = gradient[kData].data_ptr;
+    call.dgamma = gradient[kGamma].data<float>();
+    call.dbeta = gradient[kBeta].data<float>();
+    if (has_addend(call.operation)) call.dz = gradient[kAddend].data_ptr;
+    return run(mxresnet_batch_norm_backward, sizes_.backward_workspace, resource, &call);
+  }
+
+ private:
+  using Pass = int (*)(const MxresnetPlan*, const MxresnetBatchNorm*, char*);
+
+  // Allocates the workspace and computes a pass.
+  MXReturnValue run(Pass pass, uint64_t workspace, const OpResource& resource,
+                    MxresnetBatchNorm* call) {
+    char message[MXRESNET_MESSAGE_BYTES] = "";
+    if (workspace > INT32_MAX)
+      return fail(call->operation, "the workspace is larger than MXNet can allocate");
+    const int bytes = static_cast<int>(workspace);
+    call->workspace_bytes = workspace;
 #ifdef MXRESNET_GPU
-  call->stream = resource.get_cuda_stream();
-#endif
-  if (mxresnet_batch_norm_sizes(call, &sizes, message)) return fail(call->operation, message);
-  call->workspace_bytes = backward ? sizes.backward_workspace : sizes.forward_workspace;
-  if (call->workspace_bytes > INT32_MAX)
-    return fail(call->operation, "the workspace is larger than MXNet can allocate");
-  const int bytes = static_cast<int>(call->workspace_bytes);
-#ifdef MXRESNET_GPU
-  if (bytes) call->workspace = resource.alloc_gpu(bytes);
+    call->stream = resource.get_cuda_stream();
+    if (bytes) call->workspace = resource.alloc_gpu(bytes);
 #else
-  if (bytes) call->workspace = resource.alloc_cpu(bytes);
+    if (bytes) call->workspace = resource.alloc_cpu(bytes);
 #endif
-  return pass(call, message) ? fail(call->operation, message) : MX_SUCCESS;
-}
+    return pass(plan_, call, message) ? fail(call->operation, message) : MX_SUCCESS;
+  }
 
-template <int operation>
-MXReturnValue forward(const Attributes& attributes, std::vector<MXTensor>* inputs,
-                      std::vector<MXTensor>* outputs, const OpResource& resource) {
+  MxresnetBatchNorm call_;
+  const bool training_;
+  MxresnetPlan* plan_ = nullptr;
+  MxresnetSizes sizes_ = {0, 0, 0};
+  void* memory_ = nullptr;
+};
+
+template <int operation, bool training>
+MXReturnValue create_layer(const Attributes& attributes, const MXContext& context,
+                           const std::vector<Shape>& shapes, const std::vector<int>,
+                           CustomStatefulOp** layer) {
   MxresnetBatchNorm call;
   if (!read_attributes(operation, attributes, &call)) return MX_FAIL;
-  set_inputs(inputs->data(), &call);
-  set_outputs(outputs->data(), &call);
-  return run(mxresnet_batch_norm_forward, false, resource, &call);
-}
-
-// inputs: the gradients of forward's outputs, of which only the first is used, forward's inputs,
-// and forward's outputs. outputs: the gradients of forward's inputs.
-template <int operation>
-MXReturnValue backward(const Attributes& attributes, std::vector<MXTensor>* inputs,
-                       std::vector<MXTensor>* outputs, const OpResource& resource) {
-  MxresnetBatchNorm call;
-  if (!read_attributes(operation, attributes, &call)) return MX_FAIL;
-  call.dy = inputs->at(0).data_ptr;
-  set_inputs(inputs->data() + kOutputs, &call);
-  set_outputs(inputs->data() + kOutputs + input_count(operation), &call);
-  MXTensor* gradient = outputs->data();
-  call.dx = gradient[kData].data_ptr;
-  call.dgamma = gradient[kGamma].data<float>();
-  call.dbeta = gradient[kBeta].data<float>();
-  if (has_addend(operation)) call.dz = gradient[kAddend].data_ptr;
-  return run(mxresnet_batch_norm_backward, true, resource, &call);
+  read_shape(shapes.at(kData), &call);
+  char message[MXRESNET_MESSAGE_BYTES] = "";
+  std::unique_ptr<Layer> created(new Layer(call, training));
+  if (created->prepare(context.dev_id, message)) return fail(operation, message);
+  created->ignore_warn = true;  // it is allocated with new, as MXNet would warn that it must be
+  *layer = created.release();
+  return MX_SUCCESS;
 }
 
 }  // namespace
 
-#define MXRESNET_REGISTER(name, operation)     \
-  REGISTER_OP(name)                            \
-      .setParseAttrs(parse<operation>)         \
-      .setInferType(infer_type<operation>)     \
-      .setInferSType(infer_storage<operation>) \
-      .setInferShape(infer_shape<operation>)   \
-      .setMutateInputs(mutable_inputs)         \
-      .setForward(forward<operation>, kDevice) \
-      .setBackward(backward<operation>, kDevice)
+#define MXRESNET_REGISTER(name, operation, training) \
+  REGISTER_OP(name)                                  \
+      .setParseAttrs(parse<operation>)               \
+      .setInferType(infer_type<operation>)           \
+      .setInferSType(infer_storage<operation>)       \
+      .setInferShape(infer_shape<operation>)         \
+      .setMutateInputs(mutable_inputs)               \
+      .setCreateOpState(create_layer<operation, training>, kDevice)
 
-MXRESNET_REGISTER(mxresnet_batch_norm, MXRESNET_BN);
-MXRESNET_REGISTER(mxresnet_batch_norm_relu, MXRESNET_BN_RELU);
-MXRESNET_REGISTER(mxresnet_batch_norm_add_relu, MXRESNET_BN_ADD_RELU);
+MXRESNET_REGISTER(mxresnet_batch_norm, MXRESNET_BN, true);
+MXRESNET_REGISTER(mxresnet_batch_norm_relu, MXRESNET_BN_RELU, true);
+MXRESNET_REGISTER(mxresnet_batch_norm_add_relu, MXRESNET_BN_ADD_RELU, true);
+MXRESNET_REGISTER(mxresnet_batch_norm_inference, MXRESNET_BN, false);
+MXRESNET_REGISTER(mxresnet_batch_norm_relu_inference, MXRESNET_BN_RELU, false);
+MXRESNET_REGISTER(mxresnet_batch_norm_add_relu_inference, MXRESNET_BN_ADD_RELU, false);
 
 MXReturnValue initialize(int version) {
   if (version == MXRESNET_MXNET_VERSION) return MX_SUCCESS;
