@@ -8,6 +8,7 @@ Reads what GNU tar, bsdtar and Python write in the v7, ustar, GNU and pax format
 from __future__ import annotations
 
 import os
+import re
 import zlib
 from dataclasses import dataclass
 from typing import Dict, Iterator
@@ -16,13 +17,20 @@ BLOCK_BYTES = 512
 ZERO_BLOCK = bytes(BLOCK_BYTES)
 # Largest long name or set of pax records; a larger one indicates damage.
 MAX_EXTENSION_BYTES = 1 << 20
+MAX_SHOWN_CHARACTERS = 400  # of a name in a message
 MAX_NUMBER_DIGITS = 20  # of a decimal size; 2 ** 64 has 20
+# Programs stop at the first space or zero byte after the digits; they disagree about digits after a
+# leading zero byte. int() also accepts signs, "_" and "0o", which are no numbers in a tar header.
+OCTAL_FIELD = re.compile(rb"[ \t]*(?:([0-7]+)(?:[ \t\0].*)?|\0*[ \0]*)", re.DOTALL)
+DECIMAL = re.compile(rb"[0-9]{1,%d}" % MAX_NUMBER_DIGITS)
 REGULAR, HARD_LINK, SYMBOLIC_LINK, FOLDER = b"0", b"1", b"2", b"5"
 REGULAR_KINDS = (REGULAR, b"\0", b"7")
 KINDS_WITHOUT_DATA = (HARD_LINK, SYMBOLIC_LINK, b"3", b"4", FOLDER, b"6")
 PAX_GLOBAL, PAX_KINDS = b"g", (b"x", b"X")
 GNU_LONG_NAME, GNU_LONG_LINK = b"L", b"K"
 GNU_SPARSE, GNU_FOLDER, GNU_VOLUME_LABEL = b"S", b"D", b"V"
+SPARSE_KEYWORDS = (b"GNU.sparse.", b"SCHILY.realsize")
+USED_KEYWORDS = (b"path", b"linkpath", b"size")  # and those of sparse files
 EXTENSION_KINDS = (*PAX_KINDS, PAX_GLOBAL, GNU_LONG_NAME, GNU_LONG_LINK)
 
 
@@ -61,6 +69,8 @@ def read_members(descriptor: int, begin: int, end: int) -> Iterator[TarMember]:
     while True:
         header = read_exactly(descriptor, at, BLOCK_BYTES, end)
         if header == ZERO_BLOCK:
+            if member_pax:
+                raise TarDamageError(f"lacks the member that the header before byte {at} names")
             check_zeros(descriptor, at, end)
             return
         verify_checksum(header, at)
@@ -79,7 +89,8 @@ def read_members(descriptor: int, begin: int, end: int) -> Iterator[TarMember]:
             member = parse_member(header, kind, size, data, pax)
             if data + size > end:
                 missing = data + size - end
-                raise TarDamageError(f"is cut short: {member.name} lacks its last {missing} bytes")
+                name = shorten(member.name)
+                raise TarDamageError(f"is cut short: {name} lacks its last {missing} bytes")
             yield member
         at = data + (size + BLOCK_BYTES - 1) // BLOCK_BYTES * BLOCK_BYTES
 
@@ -157,20 +168,18 @@ def parse_number(field: bytes, offset: int) -> int:
         if field[0] & 0x40:
             raise TarDamageError(f"has a negative size at byte {offset}")
         return value
-    digits = field.split(b"\0", 1)[0].strip()
-    try:
-        value = int(digits, 8) if digits else 0
-    except ValueError:
-        raise TarDamageError(f"has a damaged header at byte {offset}") from None
-    if value < 0:
-        raise TarDamageError(f"has a negative size at byte {offset}")
-    return value
+    octal = OCTAL_FIELD.fullmatch(field)
+    if octal is None:
+        if field.lstrip().startswith(b"-"):
+            raise TarDamageError(f"has a negative size at byte {offset}")
+        raise TarDamageError(f"has a damaged header at byte {offset}")
+    return int(octal.group(1) or b"0", 8)
 
 
 def read_extension(
     descriptor: int, kind: bytes, offset: int, size: int, end: int
 ) -> Dict[bytes, bytes]:
-    """Return the records of the pax header at `offset`, or a GNU long name as a pax record.
+    """Return the used records of the pax header at `offset`, or a GNU long name as such a record.
 
     Args:
         descriptor: an open file.
@@ -188,7 +197,12 @@ def read_extension(
     if kind in (GNU_LONG_NAME, GNU_LONG_LINK):
         key = b"path" if kind == GNU_LONG_NAME else b"linkpath"
         return {key: content.split(b"\0", 1)[0]}
-    return parse_pax_records(content, offset)
+    records = parse_pax_records(content, offset)
+    return {
+        keyword: value
+        for keyword, value in records.items()
+        if keyword in USED_KEYWORDS or keyword.startswith(SPARSE_KEYWORDS)
+    }
 
 
 def parse_pax_records(content: bytes, offset: int) -> Dict[bytes, bytes]:
@@ -205,10 +219,11 @@ def parse_pax_records(content: bytes, offset: int) -> Dict[bytes, bytes]:
     end = len(content.rstrip(b"\0"))
     while begin < end:
         digits, space, _ = content[begin : begin + MAX_NUMBER_DIGITS].partition(b" ")
-        length = int(digits) if space and digits.isdigit() else 0
-        if begin + length > len(content) or length < len(digits) + 4:
+        length = int(digits) if space and DECIMAL.fullmatch(digits) else 0
+        line = content[begin : begin + length]
+        keyword, equals, value = line[len(digits) + 1 : -1].partition(b"=")
+        if len(line) < length or not keyword or not equals or not line.endswith(b"\n"):
             raise TarDamageError(f"has a damaged pax header at byte {offset}")
-        keyword, _, value = content[begin + len(digits) + 1 : begin + length - 1].partition(b"=")
         records[keyword] = value
         begin += length
     return records
@@ -220,7 +235,7 @@ def parse_pax_size(value: bytes, offset: int) -> int:
     Raises:
         TarDamageError: the value is not a decimal number.
     """
-    if not value.isdigit() or len(value) > MAX_NUMBER_DIGITS:
+    if not DECIMAL.fullmatch(value):
         raise TarDamageError(f"has a damaged pax header at byte {offset}")
     return int(value)
 
@@ -266,13 +281,16 @@ def parse_member(
     if kind in REGULAR_KINDS and name.endswith(b"/"):
         kind = FOLDER  # the v7 format has no type flag for folders
     raw_target = pax.get(b"linkpath", header[157:257].split(b"\0", 1)[0])
-    sparse = kind == GNU_SPARSE or any(
-        key.startswith((b"GNU.sparse.", b"SCHILY.realsize")) for key in pax
-    )
+    sparse = kind == GNU_SPARSE or any(key.startswith(SPARSE_KEYWORDS) for key in pax)
     # A symbolic link's target is relative to the link; a hard link's target is a member's name.
     is_symbolic = kind == SYMBOLIC_LINK
     target = os.fsdecode(raw_target) if is_symbolic else normalize_path(raw_target)
     return TarMember(normalize_path(name), kind, size, data, target, sparse)
+
+
+def shorten(name: str) -> str:
+    """Return a name as a message shows it: a hostile archive may have one of a million letters."""
+    return name if len(name) <= MAX_SHOWN_CHARACTERS else f"{name[:MAX_SHOWN_CHARACTERS]}..."
 
 
 def normalize_path(name: bytes) -> str:

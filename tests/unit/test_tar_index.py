@@ -203,6 +203,18 @@ def test_a_damaged_header_anywhere(tmp_path):
             assert problems, at
 
 
+def test_a_pax_header_without_its_member(tmp_path):
+    """The member's header was overwritten by zeros."""
+    info, _ = make_member("c/2.jpg", pax_headers={"path": "c/\u00fc.jpg"})
+    header = info.tobuf(tarfile.PAX_FORMAT)[:1024]
+    write_members(tmp_path / "a.tar", [make_member("c/1.jpg", jpeg(b"1"))])
+    content = (tmp_path / "a.tar").read_bytes()[:1024]
+    (tmp_path / "a.tar").write_bytes(content + header + bytes(1024))
+    images, problems = read_all(tmp_path / "a.tar")
+    assert images == {"c/1.jpg": jpeg(b"1")}
+    assert len(problems) == 1 and "lacks the member" in str(problems[0])
+
+
 def test_two_archives_in_one_file(tmp_path):
     path = write_nested_archive(tmp_path)
     path.write_bytes(path.read_bytes() * 2)

@@ -193,6 +193,12 @@ def test_damaged_bytes_anywhere(tmp_path, content, changes, size):
             b"11 size=-5\n",
             b"9 path=\n",
             b"18 GNU.sparse.x=1\n",
+            b"12 path=c/2.jpg\n",  # its length is wrong
+            b"16 path=c/2.jpgx",  # no line feed at its end
+            b"9 no sign\n",
+            b"9 =value\n",
+            b"+9 path=\n",
+            b"0 path=\n",
         ]
     )
 )
@@ -221,6 +227,36 @@ def test_pax_records_round_trip(records):
     assert tar_format.parse_pax_records(content, 0) == {
         keyword.encode(): value.encode() for keyword, value in records.items()
     }
+
+
+@pytest.mark.parametrize(
+    "field,number",
+    [
+        (b"00000001750\0", 1000),
+        (b"  1750 \0garbage"[:12], 1000),
+        (b"17 50" + bytes(7), 15),  # as GNU tar and bsdtar read it
+        (bytes(12), 0),
+        (b" " * 12, 0),
+        (b"-0000001000\0", None),
+        (b" -1\0", None),
+        (b"-0000000000\0", None),
+        (b"+0000000003\0", None),
+        (b"0000_000003\0", None),
+        (b"0o000000003\0", None),
+        (b"00000000008\0", None),
+        (b"1e3\0", None),
+        (b"\x000000000003", None),  # 0 or 3: programs disagree
+        (b"\xff" * 11 + b"\xfe", None),  # -2
+        (b"\xc0" + bytes(11), None),
+        (b"\x80" + bytes(10) + b"\x07", 7),
+    ],
+)
+def test_numbers_in_headers(field, number):
+    if number is not None:
+        assert tar_format.parse_number(field, 0) == number
+        return
+    with pytest.raises(TarDamageError, match="(damaged header|negative size) at byte 512"):
+        tar_format.parse_number(field, 512)
 
 
 @given(number=st.integers(0, (1 << 87) - 1))
