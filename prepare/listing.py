@@ -52,6 +52,15 @@ class Folder:
         self.offsets.append(offset)
         self.mtimes_ns.append(mtime_ns)
 
+    def add_all(
+        self, names: List[str], sizes: List[int], offsets: List[int], mtime_ns: int
+    ) -> None:
+        """Append images with the same modification time."""
+        self.names += names
+        self.sizes.extend(sizes)
+        self.offsets.extend(offsets)
+        self.mtimes_ns.extend([mtime_ns] * len(names))
+
     def paths(self) -> List[str]:
         """Return the images' paths relative to the top of the data set."""
         return [f"{self.path}/{name}" for name in self.names] if self.path else self.names

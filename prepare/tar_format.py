@@ -11,7 +11,7 @@ import os
 import re
 import zlib
 from dataclasses import dataclass
-from typing import Dict, Iterator
+from typing import Callable, Dict, Iterator, Optional
 
 BLOCK_BYTES = 512
 ZERO_BLOCK = bytes(BLOCK_BYTES)
@@ -50,13 +50,17 @@ class TarMember:
     sparse: bool
 
 
-def read_members(descriptor: int, begin: int, end: int) -> Iterator[TarMember]:
+def read_members(
+    descriptor: int, begin: int, end: int, scan: Optional[Callable[[int], int]] = None
+) -> Iterator[TarMember]:
     """Yield the members of an archive.
 
     Args:
         descriptor: an open file.
         begin: offset of the archive in the file, bytes.
         end: offset of the archive's end in the file, bytes.
+        scan: called with the offset of each header to which no pax record applies; returns the
+            offset of the first header to be read here. Members before it are not yielded.
 
     Raises:
         TarDamageError: the archive ends too early or is malformed.
@@ -67,6 +71,8 @@ def read_members(descriptor: int, begin: int, end: int) -> Iterator[TarMember]:
     if end <= begin:
         raise TarDamageError("is empty")
     while True:
+        if scan is not None and not global_pax and not member_pax:
+            at = scan(at)
         header = read_exactly(descriptor, at, BLOCK_BYTES, end)
         if header == ZERO_BLOCK:
             if member_pax:

@@ -25,6 +25,7 @@ from prepare.tar_format import (
     TarMember,
     read_members,
 )
+from prepare.tar_scan import PlainImageScanner
 
 SPLIT_FOLDERS = ("train", "val")  # the folder in an archive made by: tar -cf train.tar train
 COMPRESSION_MAGIC = {
@@ -148,7 +149,8 @@ class TarIndexer:
     def index(self, descriptor: int, begin: int, end: int) -> None:
         """Index the archive between two offsets (bytes) of an open file."""
         try:
-            for member in read_members(descriptor, begin, end):
+            scanner = PlainImageScanner(descriptor, end, self.add_images)
+            for member in read_members(descriptor, begin, end, scanner.scan):
                 self.add_member(member)
         except TarDamageError as damage:
             inner = f"{self.base_folder}.tar in it " if begin else ""
@@ -205,6 +207,12 @@ class TarIndexer:
         """Add an image to its folder (`size` and `offset` in bytes)."""
         parent, base_name = posixpath.split(name)
         self.folder(parent).add(base_name, size, offset, self.mtime_ns)
+
+    def add_images(
+        self, folder: str, names: List[str], sizes: List[int], offsets: List[int]
+    ) -> None:
+        """Add images of one folder (`sizes` and `offsets` in bytes)."""
+        self.folder(folder).add_all(names, sizes, offsets, self.mtime_ns)
 
     def add_problem(self, name: str, reason: str) -> None:
         """Add a problem with the member `name`."""
