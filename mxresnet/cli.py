@@ -129,8 +129,8 @@ def choose_device_and_ops(config: Config, world: World) -> Tuple[Any, PlainOps, 
     Raises:
         UserError: a device cannot be used or does not fit the settings.
     """
+    from mxresnet.device import check_device, choose_device
     from mxresnet.model import select_ops
-    from mxresnet.trainer import check_device, choose_device
 
     device = world.run_on_all_ranks(lambda: choose_device(config, world))
     on_gpu = device.device_type == "gpu"

@@ -15,7 +15,6 @@ import numpy as np
 
 from mxresnet.config import Config
 from mxresnet.data.loader import Batch
-from mxresnet.errors import UserError
 from mxresnet.lars import DECAYS_BIAS, Lars
 from mxresnet.metrics import AccuracyCounter, Score, sum_over_ranks
 from mxresnet.model import resnet
@@ -29,56 +28,6 @@ from mxresnet.run_plan import Plan
 # schedule's first value. This program consumes it too, but restores weights, momenta and
 # statistics.
 WARM_UP_UPDATES = 1
-
-
-def choose_device(config: Config, world: World) -> Any:
-    """Return this rank's MXNet context.
-
-    Raises:
-        UserError: the settings need a GPU that is missing, or do not fit the device.
-    """
-    num_found = mx.context.num_gpus()
-    gpus = [int(gpu) for gpu in config.gpus.split(",")] if config.gpus else list(range(num_found))
-    if not gpus:
-        if config.dtype == "float16":
-            raise UserError(
-                f"--dtype {config.dtype} needs a GPU and none is found: use --dtype float32 or "
-                "bfloat16"
-            )
-        # On a CPU, MXNet's channel-last convolution is not implemented and its batch norm sometimes
-        # crashes.
-        if "NHWC" in (config.conv_layout, config.batchnorm_layout, config.pooling_layout):
-            raise UserError(
-                "--conv-layout, --batchnorm-layout and --pooling-layout NHWC need a GPU and none "
-                "is found: use NCHW"
-            )
-        return mx.cpu()
-    if config.dtype == "bfloat16":
-        raise UserError("--dtype bfloat16 is for CPUs: use --dtype float16 on a GPU")
-    if world.local_rank >= len(gpus):
-        raise UserError(
-            f"{len(gpus)} GPUs for rank {world.local_rank} of this machine: start fewer ranks or "
-            "see --gpus"
-        )
-    return mx.gpu(gpus[world.local_rank])
-
-
-def check_device(device: Any) -> None:
-    """Run a kernel, because the public MXNet packages have code for some GPU generations only.
-
-    Raises:
-        UserError: MXNet cannot use the device.
-    """
-    try:
-        mx.nd.zeros((1,), device).asnumpy()
-    except mx.MXNetError as error:
-        lines = [line.strip() for line in str(error).splitlines()]
-        reasons = [line for line in lines if "rror" in line or "Check failed" in line]
-        reason = (reasons or [str(error).strip()])[-1][:200]
-        raise UserError(
-            f"MXNet {mx.__version__} cannot use {device}: {reason}; the public GPU package "
-            "supports compute capabilities 5.0 to 8.6 (Maxwell to Ampere), not Hopper or later"
-        ) from None
 
 
 def seed_everything(seed: int) -> None:

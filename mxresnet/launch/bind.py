@@ -200,13 +200,13 @@ def _bind(
     """Return a command with the binding tool in front of it, and its environment; report both."""
     result = dict(environ)
     local = find_local_rank(environ)
-    topology = Topology.detect(environ)
+    topology = Topology.detect(environ, local.rank, local.size)
     node = topology.node_of_rank(local.rank, local.size)
     notes = []
     if topology.gpus:
         # The CUDA library numbers GPUs by speed unless this is set; nvidia-smi by PCI address.
         result["CUDA_DEVICE_ORDER"] = environ.get("CUDA_DEVICE_ORDER") or "PCI_BUS_ID"
-        if local.rank < len(topology.gpus):
+        if local.rank in topology.gpus:
             notes.append(f"GPU {topology.gpus[local.rank]}")
     cpus, cpu_notes = _choose_cpus(options, topology, local)
     notes += cpu_notes

@@ -90,6 +90,22 @@ def find_cpus(root: str, allowed: List[int]) -> Dict[int, List[int]]:
     return cpus_of_node or {0: allowed}  # a kernel without NUMA has no nodes
 
 
+def assign_gpus(visible: List[str], rank: int, ranks: int) -> Dict[int, str]:
+    """Return the GPU of each local rank, as far as this rank can know it.
+
+    A scheduler may show each rank only its own GPU (srun --gpus-per-task=1): then those of the
+    other ranks are not known.
+
+    Args:
+        visible: The GPUs that this rank sees.
+        rank: Local rank.
+        ranks: Ranks on this machine.
+    """
+    if len(visible) == 1 and ranks > 1:
+        return {rank: visible[0]}
+    return dict(enumerate(visible[:ranks]))
+
+
 def find_gpus(environ: Mapping[str, str]) -> List[str]:
     """Return the PCI addresses of the visible GPUs, in the order in which ranks take them."""
     nvidia_smi = find_program("nvidia-smi", environ)
@@ -123,24 +139,34 @@ class Topology:
     root: str  # prefix of /proc and /sys
     cpus_of_node: Dict[int, List[int]]  # in ascending order of the nodes
     allowed: List[int]  # CPUs
-    gpus: List[str]  # PCI addresses as in /sys, by local rank
+    gpus: Dict[int, str]  # PCI addresses as in /sys, by local rank; see assign_gpus()
 
     @staticmethod
-    def detect(environ: Mapping[str, str]) -> Topology:
+    def detect(environ: Mapping[str, str], rank: int, ranks: int) -> Topology:
         """Read the hardware of this machine.
+
+        Args:
+            environ: Environment of the rank.
+            rank: Local rank.
+            ranks: Ranks on this machine.
 
         Raises:
             UserError: /proc cannot be read.
         """
         root = environ.get("BIND_ROOT", "")
         allowed = allowed_cpus(root)
-        return Topology(root, find_cpus(root, allowed), allowed, find_gpus(environ))
+        gpus = assign_gpus(find_gpus(environ), rank, ranks)
+        return Topology(root, find_cpus(root, allowed), allowed, gpus)
 
     def _gpu_folder(self, rank: int) -> Optional[str]:
         """Return the folder of a rank's GPU in /sys, or None when the rank has no GPU."""
-        if rank >= len(self.gpus):
+        if rank not in self.gpus:
             return None
         return f"{self.root}/sys/bus/pci/devices/{self.gpus[rank]}"
+
+    def _knows_only(self, rank: int) -> bool:
+        """Return whether this rank's GPU is known, and none of the others."""
+        return list(self.gpus) == [rank]
 
     def node_of_rank(self, rank: int, ranks: int) -> int:
         """Return the NUMA node of a rank's GPU.
@@ -171,6 +197,8 @@ class Topology:
     def share_of_cores(self, rank: int, ranks: int, use_smt: bool) -> Optional[List[int]]:
         """Return the CPUs of a rank's share of the cores of its node.
 
+        Where the GPUs of the other ranks are not known, all of them may be on this node.
+
         Args:
             rank: Local rank.
             ranks: Ranks on this machine.
@@ -180,7 +208,9 @@ class Topology:
             CPU numbers; None when the node has fewer cores than ranks.
         """
         node = self.node_of_rank(rank, ranks)
-        sharing = [other for other in range(ranks) if self.node_of_rank(other, ranks) == node]
+        sharing = list(range(ranks))
+        if not self._knows_only(rank):
+            sharing = [other for other in sharing if self.node_of_rank(other, ranks) == node]
         cores = self._cores_of_node(node)
         if len(cores) < len(sharing):
             return None
@@ -222,5 +252,7 @@ class Topology:
         nearest = self.nearest_adapters(rank)
         if not nearest:
             return None
+        if self._knows_only(rank):
+            return nearest[rank % len(nearest)]
         sharing = [other for other in range(ranks) if self.nearest_adapters(other) == nearest]
         return nearest[sharing.index(rank) * len(nearest) // len(sharing)]

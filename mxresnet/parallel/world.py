@@ -109,6 +109,7 @@ class World:
     local_rank: int = 0
     local_size: int = 1
     _mpi: Optional[MPI.Intracomm] = field(default=None, repr=False)
+    _mpi_of_machine: Optional[MPI.Comm] = field(default=None, repr=False)
     _hvd: Optional[Horovod] = field(default=None, repr=False)
     _watchdog: Optional[watchdog.Watchdog] = field(default=None, repr=False)
 
@@ -137,6 +138,10 @@ class World:
         The values may be any picklable objects.
         """
         return (self._mpi.gather(value, root=0) or []) if self._mpi else [value]
+
+    def gather_on_machine(self, value: Value) -> List[Value]:
+        """Return the values of this machine's ranks, in order of local rank, on each of them."""
+        return self._mpi_of_machine.allgather(value) if self._mpi_of_machine else [value]
 
     def sum(self, counts: Sequence[int]) -> List[int]:
         """Return the sums over the ranks, element by element, as exact integers."""
@@ -324,6 +329,7 @@ def join(watchdog_period_seconds: float = 0, watchdog_limit_seconds: float = 0) 
         local.Get_rank(),
         local.Get_size(),
         _mpi=comm,
+        _mpi_of_machine=local,
         _watchdog=started_watchdog,
     )
 

@@ -23,6 +23,7 @@ size = int(sys.argv[1])
 assert world.size == size and 0 <= world.rank < size and world.local_rank == world.rank
 assert world.sum([1, world.rank]) == [size, size * (size - 1) // 2]
 assert world.broadcast(f"from {world.rank}") == "from 0"
+assert world.gather_on_machine(world.rank * 2) == [2 * rank for rank in range(size)]
 for groups in (0, 1, 2, 7):
     arrays = [mx.nd.full((3, i + 1), world.rank * (i + 1)) for i in range(5)]
     world.average(arrays, f"test{groups}", groups)

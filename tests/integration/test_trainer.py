@@ -12,7 +12,7 @@ from mxresnet.model import resnet
 from mxresnet.model.select_ops import select_ops
 from mxresnet.parallel.world import World
 from mxresnet.run_plan import make_plan
-from mxresnet.trainer import Trainer, choose_device, seed_everything
+from mxresnet.trainer import Trainer, seed_everything
 
 CONFIG = Config(
     image_shape=(3, 32, 32),
@@ -169,19 +169,6 @@ def test_a_few_steps_overfit_one_batch():
         made.update()
     made._module.forward(mx.io.DataBatch([batch().image], [batch().label]), is_train=True)
     assert (made._module.get_outputs()[0].asnumpy().argmax(1) == batch().label.asnumpy()).all()
-
-
-@pytest.mark.parametrize(
-    "settings, words",
-    [
-        ({"dtype": "float16"}, "float16 needs a GPU"),
-        ({"conv_layout": "NHWC"}, "--conv-layout.*NHWC need a GPU"),
-        ({"batchnorm_layout": "NHWC"}, "--batchnorm-layout.*NHWC need a GPU"),
-    ],
-)
-def test_what_a_cpu_cannot_run_is_refused(settings, words):
-    with pytest.raises(UserError, match=words):
-        choose_device(Config(**settings), World())
 
 
 def torch_resnet50(torch, weights, data, labels, smoothing):

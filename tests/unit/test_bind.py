@@ -137,6 +137,25 @@ def test_each_rank_of_a_dgx_gets_its_share_of_the_node_of_its_gpu(dgx):
     assert len(given) == len(set(given)) == 128
 
 
+def test_a_rank_that_sees_only_its_own_gpu_is_bound_near_it(dgx):
+    """As under Slurm with --gpus-per-task=1: nvidia-smi lists one GPU, with number 0."""
+    given = []
+    for rank, node in enumerate(DGX_NODES):
+        bus = f"00000000:{16 * rank + 7:02X}:00.0"
+        fake_program(dgx.path, "nvidia-smi", f"echo '0, GPU-{rank:04d}, {bus}'\n")
+        output, report = dgx.bind(
+            rank, 8, "--cpu=exclusive", "--ib=single", CUDA_VISIBLE_DEVICES="0"
+        )
+        assert f"NUMA node {node}" in report and f"GPU 0000:{16 * rank + 7:02x}:00.0" in report
+        mine = bound(output)
+        assert mine <= set(range(16 * node, 16 * node + 16)) | set(
+            range(128 + 16 * node, 144 + 16 * node)
+        )
+        assert len(mine) == 4, "2 of the node's 16 cores: the other 7 ranks may be there too"
+        given += mine
+    assert len(given) == len(set(given))
+
+
 def test_each_rank_of_a_dgx_gets_its_own_adapter_near_its_gpu_and_no_storage_port(dgx):
     used = []
     for rank in range(8):

@@ -41,6 +41,7 @@ OWNERS = {
     "mlperf_logging": {"mllog"},
     "nvidia": {"data.dali"},
     "mxnet": {
+        "device",
         "model.initializers",
         "model.loss",
         "data.dali",
@@ -65,6 +66,7 @@ EDGES = {
         "config_parser",
         "data.dataset",
         "data.loader",
+        "device",
         "errors",
         "mllog",
         "model.ops",
@@ -84,6 +86,7 @@ EDGES = {
     "data.loader": {"config", "data.dataset", "data.shard", "errors", "parallel.world"},
     "data.shard": {"config", "errors", "parallel.world"},
     "data.synthetic": {"config", "data.dataset", "data.shard"},
+    "device": {"config", "errors", "parallel.world"},
     "launch.backends.base": {"errors", "launch.processes"},
     "launch.backends.docker": {
         "errors",
