@@ -129,7 +129,7 @@ def choose_device_and_ops(config: Config, world: World) -> Tuple[Any, PlainOps, 
     Raises:
         UserError: a device cannot be used or does not fit the settings.
     """
-    from mxresnet.device import check_device, choose_device
+    from mxresnet.device import check_device, choose_device, disable_unsupported_fusion
     from mxresnet.model import select_ops
 
     device = world.run_on_all_ranks(lambda: choose_device(config, world))
@@ -141,7 +141,12 @@ def choose_device_and_ops(config: Config, world: World) -> Tuple[Any, PlainOps, 
     cudnn_bn_reason = world.broadcast(next(filter(None, reasons), None))
     world.run_on_all_ranks(lambda: check_device(device))
     ops = select_ops.select_ops(config, on_gpu, cudnn_bn_reason)
-    return device, ops, select_ops.ignored_settings(config, ops, on_gpu, cudnn_bn_reason)
+    notes = select_ops.ignored_settings(config, ops, on_gpu, cudnn_bn_reason)
+    changes = [
+        select_ops.disable_cuda_graphs(ops, on_gpu, os.environ),
+        disable_unsupported_fusion(device, os.environ),
+    ]
+    return device, ops, [*notes, *filter(None, changes)]
 
 
 def train(config: Config, world: World) -> Optional[bool]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any, List, Sequence
+from typing import Any, List, MutableMapping, Optional, Sequence
 
 import mxnet as mx
 
@@ -13,7 +13,9 @@ from mxresnet.errors import UserError
 from mxresnet.parallel.world import World
 
 _CUDA_DRIVER = "libcuda.so.1"
+_CUDA_COMPILER = "libnvrtc.so.11.2"  # the name that MXNet's CUDA 11 packages load
 _UUID_BYTES = 16
+FUSION = "MXNET_USE_FUSION"
 
 
 def choose_device(config: Config, world: World) -> Any:
@@ -105,6 +107,34 @@ def visible_gpu_ids() -> List[str]:
             return []
         ids.append(bytes(uuid).hex())
     return ids
+
+
+def disable_unsupported_fusion(device: Any, environ: MutableMapping[str, str]) -> Optional[str]:
+    """Turn MXNET_USE_FUSION off if the driver is too old for it; return a note if so.
+
+    MXNet compiles fused pointwise operators to PTX, at run time. A driver accepts the PTX of its
+    own CUDA version and of earlier ones only.
+
+    Args:
+        device: MXNet context.
+        environ: the variables of this process, os.environ; it may change.
+    """
+    if device.device_type != "gpu" or environ.get(FUSION) == "0":
+        return None
+    driver, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    try:
+        ctypes.CDLL(_CUDA_DRIVER).cuDriverGetVersion(ctypes.byref(driver))
+        ctypes.CDLL(_CUDA_COMPILER).nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    except OSError:
+        return None
+    if driver.value >= 1000 * major.value + 10 * minor.value:
+        return None
+    environ[FUSION] = "0"
+    supported = f"{driver.value // 1000}.{driver.value % 1000 // 10}"
+    return (
+        f"{FUSION}: off, because this driver supports CUDA {supported} and operators would be "
+        f"compiled by CUDA {major.value}.{minor.value} (driver 520 supports 11.8)"
+    )
 
 
 def check_device(device: Any) -> None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Type
+from typing import Any, Dict, List, MutableMapping, Optional, Type
 
 import mxnet as mx
 
@@ -34,6 +34,7 @@ VENDOR_REQUIREMENTS = (
     "NVIDIA's fused operators need a GPU, --dtype float16, --conv-layout and --batchnorm-layout "
     "NHWC, --bn-group 1"
 )
+CUDA_GRAPHS = "MXNET_ENABLE_CUDA_GRAPHS"
 NOT_TRIED = "this project's batch norms were not tried"
 
 
@@ -102,6 +103,26 @@ def select_ops(
         and hasattr(mx.sym.contrib, "BatchNormWithReLU")
     )
     return FusedCpuOps(config) if fused else PlainOps(config)
+
+
+def disable_cuda_graphs(
+    ops: PlainOps, on_gpu: bool, environ: MutableMapping[str, str]
+) -> Optional[str]:
+    """Turn MXNET_ENABLE_CUDA_GRAPHS off where it only costs time; return a note if it was on.
+
+    MXNet reads the variable when it binds a network. Public MXNet 1.9.1 leaves external operators
+    out of its graphs, so that each graph has a few operators only, and it captures a graph again
+    whenever the address of a temporary array has changed (src/executor/cuda_graphs.h).
+
+    Args:
+        ops: the backend that select_ops() returned.
+        on_gpu: whether the network runs on a GPU.
+        environ: the variables of this process, os.environ; it may change.
+    """
+    if not on_gpu or isinstance(ops, FusedBnOps) or environ.get(CUDA_GRAPHS) in (None, "", "0"):
+        return None
+    environ[CUDA_GRAPHS] = "0"
+    return f"{CUDA_GRAPHS}: off, because public MXNet gains nothing from it"
 
 
 def _ignored_reason(name: str, ops: PlainOps, on_gpu: bool) -> Optional[str]:

@@ -19,6 +19,10 @@ FAKE_DRIVER = r"""
 static const char* gpus() { return std::getenv("FAKE_GPUS"); }
 extern "C" {
 int cuInit(unsigned) { return gpus() ? 0 : 100; }
+int cuDriverGetVersion(int* version) {
+  *version = std::atoi(std::getenv("FAKE_DRIVER_CUDA"));
+  return 0;
+}
 int cuDeviceGetCount(int* count) { *count = std::strlen(gpus()); return 0; }
 int cuDeviceGet(int* device, int ordinal) { *device = ordinal + 40; return 0; }
 int cuDeviceGetUuid(char* uuid, int device) {
@@ -27,7 +31,20 @@ int cuDeviceGetUuid(char* uuid, int device) {
 }
 }
 """
+FAKE_COMPILER = """
+extern "C" int nvrtcVersion(int* major, int* minor) {
+  *major = 11;
+  *minor = 8;
+  return 0;
+}
+"""
 PRINT_IDS = "from mxresnet.device import visible_gpu_ids; print(visible_gpu_ids())"
+PRINT_FUSION = """
+import os
+import mxnet as mx
+from mxresnet.device import disable_unsupported_fusion
+print(disable_unsupported_fusion(mx.gpu(0), os.environ), os.environ.get("MXNET_USE_FUSION"))
+"""
 
 
 @pytest.mark.parametrize(
@@ -52,26 +69,45 @@ def test_gpus_that_ranks_share_in_part_are_rejected(visible):
         gpu_index(visible, 1)
 
 
-def test_identities_come_from_the_driver(tmp_path):
-    source = tmp_path / "cuda.cc"
-    source.write_text(FAKE_DRIVER)
-    library = tmp_path / "libcuda.so.1"
-    subprocess.run(["g++", "-shared", "-fPIC", source, "-o", library], check=True)
+@pytest.fixture(scope="module")
+def fake_cuda(tmp_path_factory):
+    """A folder with a fake CUDA driver and a fake run-time compiler."""
+    folder = tmp_path_factory.mktemp("cuda")
+    for name, text in (("libcuda.so.1", FAKE_DRIVER), ("libnvrtc.so.11.2", FAKE_COMPILER)):
+        command = ["g++", "-shared", "-fPIC", "-x", "c++", "-", "-o", folder / name]
+        subprocess.run(command, input=text, text=True, check=True)
+    return folder
 
-    def ids(**env):
-        done = subprocess.run(
-            [sys.executable, "-c", PRINT_IDS],
-            env={"PYTHONPATH": str(ROOT), **env},
-            text=True,
-            capture_output=True,
-            check=True,
-        )
-        return done.stdout.strip()
 
-    folder = str(tmp_path)
-    assert ids(LD_LIBRARY_PATH=folder, FAKE_GPUS="ab") == str(["61" * 16, "62" * 16])
-    assert ids(LD_LIBRARY_PATH=folder, FAKE_GPUS="") == "[]"
-    assert ids(LD_LIBRARY_PATH=folder) == "[]"  # cuInit fails
+def output(code, **env):
+    """Return what Python code prints, with only these variables set."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(ROOT), **env},
+        text=True,
+        capture_output=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_identities_come_from_the_driver(fake_cuda):
+    ids = [output(PRINT_IDS, LD_LIBRARY_PATH=str(fake_cuda), FAKE_GPUS=gpus) for gpus in ("ab", "")]
+    assert ids == [str(["61" * 16, "62" * 16]), "[]"]
+    assert output(PRINT_IDS, LD_LIBRARY_PATH=str(fake_cuda)) == "[]"  # cuInit fails
+
+
+def test_fusion_needs_a_driver_as_new_as_the_compiler(fake_cuda):
+    def fusion(driver, **env):
+        env.update(LD_LIBRARY_PATH=str(fake_cuda), FAKE_DRIVER_CUDA=driver)
+        return output(PRINT_FUSION, **env)
+
+    assert fusion("11080") == fusion("12020") == "None None"
+    assert fusion("11040", MXNET_USE_FUSION="0") == "None 0"
+    assert fusion("11040") == (
+        "MXNET_USE_FUSION: off, because this driver supports CUDA 11.4 and operators would be "
+        "compiled by CUDA 11.8 (driver 520 supports 11.8) 0"
+    )
 
 
 @pytest.mark.parametrize(

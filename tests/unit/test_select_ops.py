@@ -19,7 +19,13 @@ from mxresnet.model.ops import (
     SyncBatchNormOps,
 )
 from mxresnet.model.ops_nvidia import FusedBnOps
-from mxresnet.model.select_ops import NOT_TRIED, cudnn_bn_unavailable_reason, select_ops
+from mxresnet.model.select_ops import (
+    CUDA_GRAPHS,
+    NOT_TRIED,
+    cudnn_bn_unavailable_reason,
+    disable_cuda_graphs,
+    select_ops,
+)
 
 
 def ignored_settings(config, on_gpu, reason=NOT_TRIED):
@@ -165,3 +171,13 @@ def test_nhwc_batch_norms_of_public_mxnet_on_a_gpu():
     assert "need --dtype float16" in cudnn_bn_unavailable_reason(
         dataclasses.replace(config, dtype="float32"), mx.gpu(0)
     )
+
+
+def test_cuda_graphs_are_for_nvidias_operators_only():
+    environ = {CUDA_GRAPHS: "1"}
+    assert disable_cuda_graphs(CudnnBnOps(Config()), False, environ) is None
+    assert disable_cuda_graphs(FusedBnOps(Config()), True, environ) is None
+    assert environ == {CUDA_GRAPHS: "1"}
+    note = disable_cuda_graphs(CudnnBnOps(Config()), True, environ)
+    assert note.startswith("MXNET_ENABLE_CUDA_GRAPHS: off") and environ == {CUDA_GRAPHS: "0"}
+    assert disable_cuda_graphs(CudnnBnOps(Config()), True, environ) is None
