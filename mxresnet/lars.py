@@ -30,10 +30,21 @@ DECAYS_BIAS = {"sgdwlars": True, "sgdwfastlars": True, "sgdwfastlarsv2": False}
 # The multi-tensor kernels hold 60 tensors. They do not check the number and crash beyond it.
 MAX_TENSORS_PER_CALL = 60
 
+_FLOAT32 = np.finfo(np.float32)
+
 
 def is_adapted(name: str) -> bool:
     """Return whether the parameter has a trust ratio."""
     return not name.endswith(("gamma", "beta", "bias"))
+
+
+def can_be_parameter(value: float) -> bool:
+    """Return whether MXNet accepts a number as a float32 parameter of an operator.
+
+    MXNet parses it from text. It refuses infinity and what float32 cannot hold, subnormal numbers
+    included.
+    """
+    return value == 0 or _FLOAT32.tiny <= abs(value) <= _FLOAT32.max
 
 
 class Tensor(NamedTuple):
@@ -107,8 +118,10 @@ class Lars(mx.optimizer.Optimizer):
                 rates = self._multiply_by_trust_ratios(rates, tensors, decays)
             momentum = self.momentum * (correction if group.adapted else 1.0)
             on_cpu = decays.context.device_type == "cpu"
-            if group.adapted and on_cpu and tensors[0].master is None:
-                self._step_one_by_one(tensors, rates.asnumpy(), group.weight_decays, momentum)
+            one_by_one = group.adapted and on_cpu and tensors[0].master is None
+            host_rates = rates.asnumpy() if one_by_one else None
+            if host_rates is not None and all(map(can_be_parameter, host_rates)):
+                self._step_one_by_one(tensors, host_rates, group.weight_decays, momentum)
             else:
                 self._step(tensors, rates, decays, momentum)
 

@@ -15,6 +15,7 @@ from mxresnet.config import Config
 # The MLPerf rules fix both values of the polynomial decay.
 END_LEARNING_RATE = 1e-4
 POLYNOMIAL_POWER = 2
+MIN_RATE = 2.0**-126  # the smallest normal number of float32
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,13 @@ class LearningRateSchedule:
         return END_LEARNING_RATE + (self.peak_lr - END_LEARNING_RATE) * remaining**POLYNOMIAL_POWER
 
     def _step_decay(self, update: int) -> float:
-        """Return the peak times drop_factor to the power of the drops before this update."""
-        return self.peak_lr * self.drop_factor ** sum(update > step for step in self.drop_steps)
+        """Return the peak times drop_factor to the power of the drops before this update.
+
+        A rate that float32 cannot hold is 0: MXNet's kernels refuse it.
+        """
+        drops = sum(update > step for step in self.drop_steps)
+        rate = self.peak_lr * self.drop_factor**drops
+        return rate if rate >= MIN_RATE else 0.0
 
 
 def make_schedule(config: Config, steps_per_epoch: int) -> LearningRateSchedule:

@@ -50,7 +50,10 @@ class AccuracyCounter:
         if self._top_k:
             top_classes = probabilities.topk(axis=1, k=self._top_k)
             self._correct_in_top_k.append((top_classes == labels.reshape((-1, 1))).sum())
-        self._finite.append((probabilities.abs() < float("inf")).min())  # NaN compares as false
+        # x - x is NaN where x is NaN or infinite. A comparison with inf, as in nd.contrib.isfinite,
+        # raises an error when this thread's errno is ERANGE from an earlier call: MXNet converts
+        # the scalar to text and parses it, and does not reset errno before that.
+        self._finite.append(((probabilities - probabilities) == 0).min())
         self._total += len(labels)
 
     def counts(self) -> List[int]:

@@ -197,7 +197,8 @@ class Trainer:
                 label = batch.label[: batch.num_valid].as_in_context(output.context)
                 counter.add(output, label)
         mx.nd.waitall()
-        return sum_over_ranks(counter.counts(), self._world, self._config.separ_val)
+        counts = self._world.run_on_all_ranks(counter.counts)
+        return sum_over_ranks(counts, self._world, self._config.separ_val)
 
     def start_profile(self) -> None:
         """Start MXNet's own profiler when --profile-worker-suffix names its file."""

@@ -70,6 +70,11 @@ class TestUserErrors:
     def test_a_gpu_that_is_not_there(self, digits):
         assert "float16 needs a GPU" in self.refused(2, "--data-root", digits, "--dtype", "float16")
 
+    def test_training_that_diverges_is_reported_once(self, few):
+        flags = ["--num-layers", "18", "--warmup-epochs", "0", "--optimizer", "sgd", "--lr", "1e5"]
+        line = self.refused(2, "--data-root", few, *flags)
+        assert "training diverged; lower --lr" in line
+
     def test_a_log_that_cannot_be_written(self, digits, tmp_path):
         assert "no/such/folder" in self.refused(
             2, "--data-root", digits, "--log-file", tmp_path / "no/such/folder/log"
