@@ -88,7 +88,9 @@ def make_shard(config, training):
 
     name = "data_train" if training else "data_val"
     records, index = config.path(name), config.path(f"{name}_idx")
-    return RecordShard(training, records, index, records, 0, 1, config.batch_size, seed=1)
+    return RecordShard(
+        training, records, index, records, 0, 1, config.batch_size, config.num_classes, seed=1
+    )
 
 
 def make_reader(kind, options):

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import enum
 
+MAX_MESSAGE_CHARACTERS = 2000
+
 
 class UserError(Exception):
     """Wrong settings, data or environment.
@@ -12,6 +14,22 @@ class UserError(Exception):
     The message is one line that is shown without a traceback. It contains the name and the value of
     what is wrong, why it matters, and what to do.
     """
+
+    def __init__(self, message: str) -> None:
+        """Store the message as one line: a value or a name in it may have any characters."""
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """Return a text with spaces for line breaks and escapes for other control characters.
+
+    The middle of a text of more than MAX_MESSAGE_CHARACTERS is left out.
+    """
+    if len(text) > MAX_MESSAGE_CHARACTERS:
+        half = MAX_MESSAGE_CHARACTERS // 2
+        text = f"{text[:half]} ... {text[-half:]}"
+    joined = " ".join(part.strip() for part in text.splitlines() if part.strip())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in joined)
 
 
 class ExitStatus(enum.IntEnum):

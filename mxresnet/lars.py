@@ -44,7 +44,7 @@ def can_be_parameter(value: float) -> bool:
     MXNet parses it from text. It refuses infinity and what float32 cannot hold, subnormal numbers
     included.
     """
-    return value == 0 or _FLOAT32.tiny <= abs(value) <= _FLOAT32.max
+    return bool(value == 0 or _FLOAT32.tiny <= abs(value) <= _FLOAT32.max)
 
 
 class Tensor(NamedTuple):

@@ -19,6 +19,7 @@ from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 
 from mxresnet.config import Config
+from mxresnet.data.record_file import check_record_file, find_wrong_label, label_error
 from mxresnet.data.shard import RecordShard
 
 # ImageNet's mean and standard deviation of red, green and blue, in pixel values (0 to 255).
@@ -222,11 +223,15 @@ class DaliIterator:
         self._shared_images: Deque[mx.nd.NDArray] = collections.deque()  # oldest first
 
     def num_examples(self) -> int:
-        """Open the record file and return the number of its images, those of all shards.
+        """Check the record file, open it, and return the number of its images, those of all shards.
 
         Raises:
-            UserError: the records cannot be read.
+            UserError: the records cannot be read or are damaged.
         """
+        check_record_file(self._shard)
+        return self._epoch_size()
+
+    def _epoch_size(self) -> int:
         try:
             return self._pipeline.reader_meta(READER_NAME)["epoch_size"]
         except RuntimeError as error:
@@ -236,7 +241,7 @@ class DaliIterator:
         """Return the next images (batch, ...) and float32 labels (batch,).
 
         Raises:
-            UserError: a record cannot be decoded.
+            UserError: a record cannot be decoded, or its label is not the number of a class.
         """
         return self._next_batch()
 
@@ -246,9 +251,9 @@ class DaliIterator:
         Every rank yields the number of batches of the largest shard; DALI pads the other shards.
 
         Raises:
-            UserError: a record cannot be decoded.
+            UserError: a record cannot be decoded, or its label is not the number of a class.
         """
-        sizes = shard_sizes(self.num_examples(), self._shard.num_ranks)
+        sizes = shard_sizes(self._epoch_size(), self._shard.num_ranks)
         batch_size, remaining = self._shard.batch_size, sizes[self._shard.rank]
         for _ in range(-(-max(sizes) // batch_size)):
             num_valid = min(batch_size, remaining)
@@ -261,9 +266,10 @@ class DaliIterator:
             self._pipeline.release_outputs()
         try:
             self._pipeline.schedule_run()
-            images, labels = (output.as_tensor() for output in self._pipeline.share_outputs())
+            image_list, label_list = self._pipeline.share_outputs()
         except RuntimeError as error:
             raise self._shard.read_error(_reason(error)) from None
+        images, labels = image_list.as_tensor(), self._checked_labels(image_list, label_list)
         label_array = _copy_to_next_buffer(labels, self._label_buffers).reshape((-1,))
         if self._on_gpu:
             image_array = _copy_to_next_buffer(images, self._image_buffers)
@@ -272,6 +278,24 @@ class DaliIterator:
             image_array = mx.nd.from_numpy(np.asarray(images))
             self._shared_images.append(image_array)
         return image_array, label_array
+
+    def _checked_labels(self, images: Any, labels: Any) -> Any:
+        """Return the labels as a DALI tensor (batch, 1).
+
+        Args:
+            images, labels: DALI tensor lists.
+        """
+        shard = self._shard
+        tensor = labels.as_tensor() if labels.is_dense_tensor() else None
+        if tensor is None or tensor.shape() != [shard.batch_size, 1]:
+            raise shard.read_error("a record has more than one label")
+        values = np.asarray(tensor).reshape(-1)
+        position = find_wrong_label(values, shard.num_classes)
+        if position is not None:
+            source = re.search(r" at index (\d+)$", images[position].source_info())
+            offset = int(source.group(1)) if source else None
+            raise label_error(shard, float(values[position]), offset)
+        return tensor
 
 
 def _reason(error: RuntimeError) -> str:

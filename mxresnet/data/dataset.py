@@ -23,6 +23,7 @@ MANIFEST_VERSION_WITHOUT_SUM = 1
 _SUM_BEGIN, _SUM_END = b'\n "manifest_sha256": "', b'"\n}\n'
 CONVERT_COMMAND = "python -m prepare.imagenet SOURCE DESTINATION"
 _CONVERT_AGAIN = f"convert the data set again with: {CONVERT_COMMAND}"
+_MIN_INDEX_LINE_BYTES = len("0\t0\n")
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ def describe(config: Config) -> DataSet:
     """Return the counts of the data set that the settings name.
 
     Raises:
-        UserError: a file is missing or damaged, or the settings contradict the manifests.
+        UserError: a file is missing or damaged, or the settings contradict the manifests or the
+            sizes of the files.
     """
     if config.synth_data:
         return _counts_from_settings(config, has_manifests=True)
@@ -66,19 +68,46 @@ def describe(config: Config) -> DataSet:
         records = config.path(f"data_{prefix}")
         _check_file(records, f"{name} records")
         _check_file(config.path(f"data_{prefix}_idx"), f"index of the {name} records")
-        manifests[prefix] = _read_manifest(os.path.splitext(records)[0] + ".json")
+        manifests[prefix] = _read_manifest(_manifest_path(config, prefix))
     train, val = manifests["train"], manifests["val"]
-    if train is None or val is None:
-        return _counts_from_settings(config, has_manifests=False)
-    _check_same_classes(train, val)
-    _check_settings(config, train, val)
-    return DataSet(
-        config.num_examples or train.examples,
-        val.examples,
-        len(train.class_names),
-        has_manifests=True,
-        has_sums=train.has_sum and val.has_sum,
-    )
+    if train and val:
+        _check_same_classes(train, val)
+        _check_settings(config, train, val)
+        classes = len(train.class_names)
+        data = DataSet(
+            config.num_examples or train.examples,
+            val.examples,
+            classes,
+            has_manifests=True,
+            has_sums=train.has_sum and val.has_sum,
+        )
+    elif train or val:
+        found, missing = ("train", "val") if train else ("val", "train")
+        raise UserError(
+            f"manifest {_manifest_path(config, missing)} does not exist, but "
+            f"{_manifest_path(config, found)} does: the conversion is not finished, or files of "
+            f"two data sets are mixed: {_CONVERT_AGAIN}"
+        )
+    else:
+        data = _counts_from_settings(config, has_manifests=False)
+    _check_index_size(config, "train", data.train_examples)
+    _check_index_size(config, "val", data.val_examples)
+    return data
+
+
+def _manifest_path(config: Config, prefix: str) -> str:
+    return os.path.splitext(config.path(f"data_{prefix}"))[0] + ".json"
+
+
+def _check_index_size(config: Config, prefix: str, examples: int) -> None:
+    """Raise UserError if an index is too small for a number of records; it is not read."""
+    path = config.path(f"data_{prefix}_idx")
+    size = os.path.getsize(path)
+    if examples > size // _MIN_INDEX_LINE_BYTES:
+        raise UserError(
+            f"{path} has {size} bytes, too few for an index of {examples} records: set "
+            f"--num-examples and --num-val-examples to the data set's counts, or {_CONVERT_AGAIN}"
+        )
 
 
 def _counts_from_settings(config: Config, has_manifests: bool) -> DataSet:
@@ -123,13 +152,14 @@ def _read_manifest(path: str) -> Optional[_Manifest]:
     if (
         not isinstance(manifest, dict)
         or manifest.get("format") != MANIFEST_FORMAT
-        or manifest.get("version") not in (MANIFEST_VERSION, MANIFEST_VERSION_WITHOUT_SUM)
+        or type(manifest.get("version")) is not int
+        or manifest["version"] not in (MANIFEST_VERSION, MANIFEST_VERSION_WITHOUT_SUM)
     ):
         raise UserError(
             f"manifest {path} is not of format {MANIFEST_FORMAT} version {MANIFEST_VERSION}: "
             f"{_CONVERT_AGAIN}"
         )
-    if not manifest.get("complete"):
+    if manifest.get("complete") is not True:
         raise UserError(
             f"manifest {path} marks the data set as incomplete: run python -m prepare.imagenet "
             "again to complete it"
@@ -155,12 +185,15 @@ def _check_file_sizes(manifest_path: str, files: Any) -> None:
     Args:
         files: the manifest's value of "files": {file name: {"bytes": size, ...}}.
     """
-    if not isinstance(files, dict) or not all(
-        isinstance(facts, dict) and "bytes" in facts for facts in files.values()
+    stem = os.path.splitext(os.path.basename(manifest_path))[0]
+    if (
+        not isinstance(files, dict)
+        or not all(isinstance(facts, dict) and "bytes" in facts for facts in files.values())
+        or not {f"{stem}.rec", f"{stem}.idx"} <= files.keys()
     ):
         raise UserError(
-            f'manifest {manifest_path} has no list of files with their sizes ("files"): '
-            f"{_CONVERT_AGAIN}"
+            f'manifest {manifest_path} has no list of files with their sizes ("files"), or '
+            f"{stem}.rec or {stem}.idx is not in it: {_CONVERT_AGAIN}"
         )
     for name, facts in files.items():
         if not name.endswith((".rec", ".idx")):
@@ -186,23 +219,29 @@ def _parse_counts(path: str, manifest: Dict[str, Any]) -> _Manifest:
         not isinstance(classes, list)
         or not classes
         or not all(
-            isinstance(entry, dict) and isinstance(entry.get("name"), str) for entry in classes
+            isinstance(entry, dict)
+            and isinstance(entry.get("name"), str)
+            and repr(entry.get("label")) == str(number)
+            for number, entry in enumerate(classes)
         )
     ):
         raise UserError(
-            f'manifest {path} has no list of named classes ("classes"): {_CONVERT_AGAIN}'
+            f'manifest {path} has no list of named classes in the order of their labels ("classes")'
+            f": {_CONVERT_AGAIN}"
         )
-    has_sum = manifest["version"] != MANIFEST_VERSION_WITHOUT_SUM
-    return _Manifest(examples, [entry["name"] for entry in classes], has_sum)
+    names = [entry["name"] for entry in classes]
+    if len(set(names)) != len(names):
+        raise UserError(f"manifest {path} has a class name twice: {_CONVERT_AGAIN}")
+    return _Manifest(examples, names, manifest["version"] != MANIFEST_VERSION_WITHOUT_SUM)
 
 
 def _check_same_classes(train: _Manifest, val: _Manifest) -> None:
     """Raise UserError unless both manifests have the same classes in the same order."""
     if train.class_names != val.class_names:
-        examples = sorted(set(train.class_names) ^ set(val.class_names))[:3]
+        examples = [repr(name) for name in sorted(set(train.class_names) ^ set(val.class_names))]
         raise UserError(
             "the training and the validation set have different classes "
-            f"(for example {', '.join(examples) or 'in another order'}): {_CONVERT_AGAIN}"
+            f"(for example {', '.join(examples[:3]) or 'in another order'}): {_CONVERT_AGAIN}"
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Dict, Iterator, Optional, Tuple
 import mxnet as mx
 
 from mxresnet.config import Config
+from mxresnet.data.record_file import check_record_file, find_wrong_label, label_error
 from mxresnet.data.shard import RecordShard
 
 # ImageNet's mean and standard deviation in pixel values, as in NVIDIA's v2.1 benchmark.
@@ -31,19 +32,25 @@ class ImageRecordIterator:
     def __init__(self, config: Config, shard: RecordShard, device: mx.Context):
         self._config, self._shard, self._device = config, shard, device
         self._created_iterator: Optional[mx.io.DataIter] = None
+        self._num_examples = 0
 
     def num_examples(self) -> int:
-        """Return the number of images in the whole record file: the lines of its index."""
-        with open(self._shard.index_path, "rb") as file:
-            return sum(1 for _ in file)
+        """Check the record file and return the number of its images, those of all shards.
+
+        Raises:
+            UserError: the records cannot be read or are damaged.
+        """
+        self._num_examples = check_record_file(self._shard)
+        return self._num_examples
 
     def next_train_batch(self) -> Tuple[mx.nd.NDArray, mx.nd.NDArray]:
         """Return the next images (batch, ...) and float32 labels (batch,).
 
         Raises:
-            UserError: the records cannot be read or decoded.
+            UserError: the records cannot be read or decoded, or a label is not the number of a
+                class.
         """
-        return self._next_batch()
+        return self._next_batch(self._shard.batch_size)
 
     def iterate_validation(self) -> Iterator[Tuple[mx.nd.NDArray, mx.nd.NDArray, int]]:
         """Yield (images, labels, num_valid) for one pass over this rank's shard.
@@ -52,9 +59,10 @@ class ImageRecordIterator:
         round_batch, which would leave images out of the next evaluation.
 
         Raises:
-            UserError: the records cannot be read or decoded.
+            UserError: the records cannot be read or decoded, or a label is not the number of a
+                class.
         """
-        num_examples, shard = self.num_examples(), self._shard
+        num_examples, shard = self._num_examples, self._shard
         # MXNet's shards have ceil(images / shards) images, except the last ones.
         largest_size = -(-num_examples // shard.num_ranks)
         remaining = max(0, min(num_examples - shard.rank * largest_size, largest_size))
@@ -63,7 +71,7 @@ class ImageRecordIterator:
         for _ in range(-(-remaining // shard.batch_size)):
             num_valid = min(shard.batch_size, remaining)
             remaining -= num_valid
-            yield (*self._next_batch(), num_valid)
+            yield (*self._next_batch(num_valid), num_valid)
 
     @property
     def _iterator(self) -> mx.io.DataIter:
@@ -114,17 +122,25 @@ class ImageRecordIterator:
         """Return the options for resizing the shorter side; the centre crop is MXNet's default."""
         return {"resize": self._config.resize}
 
-    def _next_batch(self) -> Tuple[mx.nd.NDArray, mx.nd.NDArray]:
-        """Return the next batch; start again at the end of the shard."""
+    def _next_batch(self, num_valid: int) -> Tuple[mx.nd.NDArray, mx.nd.NDArray]:
+        """Return the next batch; start again at the end of the shard.
+
+        Args:
+            num_valid: images at the start of the batch that are not padding.
+        """
         try:
             try:
                 batch = self._iterator.next()
             except StopIteration:
                 self._iterator.reset()
                 batch = self._iterator.next()
-            return self._to_input_format(batch.data[0]), batch.label[0]
         except mx.MXNetError as error:
             raise self._shard.read_error(_reason(error)) from None
+        labels = batch.label[0].asnumpy()[:num_valid]
+        position = find_wrong_label(labels, self._shard.num_classes)
+        if position is not None:
+            raise label_error(self._shard, float(labels[position]))
+        return self._to_input_format(batch.data[0]), batch.label[0]
 
     def _to_input_format(self, image: mx.nd.NDArray) -> mx.nd.NDArray:
         """Convert float32 (batch, 3, H, W) to the network's channels, layout and dtype."""

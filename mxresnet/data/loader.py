@@ -55,24 +55,24 @@ class BatchIterator(Protocol):
         """Prepare to read; must not open the record file."""
 
     def num_examples(self) -> int:
-        """Return the number of images in the whole record file.
+        """Check the record file, open it, and return the number of all its images.
 
         Raises:
-            UserError: the records cannot be read.
+            UserError: the records cannot be read or are damaged.
         """
 
     def next_train_batch(self) -> Tuple[NDArray, NDArray]:
         """Return the next images and labels of the endless training data.
 
         Raises:
-            UserError: a record cannot be decoded.
+            UserError: a record cannot be decoded, or its label is not the number of a class.
         """
 
     def iterate_validation(self) -> Iterator[Tuple[NDArray, NDArray, int]]:
         """Yield (images, labels, num_valid) for one pass over this shard of the validation data.
 
         Raises:
-            UserError: a record cannot be decoded.
+            UserError: a record cannot be decoded, or its label is not the number of a class.
         """
 
 
@@ -126,8 +126,11 @@ class DataLoaders:
             if self._links_folder
             else self._data_paths
         )
-        self._train = backend(config, train_shard(config, self._opened_paths, world, seed), device)
-        self._val = backend(config, val_shard(config, self._opened_paths, world, seed), device)
+        shards = [
+            make(config, dataset, self._opened_paths, world, seed)
+            for make in (train_shard, val_shard)
+        ]
+        self._train, self._val = (backend(config, shard, device) for shard in shards)
 
     def open(self) -> Tuple[TrainLoader, ValLoader]:
         """Open the record files for the first time, and compare their counts with `dataset`'s.

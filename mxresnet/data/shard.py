@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Mapping
 
 from mxresnet.config import Config
+from mxresnet.data.dataset import DataSet
 from mxresnet.errors import UserError
 from mxresnet.parallel.world import World
 
@@ -26,6 +27,7 @@ class RecordShard:
         rank: index of the shard; 0 <= rank < num_ranks.
         num_ranks: number of shards.
         batch_size: images in each batch that the backend returns.
+        num_classes: number of classes; a label is from 0 to num_classes - 1.
         seed: seed of the shuffle order and of the random augmentation.
     """
 
@@ -36,25 +38,31 @@ class RecordShard:
     rank: int
     num_ranks: int
     batch_size: int
+    num_classes: int
     seed: int
+
+    @property
+    def split(self) -> str:
+        """Name of the split in messages."""
+        return "training" if self.training else "validation"
 
     def read_error(self, reason: str) -> UserError:
         """Return the error for records that cannot be read or decoded."""
-        split = "training" if self.training else "validation"
         return UserError(
-            f"rank {self.rank}, {split} data {self.name} cannot be read: {reason} (python -m "
+            f"rank {self.rank}, {self.split} data {self.name} cannot be read: {reason} (python -m "
             "prepare.verify finds damaged records; python -m prepare.imagenet --check=decode "
             "finds files that are not images)"
         )
 
 
 def train_shard(
-    config: Config, opened_paths: Mapping[str, str], world: World, seed: int
+    config: Config, dataset: DataSet, opened_paths: Mapping[str, str], world: World, seed: int
 ) -> RecordShard:
     """Return this rank's shard of the training records: part `world.rank` of `world.size`.
 
     Args:
         config: the settings.
+        dataset: the data set, for its number of classes.
         opened_paths: path to open, by name of the setting; it may be a temporary link.
         world: the ranks.
         seed: seed of this rank's shuffle order and augmentation.
@@ -67,12 +75,13 @@ def train_shard(
         rank=world.rank,
         num_ranks=world.size,
         batch_size=config.batch_size * config.input_batch_multiplier,
+        num_classes=dataset.classes,
         seed=seed,
     )
 
 
 def val_shard(
-    config: Config, opened_paths: Mapping[str, str], world: World, seed: int
+    config: Config, dataset: DataSet, opened_paths: Mapping[str, str], world: World, seed: int
 ) -> RecordShard:
     """Return this rank's shard of the validation records; with --separ-val, all of them.
 
@@ -86,5 +95,6 @@ def val_shard(
         rank=0 if config.separ_val else world.rank,
         num_ranks=1 if config.separ_val else world.size,
         batch_size=config.batch_size,
+        num_classes=dataset.classes,
         seed=seed,
     )

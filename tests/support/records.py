@@ -9,7 +9,7 @@ from mxresnet.data import loader
 from mxresnet.data.dataset import DataSet
 from mxresnet.parallel.world import World
 
-CLASSES = 10
+CLASSES = 1000
 SETTINGS = {
     "image_shape": (3, 32, 32),
     "resize": 32,
@@ -32,12 +32,16 @@ def write_records(folder, train, val):
         train, val: lists of uint8 images of shape (height, width, 3), in BGR order.
     """
     for prefix, images in (("train", train), ("val", val)):
-        header = mx.recordio.IRHeader
-        packed = [
-            mx.recordio.pack_img(header(0, label, label, 0), image, quality=100)
-            for label, image in enumerate(images)
-        ]
-        write_record_file(folder, prefix, packed)
+        write_record_file(folder, prefix, pack_images(images, range(len(images))))
+
+
+def pack_images(images, labels):
+    """Return the content of a record for each image; a label may be a list of labels."""
+    header = mx.recordio.IRHeader
+    return [
+        mx.recordio.pack_img(header(0, label, number, 0), image, quality=100)
+        for number, (image, label) in enumerate(zip(images, labels))
+    ]
 
 
 def write_record_file(folder, prefix, packed):

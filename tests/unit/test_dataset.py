@@ -23,9 +23,23 @@ def test_an_epoch_may_be_shortened(digits):
     assert describe(Config(data_root=str(digits), num_examples=100)).train_examples == 100
 
 
-def test_without_manifests_the_counts_are_those_of_imagenet(copied):
-    (copied / "train.json").unlink()
+def test_without_manifests_the_counts_are_those_of_the_settings_or_imagenet(copied):
+    for split in ("train", "val"):
+        (copied / f"{split}.json").unlink()
+    config = Config(data_root=str(copied), num_examples=1442, num_val_examples=355, num_classes=10)
+    assert describe(config) == DataSet(1442, 355, 10, False)
+    with pytest.raises(UserError, match="train.idx has .* too few for an index of 1281167 records"):
+        describe(Config(data_root=str(copied)))
+    for split in ("train", "val"):
+        (copied / f"{split}.idx").write_bytes(b" " * 10**7)
     assert describe(Config(data_root=str(copied))) == DataSet(1281167, 50000, 1000, False)
+
+
+@pytest.mark.parametrize("missing, found", [("train", "val"), ("val", "train")])
+def test_one_manifest_without_the_other_is_refused(copied, missing, found):
+    (copied / f"{missing}.json").unlink()
+    with pytest.raises(UserError, match=f"{missing}.json does not exist, but .*{found}.json does"):
+        describe(Config(data_root=str(copied)))
 
 
 @pytest.mark.parametrize("name", ["train.rec", "train.idx", "val.rec", "val.idx"])
@@ -72,8 +86,57 @@ def test_a_manifest_that_is_not_valid_is_refused(copied, old, new, words):
     text = (copied / "train.json").read_text()
     assert old is None or old in text
     (copied / "train.json").write_text(new if old is None else text.replace(old, new, 1))
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=words) as caught:
         describe(Config(data_root=str(copied)))
+    assert str(caught.value).isprintable()
+
+
+def set_in(*keys, value):
+    """Return a function that sets a value in a manifest."""
+
+    def change(fields):
+        for key in keys[:-1]:
+            fields = fields[key]
+        fields[keys[-1]] = value
+
+    return change
+
+
+def rename(*keys, new):
+    """Return a function that gives a key of a manifest another name."""
+
+    def change(fields):
+        for key in keys[:-1]:
+            fields = fields[key]
+        fields[new] = fields.pop(keys[-1])
+
+    return change
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (set_in("classes", 3, "name", value="a\nb\0"), r"different classes.*'a\\nb\\x00'"),
+        (set_in("classes", 3, "name", value="digit_4"), "a class name twice"),
+        (set_in("classes", 3, "name", value=3), "no list of named classes"),
+        (rename("classes", 9, "name", new="namd"), "no list of named classes"),
+        (set_in("classes", 3, "label", value=4), "in the order of their labels"),
+        (set_in("classes", 3, "label", value=3.0), "in the order of their labels"),
+        (set_in("complete", value="no"), "incomplete"),
+        (set_in("version", value=True), "version 2"),
+        (set_in("version", value=2.0), "version 2"),
+        (set_in("files", value={}), "no list of files"),
+        (set_in("examples", value=10**400), "too few for an index of 10000"),
+        (set_in("examples", value=1442.0), "no positive number of images"),
+        (set_in("examples", value=True), "no positive number of images"),
+    ],
+)
+def test_a_manifest_with_other_types_or_names_is_refused(copied, split, change, words):
+    change_manifest(copied / f"{split}.json", change)
+    with pytest.raises(UserError, match=words) as caught:
+        describe(Config(data_root=str(copied)))
+    assert str(caught.value).isprintable()
 
 
 def test_splits_with_different_classes_are_refused(copied):
