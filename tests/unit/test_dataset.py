@@ -120,7 +120,7 @@ def rename(*keys, new):
         (set_in("classes", 3, "name", value="a\nb\0"), r"different classes.*'a\\nb\\x00'"),
         (set_in("classes", 3, "name", value="digit_4"), "a class name twice"),
         (set_in("classes", 3, "name", value=3), "no list of named classes"),
-        (rename("classes", 9, "name", new="namd"), "no list of named classes"),
+        (rename("classes", 9, "name", new="title"), "no list of named classes"),
         (set_in("classes", 3, "label", value=4), "in the order of their labels"),
         (set_in("classes", 3, "label", value=3.0), "in the order of their labels"),
         (set_in("complete", value="no"), "incomplete"),
