@@ -60,6 +60,7 @@ OWNERS = {
 }
 # What each module of mxresnet may import from mxresnet; a module that is not listed: nothing.
 EDGES = {
+    "__init__": {"numpy_bool"},
     "__main__": {"cli"},
     "cli": {
         "config",
