@@ -14,20 +14,12 @@ import numpy as np
 from prepare import manifest as manifests
 from prepare import recordio
 from prepare.journal import Journal
-from prepare.listing import Problem, SourceError
+from prepare.listing import BadImagesError, Problem, SourceError
 from prepare.manifest import DestinationError, Manifest, Options, SourceFacts
 from prepare.pieces import MAX_IN_FLIGHT, ImageCheck, Piece, Release, build_pieces
 from prepare.plan import Plan, check_no_class_lost
 from prepare.record_writer import RecordWriter
 from prepare.resume import ConversionState, OnProgress, resume
-
-
-class BadImagesError(SourceError):
-    """Images of the source cannot be used; `problems` has an entry for each."""
-
-    def __init__(self, problems: List[Problem]) -> None:
-        super().__init__(f"{len(problems)} bad images")
-        self.problems = problems
 
 
 def _hash_up_to_piece(state: ConversionState, views: List[memoryview]) -> str:
@@ -138,7 +130,7 @@ def convert(
 
 def _bad_image_problems(plan: Plan, state: ConversionState) -> List[Problem]:
     return [
-        Problem(os.path.join(plan.top, plan.paths[record]), state.bad[record])
+        Problem(os.path.join(plan.top, plan.source_path(record)), state.bad[record])
         for record in sorted(state.bad)
     ]
 

@@ -7,13 +7,20 @@ import errno
 import os
 import stat
 from dataclasses import dataclass, field
-from typing import List, Tuple
+from typing import List, Optional, Tuple
 
 from prepare.cpus import parallel_map
-from prepare.listing import Folder, Listing, Problem, SourceError, is_image_name, name_problem
+from prepare.listing import (
+    FileId,
+    Folder,
+    Listing,
+    Problem,
+    SourceError,
+    is_image_name,
+    name_problem,
+)
 from prepare.storage_errors import raise_if_outage
 
-FileId = Tuple[int, int]  # device and inode
 # Path of a folder relative to the top, and the identities of all folders above it.
 PendingFolder = Tuple[str, Tuple[FileId, ...]]
 
@@ -26,6 +33,7 @@ class FolderScan:
     problems: List[Problem] = field(default_factory=list)
     ignored: List[str] = field(default_factory=list)  # relative paths of other files
     subfolders: List[PendingFolder] = field(default_factory=list)
+    identity: Optional[FileId] = None  # of the folder; None: it does not exist any more
 
 
 def list_folder(top: str, workers: int = 1) -> Listing:
@@ -49,6 +57,8 @@ def list_folder(top: str, workers: int = 1) -> Listing:
             listing.folders.append(scan.folder)
             listing.problems += scan.problems
             listing.count_ignored(scan.ignored)
+            if scan.identity is not None:
+                listing.folder_ids.add(scan.identity)
         level = [pending for scan in scans for pending in scan.subfolders]
     return listing
 
@@ -60,7 +70,7 @@ def scan_folder(top: str, pending: PendingFolder) -> FolderScan:
     scan = FolderScan(Folder(relative))
     try:
         status = os.stat(absolute)
-        identity = (status.st_dev, status.st_ino)
+        scan.identity = identity = (status.st_dev, status.st_ino)
         if identity in ancestors:
             raise SourceError(
                 f"{absolute}: a symbolic link that leads back to a folder above it: remove it"
@@ -75,7 +85,9 @@ def scan_folder(top: str, pending: PendingFolder) -> FolderScan:
                     scan_file(entry, path, scan)
     except OSError as error:
         raise_if_outage(error, absolute, top)
-        scan.problems.append(Problem(absolute, f"cannot be listed: {error.strerror}"))
+        scan.problems.append(
+            Problem(absolute, f"cannot be listed: {error.strerror}", skippable=False)
+        )
     return scan
 
 
@@ -94,7 +106,8 @@ def scan_file(entry: os.DirEntry[str], path: str, scan: FolderScan) -> None:
         dangling = error.errno != errno.ELOOP and entry.is_symlink()
         system_reason = error.strerror or str(error)
         reason = "a symbolic link whose target does not exist" if dangling else system_reason
-        scan.problems.append(Problem(entry.path, reason))
+        # A link to a missing folder may be a class.
+        scan.problems.append(Problem(entry.path, reason, skippable=is_image_name(entry.name)))
         return
     if not is_image_name(entry.name):
         scan.ignored.append(path)

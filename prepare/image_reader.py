@@ -95,8 +95,7 @@ class ImageReader:
             raise_if_outage(error, path, self._plan.top, real_folder)
 
     def _path(self, record: int) -> str:
-        path = self._plan.paths[record]
-        return self._top + (os.path.basename(path) if self._plan.flat else path)
+        return self._top + self._plan.source_path(record)
 
     @staticmethod
     def _read_file(path: str, view: memoryview) -> None:

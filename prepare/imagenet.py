@@ -4,26 +4,31 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import errno
 import os
 import shutil
 import sys
 import traceback
-from typing import Callable, Dict, Iterator, List, Optional, Sequence
+from typing import Callable, Dict, Optional, Sequence
 
-from prepare import image_check, imagenet_spec, sources, val_labels
+from prepare import image_check, sources
 from prepare import manifest as manifests
-from prepare.convert import BadImagesError, convert
+from prepare.command_paths import (
+    WrongPathError,
+    check_destination_outside,
+    make_destination,
+    path_argument,
+    wrong_source_is_usage_error,
+)
+from prepare.convert import convert
 from prepare.cpus import positive, usable_cpus
 from prepare.exit_status import ExitStatus, exit_status_help
-from prepare.listing import Problem, SourceError
+from prepare.listing import BadImagesError, SourceError
 from prepare.pieces import ImageCheck
-from prepare.plan import Plan, check_no_class_lost, make_plan
-from prepare.progress_bar import Progress, escape_unencodable_output
+from prepare.plan import Plan
+from prepare.planning import PREFIXES, make_plans
+from prepare.progress_bar import Progress, escape_unencodable_output, print_line
 
-PREFIXES = ("val", "train")  # the small split first, to find errors sooner
-MAX_IGNORED_SHOWN = 10  # kinds of ignored files
 CHECKS: Dict[str, Callable[[], ImageCheck]] = {
     "none": lambda: image_check.check_nothing,
     "ends": lambda: image_check.check_ends,
@@ -57,12 +62,12 @@ EXIT_STATUS_HELP = exit_status_help(
 )
 
 
-class UnreadableSourceError(PermissionError):
-    """This user may not read the source. A usage error, because a retry cannot help."""
+class ReportedError(Exception):
+    """Problems of the source were printed while they were found; `errors` holds them by split."""
 
-
-class DestinationInSourceError(Exception):
-    """The destination is inside a folder of images of the source."""
+    def __init__(self, errors: Dict[str, SourceError]) -> None:
+        super().__init__()
+        self.errors = errors
 
 
 def parse_arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
@@ -73,15 +78,17 @@ def parse_arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
         epilog=EXIT_STATUS_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", metavar="SRC", help="folder of the data set")
+    parser.add_argument("source", metavar="SRC", type=path_argument, help="folder of the data set")
     parser.add_argument(
         "folder",
         metavar="DST",
+        type=path_argument,
         help="folder for train.rec, val.rec, and their .idx, .lst, .sums and .json files",
     )
     parser.add_argument(
         "--val-labels",
         metavar="FILE",
+        type=path_argument,
         help="labels of validation images that are not in class folders: the devkit archive, "
         "valprep.sh, or a text file with one synset a line in the order of the file names; "
         "found automatically if it is in SRC",
@@ -118,16 +125,15 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         run(arguments)
         return ExitStatus.SUCCESS
-    except (FileNotFoundError, FileExistsError, NotADirectoryError, UnreadableSourceError) as error:
-        return report_error(ExitStatus.USAGE_ERROR, f"{error.filename}: {error.strerror}")
-    except DestinationInSourceError as error:
+    except WrongPathError as error:
         return report_error(ExitStatus.USAGE_ERROR, str(error))
     except ImportError as error:
         return report_error(ExitStatus.USAGE_ERROR, f"--check=decode needs NVIDIA DALI: {error}")
-    except BadImagesError as error:
-        return report_problems(error.problems)
+    except ReportedError as error:
+        return report_count(error.errors)
     except SourceError as error:
-        return report_error(ExitStatus.BAD_DATA, str(error))
+        report_messages(error)
+        return report_count({"": error})
     except manifests.DestinationError as error:
         return report_error(ExitStatus.BAD_DESTINATION, str(error))
     except OSError as error:
@@ -154,31 +160,45 @@ def report_error(status: ExitStatus, text: str) -> ExitStatus:
     return status
 
 
-def report_problems(problems: List[Problem]) -> ExitStatus:
-    """Print all problems of the source; return the exit status."""
-    for problem in problems:
-        print(f"prepare.imagenet: {problem}", file=sys.stderr)
-    count = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
-    return report_error(
-        ExitStatus.BAD_DATA,
-        f"{count}, so the records were not written: fix the source, or omit these images with "
-        "--on-error=skip",
+def report_messages(error: SourceError) -> None:
+    """Print everything that is wrong with the source."""
+    for message in error.messages:
+        report_error(ExitStatus.BAD_DATA, message)
+
+
+def report_count(errors: Dict[str, SourceError]) -> ExitStatus:
+    """Print the number of problems and what to do, unless a single message has it all.
+
+    Args:
+        errors: by split, or all of them under "".
+
+    Returns:
+        The exit status.
+    """
+    count = sum(len(error.messages) for error in errors.values())
+    skippable = all(
+        isinstance(error, BadImagesError) and error.skippable for error in errors.values()
     )
-
-
-def print_line(text: str) -> None:
-    """Print a line immediately, also when the output is a pipe."""
-    print(text, flush=True)
+    if count > 1 or skippable:
+        records = " and ".join(f"{prefix} records" for prefix in errors if prefix) or "records"
+        advice = ", or omit these images with --on-error=skip" if skippable else ""
+        problems = f"{count} problem{'' if count == 1 else 's'}"
+        report_error(
+            ExitStatus.BAD_DATA,
+            f"{problems}, so the {records} were not written: fix the source{advice}",
+        )
+    return ExitStatus.BAD_DATA
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Convert the splits that are not finished. Raises the exceptions that `main` handles."""
     folder = arguments.folder
     options: manifests.Options = {"check": arguments.check, "on_error": arguments.on_error}
-    with permission_errors_as_unreadable_source():
+    with wrong_source_is_usage_error():
         splits = sources.find_splits(arguments.source, arguments.val_labels)
         identities = {prefix: splits[prefix].identity() for prefix in PREFIXES}
-    check_destination_outside_source(folder, arguments.source)
+    for prefix in PREFIXES:
+        check_destination_outside(folder, os.path.join(arguments.source, prefix))
     unfinished = [
         prefix
         for prefix in PREFIXES
@@ -193,7 +213,13 @@ def run(arguments: argparse.Namespace) -> None:
         return
     workers = arguments.workers or 4 * usable_cpus()
     check = CHECKS[arguments.check]()
-    plans = make_plans(splits, workers, options)
+    plans = make_plans(
+        splits,
+        folder,
+        workers,
+        allow_empty=arguments.check == "none",
+        skip_bad_images=arguments.on_error == "skip",
+    )
     needed_bytes = sum(
         plans[prefix].output_bytes() - manifests.bytes_written(folder, prefix)
         for prefix in unfinished
@@ -203,85 +229,21 @@ def run(arguments: argparse.Namespace) -> None:
     print_line(f"{folder}: {verb} {' and '.join(unfinished)}, {needed_bytes / 1e9:.2f} GB")
     if arguments.dry_run:
         return
-    os.makedirs(folder, exist_ok=True)
+    make_destination(folder)
+    errors: Dict[str, SourceError] = {}
     for prefix in unfinished:
         source: manifests.SourceFacts = {
             "path": os.path.abspath(plans[prefix].top),
             "kind": splits[prefix].kind,
             "identity": identities[prefix],
         }
-        convert_split(plans[prefix], folder, workers, check, source, options)
-
-
-@contextlib.contextmanager
-def permission_errors_as_unreadable_source() -> Iterator[None]:
-    """Raise UnreadableSourceError for a source that may not be read, or is a link to itself."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.ELOOP):
-            raise
-        raise UnreadableSourceError(error.errno, error.strerror, error.filename) from None
-
-
-def check_destination_outside_source(folder: str, source: str) -> None:
-    """Raise DestinationInSourceError if `folder` is in train/ or val/ of the source.
-
-    The next run would take it for a class.
-    """
-    destination = os.path.realpath(folder) + os.sep
-    for prefix in PREFIXES:
-        image_folder = os.path.realpath(os.path.join(source, prefix))
-        if os.path.isdir(image_folder) and destination.startswith(image_folder + os.sep):
-            raise DestinationInSourceError(
-                f"{folder}: is in the source's own folder {image_folder}: "
-                "choose another destination"
-            )
-
-
-def make_plans(
-    splits: Dict[str, sources.Split], workers: int, options: manifests.Options
-) -> Dict[str, Plan]:
-    """List the source and plan the records of both splits.
-
-    Raises:
-        BadImagesError: Problems were found without reading an image, and on_error is "fail".
-        SourceError: The source is not a usable data set.
-        UnreadableSourceError: The source may not be read.
-    """
-    allow_empty = options["check"] == "none"
-    with permission_errors_as_unreadable_source():
-        plans = {
-            prefix: plan_split(prefix, splits[prefix], workers, allow_empty) for prefix in PREFIXES
-        }
-        check_plans(plans, splits["val"].label_files, options["on_error"] == "skip")
-    return plans
-
-
-def plan_split(prefix: str, split: sources.Split, workers: int, allow_empty: bool) -> Plan:
-    """List the images of a split and plan its records."""
-    print_line(f"{prefix}: listing {split.path} ({split.kind})")
-    plan = make_plan(prefix, split.list(workers), allow_empty=allow_empty)
-    print_line(f"{prefix}: {len(plan.paths):,} images in {len(plan.classes)} classes")
-    if plan.ignored:
-        shown = sorted(plan.ignored.items())[:MAX_IGNORED_SHOWN]
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in shown)
-        print_line(f"{prefix}: other files, ignored: {kinds}")
-    return plan
-
-
-def check_plans(plans: Dict[str, Plan], label_files: Sequence[str], skip_bad_images: bool) -> None:
-    """Raise BadImagesError or SourceError for problems that are found without reading an image."""
-    for plan in plans.values():
-        plan.problems += imagenet_spec.image_count_problems(
-            plan, val_labels.train_counts(label_files)
-        )
-    problems = [problem for prefix in PREFIXES for problem in plans[prefix].problems]
-    if problems and not skip_bad_images:
-        raise BadImagesError(problems)
-    for prefix in PREFIXES:
-        check_no_class_lost(plans[prefix], plans[prefix].labels)
-    imagenet_spec.check_same_classes(plans["train"], plans["val"])
+        try:
+            convert_split(plans[prefix], folder, workers, check, source, options)
+        except SourceError as error:
+            report_messages(error)  # now, because the other split may take hours
+            errors[prefix] = error
+    if errors:
+        raise ReportedError(errors)
 
 
 def check_space(folder: str, needed_bytes: int) -> None:

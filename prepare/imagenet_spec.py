@@ -13,6 +13,7 @@ from prepare.plan import Plan
 
 IMAGENET_IMAGES = {"train": 1281167, "val": 50000}
 IMAGENET_VAL_IMAGES_PER_CLASS = 50
+MAX_CLASSES_NAMED = 20
 # SHA-256 of the 1,000 sorted synset names, each followed by a line feed.
 IMAGENET_CLASSES_SHA256 = "70002b0ff5de60a3a17a82dbfcff291931f96225ddf941ad2e182fc39e183d15"
 
@@ -65,11 +66,16 @@ def check_same_classes(train: Plan, val: Plan) -> None:
             f"ILSVRC2012_devkit_t12.tar.gz or valprep.sh next to it, or name a file with "
             f"--val-labels"
         )
+    messages = []
     for plan, other in ((train, val), (val, train)):
         missing = sorted(set(plan.classes) - set(other.classes))
         if missing:
-            raise SourceError(
-                f"{other.top}: has no class {missing[0]}, which {plan.top} has ({len(missing)} "
-                f"such classes): the labels of training and validation would differ: give both "
-                f"the same classes"
+            names = ", ".join(missing[:MAX_CLASSES_NAMED])
+            more = len(missing) - MAX_CLASSES_NAMED
+            names += f" and {more} more" if more > 0 else ""
+            messages.append(
+                f"{other.top}: has no class {names}, which {plan.top} has: the labels of training "
+                "and validation would differ: give both the same classes"
             )
+    if messages:
+        raise SourceError(*messages)

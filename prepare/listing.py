@@ -9,13 +9,21 @@ from __future__ import annotations
 import os
 from array import array
 from dataclasses import dataclass, field
-from typing import Dict, Iterable, List, Optional
+from typing import Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
+FileId = Tuple[int, int]  # device and inode
 EXTENSIONS = (".jpeg", ".jpg", ".png")  # compared in lower case, as im2rec does
 
 
 class SourceError(Exception):
-    """The source cannot be used at all; the message names the path and what to do."""
+    """The source cannot be used at all; each message names a path and what to do."""
+
+    def __init__(self, *messages: str) -> None:
+        super().__init__(*messages)
+        self.messages = messages
+
+    def __str__(self) -> str:
+        return "; ".join(self.messages)
 
 
 @dataclass(frozen=True)
@@ -24,10 +32,30 @@ class Problem:
 
     path: str
     reason: str
+    # False: without what is at `path`, a class could be missing, and the labels of all later
+    # classes would be others; or the labels are contradictory.
+    skippable: bool = True
 
     def __str__(self) -> str:
         path = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in self.path)
         return f"{path}: {self.reason}"
+
+
+class BadImagesError(SourceError):
+    """Images of the source cannot be used; `problems` has an entry for each.
+
+    The messages also name what is wrong with the source as a whole.
+    """
+
+    def __init__(self, problems: Sequence[Problem], messages: Sequence[str] = ()) -> None:
+        super().__init__(*messages, *map(str, problems))
+        self.problems = problems
+
+    @property
+    def skippable(self) -> bool:
+        """Whether all would be well without these images."""
+        only_problems = len(self.messages) == len(self.problems)
+        return only_problems and all(problem.skippable for problem in self.problems)
 
 
 @dataclass
@@ -37,13 +65,16 @@ class Folder:
     `names`, `sizes`, `offsets` and `mtimes_ns` have one entry for each image.
     """
 
-    path: str  # relative to the top of the data set; "" is the top itself
+    path: str  # of the class, relative to the top of the data set; "" is the top itself
     archive: Optional[str] = None  # file that contains the images; None: each is a file
     names: List[str] = field(default_factory=list)
     sizes: array[int] = field(default_factory=lambda: array("q"))  # bytes
     offsets: array[int] = field(default_factory=lambda: array("q"))  # bytes, in the archive
     mtimes_ns: array[int] = field(default_factory=lambda: array("q"))  # to detect a changed source
     has_folders: bool = False
+    # Folder that the images are in, relative to the top, where that is not `path` because a label
+    # file gives the class.
+    location: Optional[str] = None
 
     def add(self, name: str, size: int, offset: int = 0, mtime_ns: int = 0) -> None:
         """Append one image."""
@@ -71,10 +102,11 @@ class Listing:
     """Everything that the training or the validation split of a source contains."""
 
     top: str  # folder or archive; used in messages and to open files
-    flat: bool = False  # the files are directly in `top`, whatever folders they are listed under
     folders: List[Folder] = field(default_factory=list)
     problems: List[Problem] = field(default_factory=list)
     ignored: Dict[str, int] = field(default_factory=dict)  # extension -> files not used
+    folder_ids: Set[FileId] = field(default_factory=set)  # of all folders, links resolved
+    notes: List[str] = field(default_factory=list)  # to print: what else is not used, and why
 
     def count_ignored(self, paths: Iterable[str]) -> None:
         """Count files that are not images, by extension (or by name if they have none)."""
@@ -86,6 +118,7 @@ class Listing:
         """Add everything that `other` lists."""
         self.folders += other.folders
         self.problems += other.problems
+        self.notes += other.notes
         for suffix, count in other.ignored.items():
             self.ignored[suffix] = self.ignored.get(suffix, 0) + count
 

@@ -7,9 +7,10 @@ Reads no image and writes nothing.
 from __future__ import annotations
 
 import hashlib
+import posixpath
 import random
 from dataclasses import dataclass, replace
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -31,8 +32,7 @@ class Plan:
 
     prefix: str  # "train" or "val"
     top: str  # folder or archive that the images are in
-    flat: bool  # the files are directly in `top`: only the last part of a path is their name
-    paths: List[str]  # relative to the top, as they are written to the .lst file
+    paths: List[str]  # class folder and name, as they are written to the .lst file
     keys: np.ndarray  # image number in the sorted walk, before shuffling
     labels: np.ndarray  # index into `classes`
     sizes: np.ndarray  # of the image
@@ -40,8 +40,11 @@ class Plan:
     archive_indices: np.ndarray  # index into `archives`; -1: the image is its own file
     archives: List[str]
     classes: List[str]
+    # By class: the folder that its images are in, relative to the top; None: the class folders.
+    image_folders: Optional[List[str]]
     problems: List[Problem]  # faults found without reading an image
     ignored: Dict[str, int]  # extension -> files that im2rec does not use either
+    notes: List[str]  # to print: what else of the source is not used, and why
     left_out: int  # number of listed images that get no record because of a problem
     digest: str  # SHA-256 of everything that determines the output
 
@@ -58,6 +61,13 @@ class Plan:
             pieces.append((first, last))
             first, begin = last, int(ends[last - 1])
         return pieces
+
+    def source_path(self, record: int) -> str:
+        """Return the path of a record's image relative to the top: of a file or a tar member."""
+        if self.image_folders is None:
+            return self.paths[record]
+        folder = self.image_folders[self.labels[record]]
+        return posixpath.join(folder, posixpath.basename(self.paths[record]))
 
     def select(self, records: Sequence[int]) -> Plan:
         """Return the plan of only these records (indices); it has no digest."""
@@ -89,17 +99,24 @@ def make_plan(prefix: str, listing: Listing, allow_empty: bool = False) -> Plan:
         SourceError: there is no image, or two folders are the same class.
     """
     folders = sorted(listing.folders, key=lambda folder: walk_order_key(folder.path))
-    problems = listing.problems + empty_class_problems(listing.top, folders)
+    problems = listing.problems + empty_class_problems(listing, folders)
     folders = [folder for folder in folders if folder.names]
+    if not folders and listing.problems:
+        raise SourceError(*map(str, listing.problems))
     check_folders(listing.top, folders)
-    paths, columns = flatten(folders)
-    problems += size_problems(listing.top, paths, columns["size"], allow_empty)
-    problems += duplicate_problems(listing.top, paths)
+    paths, source_paths, columns = flatten(folders)
+    problems += size_problems(listing.top, source_paths, columns["size"], allow_empty)
+    problems += duplicate_problems(listing.top, paths, source_paths)
     order = record_order(len(paths))
     faulty = {problem.path for problem in problems}
     if faulty:
-        usable = [key for key in order.tolist() if f"{listing.top}/{paths[key]}" not in faulty]
+        usable = [
+            key for key in order.tolist() if f"{listing.top}/{source_paths[key]}" not in faulty
+        ]
         order = np.array(usable, dtype=np.int64)
+    notes = list(listing.notes)
+    if len(folders) > 1 and not folders[0].path:
+        notes.append(f"the images directly in {listing.top} are a class of their own: .")
     labels = columns["label"][order]
     archives = sorted({folder.archive for folder in folders if folder.archive})
     archive_of_class = [
@@ -108,7 +125,6 @@ def make_plan(prefix: str, listing: Listing, allow_empty: bool = False) -> Plan:
     plan = Plan(
         prefix=prefix,
         top=listing.top,
-        flat=listing.flat,
         paths=[paths[key] for key in order.tolist()],
         keys=order,
         labels=labels,
@@ -117,8 +133,10 @@ def make_plan(prefix: str, listing: Listing, allow_empty: bool = False) -> Plan:
         archive_indices=np.array(archive_of_class, dtype=np.int32)[labels],
         archives=archives,
         classes=[folder.path or "." for folder in folders],
+        image_folders=image_folders(folders),
         problems=problems,
         ignored=listing.ignored,
+        notes=notes,
         left_out=len(paths) - len(order),
         digest="",
     )
@@ -138,12 +156,21 @@ def record_order(count: int) -> np.ndarray:
     return np.array(order, dtype=np.int64)
 
 
-def empty_class_problems(top: str, folders: Sequence[Folder]) -> List[Problem]:
-    """Return a problem for each folder, other than the top, with neither images nor folders."""
+def empty_class_problems(listing: Listing, folders: Sequence[Folder]) -> List[Problem]:
+    """Return a problem for each folder, other than the top, with neither images nor folders.
+
+    Folders that have a problem already, for instance because they cannot be listed, are left out.
+    """
+    top, named = listing.top, {problem.path for problem in listing.problems}
     return [
-        Problem(f"{top}/{folder.path}", "0 images in a class folder: fill or remove it")
+        Problem(
+            f"{top}/{folder.path}", "0 images in a class folder: fill or remove it", skippable=False
+        )
         for folder in folders
-        if not folder.names and not folder.has_folders and folder.path
+        if not folder.names
+        and not folder.has_folders
+        and folder.path
+        and f"{top}/{folder.path}" not in named
     ]
 
 
@@ -157,32 +184,50 @@ def check_folders(top: str, folders: Sequence[Folder]) -> None:
         raise SourceError(
             f"{top}: contains no image ({' '.join(EXTENSIONS)}): name the folder of a data set"
         )
-    for folder, following in zip(folders, folders[1:]):
-        if folder.path == following.path:
-            raise SourceError(f"{top}: contains the class {folder.path} twice: remove one of them")
+    twice = [
+        folder.path for folder, other in zip(folders, folders[1:]) if folder.path == other.path
+    ]
+    if twice:
+        raise SourceError(
+            *(f"{top}: contains the class {path} twice: remove one of them" for path in twice)
+        )
 
 
-def flatten(folders: Sequence[Folder]) -> Tuple[List[str], Dict[str, np.ndarray]]:
+def image_folders(folders: Sequence[Folder]) -> Optional[List[str]]:
+    """Return where the images of each folder are, or None if they are in their class folders."""
+    if all(folder.location is None for folder in folders):
+        return None
+    return [folder.path if folder.location is None else folder.location for folder in folders]
+
+
+def flatten(
+    folders: Sequence[Folder],
+) -> Tuple[List[str], List[str], Dict[str, np.ndarray]]:
     """Return all images in walk order; empty the folders' lists of names.
 
     The lists are emptied because two copies of a million names need much memory.
 
     Returns:
-        The paths, and arrays (int64, one entry for each image) called size, offset, mtime_ns and
-        label.
+        The paths in class folders, the paths in the source (both relative to the top), and arrays
+        (int64, one entry for each image) called size, offset, mtime_ns and label.
     """
+    locations = image_folders(folders)
     paths: List[str] = []
+    source_paths: List[str] = [] if locations else paths
     columns: Dict[str, List[np.ndarray]] = {"size": [], "offset": [], "mtime_ns": [], "label": []}
     for label, folder in enumerate(folders):
         order = sorted(range(len(folder.names)), key=folder.names.__getitem__)
         folder_paths = folder.paths()
         paths += [folder_paths[index] for index in order]
+        if locations:
+            location = locations[label]
+            source_paths += [posixpath.join(location, folder.names[index]) for index in order]
         folder.names = []
         columns["size"].append(np.array(folder.sizes, dtype=np.int64)[order])
         columns["offset"].append(np.array(folder.offsets, dtype=np.int64)[order])
         columns["mtime_ns"].append(np.array(folder.mtimes_ns, dtype=np.int64)[order])
         columns["label"].append(np.full(len(order), label, dtype=np.int64))
-    return paths, {name: np.concatenate(arrays) for name, arrays in columns.items()}
+    return paths, source_paths, {name: np.concatenate(arrays) for name, arrays in columns.items()}
 
 
 def size_problems(
@@ -199,14 +244,21 @@ def size_problems(
     return problems
 
 
-def duplicate_problems(top: str, paths: Sequence[str]) -> List[Problem]:
+def duplicate_problems(
+    top: str, paths: Sequence[str], source_paths: Sequence[str]
+) -> List[Problem]:
     """Return a problem for each path that occurs more than once, as it can in an archive.
 
     Args:
         top: folder or archive that the images are in.
         paths: in walk order, where equal paths are adjacent.
+        source_paths: where each image is, relative to the top.
     """
-    duplicates = {path for path, following in zip(paths, paths[1:]) if path == following}
+    duplicates = {
+        source_path
+        for path, following, source_path in zip(paths, paths[1:], source_paths)
+        if path == following
+    }
     return [
         Problem(f"{top}/{path}", "more than one image has this name") for path in sorted(duplicates)
     ]
@@ -223,10 +275,14 @@ def check_no_class_lost(plan: Plan, kept_labels: np.ndarray) -> None:
         SourceError: a class has no record left.
     """
     counts = np.bincount(kept_labels, minlength=len(plan.classes))
-    for label in np.flatnonzero(counts == 0)[:1]:
+    lost = [plan.classes[label] for label in np.flatnonzero(counts == 0)]
+    if lost:
         raise SourceError(
-            f"{plan.top}/{plan.classes[label]}: not one usable image in this class: "
-            f"repair its images, or remove the class from both splits"
+            *(
+                f"{plan.top}/{name}: not one usable image in this class: "
+                f"repair its images, or remove the class from both splits"
+                for name in lost
+            )
         )
 
 

@@ -16,6 +16,11 @@ def escape_unencodable_output() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+def print_line(text: str) -> None:
+    """Print a line immediately, also when the output is a pipe."""
+    print(text, flush=True)
+
+
 class Progress:
     """Show the images and bytes done: a context manager that is called with the numbers added."""
 

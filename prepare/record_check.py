@@ -226,7 +226,9 @@ def _without_skipped_images(records: RecordSet, plan: Plan) -> Plan:
         # Earlier versions wrote these paths with the source folder in front.
         skipped.update(_path_tails(image["path"]))
     kept = [
-        record for record, path in enumerate(plan.paths) if path in listed or path not in skipped
+        record
+        for record, path in enumerate(plan.paths)
+        if path in listed or not {path, plan.source_path(record)} & skipped
     ]
     return plan.select(kept)
 

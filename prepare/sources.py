@@ -9,7 +9,7 @@ import stat
 from dataclasses import dataclass, replace
 from typing import Dict, List, Optional, Set, Tuple
 
-from prepare import tar_index, val_labels
+from prepare import tar_index, val_classes, val_labels
 from prepare.folder_index import add_files_beside_archives, is_folder, list_folder
 from prepare.listing import Listing, SourceError
 
@@ -40,7 +40,7 @@ class Split:
             archives, _ = class_archives_and_folders(self.path)
             listing = tar_index.list_class_archives(self.path, archives, workers)
         if self.label_files:
-            val_labels.apply_label_files(listing, self.label_files)
+            val_classes.apply_label_files(listing, self.label_files)
         if self.archive_folder is not None:
             add_files_beside_archives(self.archive_folder, listing)
         return listing
@@ -80,7 +80,26 @@ def find_splits(source: str, label_file: Optional[str] = None) -> Dict[str, Spli
     """
     source = os.path.normpath(source)
     names = sorted(os.listdir(source))
-    splits = {prefix: find_split(source, prefix) for prefix in OFFICIAL_ARCHIVES}
+    splits: Dict[str, Split] = {}
+    errors: List[str] = []
+    missing: List[str] = []
+    for prefix, official in OFFICIAL_ARCHIVES.items():
+        try:
+            split = find_split(source, prefix)
+        except SourceError as error:
+            errors += error.messages
+            continue
+        if split is None:
+            missing.append(f"neither a folder {prefix}/ that is not empty nor {official}")
+        else:
+            splits[prefix] = split
+    if missing:
+        them = "one of them" if len(missing) == 1 else "them"
+        errors.append(
+            f"{source}: contains {', and '.join(missing)}: name the folder that contains {them}"
+        )
+    if errors:
+        raise SourceError(*errors)
     label_files = [
         os.path.join(source, name) for name in names if val_labels.is_label_file_name(name)
     ]
@@ -91,15 +110,17 @@ def find_splits(source: str, label_file: Optional[str] = None) -> Dict[str, Spli
     return splits
 
 
-def find_split(source: str, prefix: str) -> Split:
-    """Find one split. If its class folders and its archive both exist, the folders are used.
+def find_split(source: str, prefix: str) -> Optional[Split]:
+    """Find one split; prefer class folders to the archives that they may be unpacked from.
+
+    Return None if the split is missing.
 
     Args:
         source: path of the source folder.
         prefix: "train" or "val".
 
     Raises:
-        SourceError: the split is missing or only partly unpacked.
+        SourceError: the split is only partly unpacked.
     """
     folder, official = os.path.join(source, prefix), OFFICIAL_ARCHIVES[prefix]
     if os.path.isdir(folder) and os.listdir(folder):
@@ -108,20 +129,20 @@ def find_split(source: str, prefix: str) -> Split:
             return Split(os.path.join(folder, official), "archive", archive_folder=folder)
         if archives and not subfolders:
             return Split(folder, "class archives", archive_folder=folder)
-        for name in archives:
-            if os.path.splitext(name)[0] not in subfolders:
-                raise SourceError(
+        packed = [name for name in archives if os.path.splitext(name)[0] not in subfolders]
+        if packed:
+            raise SourceError(
+                *(
                     f"{os.path.join(folder, name)}: not unpacked, although there are class folders "
-                    f"next to it, so its images would be missing: unpack it, or move it away"
+                    "next to it, so its images would be missing: unpack it, or move it away"
+                    for name in packed
                 )
+            )
         return Split(folder, "folders")
     for name in (official, f"{prefix}.tar"):
         if os.path.isfile(os.path.join(source, name)):
             return Split(os.path.join(source, name), "archive")
-    raise SourceError(
-        f"{source}: contains neither a folder {prefix}/ that is not empty nor {official}: "
-        f"name the folder that contains one of them"
-    )
+    return None
 
 
 def class_archives_and_folders(folder: str) -> Tuple[List[str], Set[str]]:

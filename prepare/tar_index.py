@@ -154,7 +154,8 @@ class TarIndexer:
                 self.add_member(member)
         except TarDamageError as damage:
             inner = f"{self.base_folder}.tar in it " if begin else ""
-            self.listing.problems.append(Problem(self.path, f"{inner}{damage}"))
+            problem = Problem(self.path, f"{inner}{damage}", skippable=not self.holds_classes())
+            self.listing.problems.append(problem)
         self.add_links()
         for name in self.folders:
             if name:
@@ -215,9 +216,21 @@ class TarIndexer:
         self.folder(folder).add_all(names, sizes, offsets, self.mtime_ns)
 
     def add_problem(self, name: str, reason: str) -> None:
-        """Add a problem with the member `name`."""
+        """Add a problem with the member `name`.
+
+        The folder of an image is added even if it has no other image: it would be a class. A member
+        that is no image may be a whole class.
+        """
         parts = (self.listing.top, self.base_folder, name)
-        self.listing.problems.append(Problem("/".join(part for part in parts if part), reason))
+        is_image = is_image_name(name)
+        problem = Problem("/".join(part for part in parts if part), reason, skippable=is_image)
+        self.listing.problems.append(problem)
+        if is_image and ".." not in name.split("/"):
+            self.folder(posixpath.dirname(name))
+
+    def holds_classes(self) -> bool:
+        """Return whether the archive has class archives or folders, of which some may be lost."""
+        return bool(self.class_archives) or any(self.folders)
 
     def folder(self, name: str) -> Folder:
         """Return the folder with this name in the archive; create it and its parents if needed."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find the classes of validation images that are not in class folders.
+"""Read the classes of the validation images from label files.
 
 They come from the ImageNet devkit, a shell script that moves the images (valprep.sh) or a text file
 with one synset a line.
@@ -10,15 +10,15 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from typing import Dict, Iterable, List, Optional, Sequence
+from typing import Dict, Iterable, Optional, Sequence, Set
 
 from prepare.devkit import is_devkit, read_train_counts, read_validation_synsets
-from prepare.listing import Folder, Listing, Problem, SourceError
+from prepare.listing import SourceError
 
 LABEL_FILE_NAME = re.compile(
     r"ILSVRC2012_devkit_t12(\.tar\.gz)?|valprep.*\.sh|.*(synset|val).*labels.*\.txt", re.IGNORECASE
 )
-OFFICIAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.\w+")
+OFFICIAL_NAME = re.compile(r"ILSVRC2012_val_([0-9]{8})\.\w+")
 SYNSET = re.compile(r"[^/\s]+")
 
 
@@ -36,15 +36,10 @@ def image_number(name: str) -> Optional[int]:
     return int(match.group(1)) if match else None
 
 
-def image_numbers(names: Iterable[str]) -> Optional[Dict[str, int]]:
-    """Return {name: number} of official image names, or None if any name is not official."""
-    numbers = {}
-    for name in names:
-        number = image_number(name)
-        if number is None:
-            return None
-        numbers[name] = number
-    return numbers
+def image_numbers(names: Iterable[str]) -> Dict[str, int]:
+    """Return {name: number} of those of the names that are official."""
+    numbers = {name: image_number(name) for name in names}
+    return {name: number for name, number in numbers.items() if number is not None}
 
 
 class LabelFile:
@@ -65,27 +60,26 @@ class LabelFile:
         """
         self.path, self._by_name, self._in_order = path, by_name, in_order
 
+    def classes(self) -> Set[str]:
+        """Return the classes that the file contains."""
+        return set(self._in_order if self._by_name is None else self._by_name.values())
+
+    def identifies(self, name: str) -> bool:
+        """Return whether this name alone, without those of the other images, gives the label."""
+        return image_number(name) is not None or name in (self._by_name or {})
+
     def classes_of(self, names: Sequence[str]) -> Dict[str, str]:
-        """Return {image name: class} of all these images.
+        """Return {image name: class} of those of the images that have a label here.
 
         Raises:
-            SourceError: the file has no class for an image, or not one line for each image.
+            SourceError: the names have no numbers and the file has not one line for each image.
         """
-        found = self._known_classes(names)
-        for name in names:
-            if name not in found:
-                raise SourceError(
-                    f"{self.path}: has no label for the image {name}: add it, or remove the image"
-                )
-        return found
-
-    def _known_classes(self, names: Sequence[str]) -> Dict[str, str]:
         if self._by_name is not None:
             return {name: self._by_name[name] for name in names if name in self._by_name}
-        # Use the numbers where possible: with positions, one missing image would shift the classes
-        # of all later ones.
+        # Use the numbers where there are any: with positions, one missing image would shift the
+        # classes of all later ones.
         numbers = image_numbers(names)
-        if numbers is not None:
+        if numbers:
             return {
                 name: self._in_order[number - 1]
                 for name, number in numbers.items()
@@ -98,20 +92,21 @@ class LabelFile:
             )
         return dict(zip(sorted(names), self._in_order))
 
-    def missing_images(self, names: Iterable[str]) -> List[str]:
-        """Return the names of images that have a label here but are not among `names`."""
+    def missing_images(self, names: Iterable[str]) -> Dict[str, str]:
+        """Return {name: class} of the images that have a label here but are not among `names`."""
         names = set(names)
         if self._by_name is not None:
-            return sorted(set(self._by_name) - names)
-        numbers = image_numbers(names)
-        if numbers is None:
-            return []
-        found = set(numbers.values())  # not names, because their extensions may differ
-        return [
-            f"ILSVRC2012_val_{number:08d}.JPEG"
-            for number in range(1, len(self._in_order) + 1)
+            return {
+                name: label for name, label in sorted(self._by_name.items()) if name not in names
+            }
+        found = set(image_numbers(names).values())  # not names: their extensions may differ
+        if names and not found:
+            return {}  # the labels are in the order of the names, so there is one for each
+        return {
+            f"ILSVRC2012_val_{number:08d}.JPEG": label
+            for number, label in enumerate(self._in_order, 1)
             if number not in found
-        ]
+        }
 
 
 def read_label_file(path: str) -> LabelFile:
@@ -183,82 +178,3 @@ def train_counts(paths: Iterable[str]) -> Dict[str, int]:
             if counts is not None:
                 return counts
     return {}
-
-
-def apply_label_files(listing: Listing, paths: Sequence[str]) -> None:
-    """Move images from the top of `listing` to the folders of their classes.
-
-    If there are none at the top, check that the images are in the folders of their classes.
-
-    Args:
-        listing: the validation images; changed in place.
-        paths: the label files, at least one.
-
-    Raises:
-        SourceError: the label files disagree with each other or with the folders.
-        OSError: a label file cannot be read.
-    """
-    top = next((folder for folder in listing.folders if not folder.path and folder.names), None)
-    if top is None:
-        check_class_folders(listing, paths)
-        return
-    label_files = [read_label_file(path) for path in paths]
-    classes = consistent_classes(label_files, top.names)
-    listing.folders.remove(top)
-    listing.flat = True
-    folders: Dict[str, Folder] = {}
-    for name, size, offset, mtime_ns in zip(top.names, top.sizes, top.offsets, top.mtimes_ns):
-        folder = folders.setdefault(classes[name], Folder(classes[name], archive=top.archive))
-        folder.add(name, size, offset, mtime_ns)
-    listing.folders += folders.values()
-    reason = f"does not exist, but {label_files[0].path} has a label for it"
-    for name in label_files[0].missing_images(top.names):
-        listing.problems.append(Problem(f"{listing.top}/{name}", reason))
-
-
-def consistent_classes(label_files: Sequence[LabelFile], names: Sequence[str]) -> Dict[str, str]:
-    """Return {image name: class}, the same in all label files.
-
-    Raises:
-        SourceError: two files disagree, or one has no label for an image.
-    """
-    first = label_files[0]
-    classes = first.classes_of(names)
-    for other in label_files[1:]:
-        for name, label in other.classes_of(names).items():
-            if label != classes[name]:
-                raise SourceError(
-                    f"{name}: its class is {classes[name]} in {first.path}, but {label} in "
-                    f"{other.path}: remove the label file that is wrong"
-                )
-    return classes
-
-
-def check_class_folders(listing: Listing, paths: Sequence[str]) -> None:
-    """Check that images with official names are in the folders of their classes.
-
-    Args:
-        listing: the validation images.
-        paths: the label files.
-
-    Raises:
-        SourceError: an image is in another folder, or two label files disagree.
-        OSError: a label file cannot be read.
-    """
-    # Pairs and not a dict, because a name may occur in two folders.
-    locations = [
-        (name, folder.path)
-        for folder in listing.folders
-        for name in folder.names
-        if OFFICIAL_NAME.fullmatch(name)
-    ]
-    if not locations:
-        return
-    label_files = [read_label_file(path) for path in paths]
-    classes = consistent_classes(label_files, sorted({name for name, _ in locations}))
-    for name, folder_path in locations:
-        if folder_path != classes[name]:
-            raise SourceError(
-                f"{listing.top}/{name}: is in {folder_path}, but its class is {classes[name]} in "
-                f"{label_files[0].path}: move the image, or remove that file"
-            )

@@ -9,6 +9,7 @@ import sys
 from typing import List, Optional, Sequence
 
 from prepare import record_check, sources
+from prepare.command_paths import path_argument
 from prepare.cpus import positive, usable_cpus
 from prepare.exit_status import ExitStatus, exit_status_help
 from prepare.listing import SourceError
@@ -41,12 +42,20 @@ def parse_arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
         epilog=EXIT_STATUS_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", metavar="DST", help="folder that prepare.imagenet wrote")
     parser.add_argument(
-        "--against", metavar="SRC", help="also compare each record with the image in the source"
+        "folder", metavar="DST", type=path_argument, help="folder that prepare.imagenet wrote"
     )
     parser.add_argument(
-        "--val-labels", metavar="FILE", help="as given to prepare.imagenet, for --against"
+        "--against",
+        metavar="SRC",
+        type=path_argument,
+        help="also compare each record with the image in the source",
+    )
+    parser.add_argument(
+        "--val-labels",
+        metavar="FILE",
+        type=path_argument,
+        help="as given to prepare.imagenet, for --against",
     )
     parser.add_argument(
         "--fast",
@@ -68,7 +77,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except DestinationError as error:
         return report_error(ExitStatus.BAD_DESTINATION, str(error))
     except SourceError as error:
-        return report_error(ExitStatus.BAD_DATA, str(error))
+        for message in error.messages:
+            report_error(ExitStatus.BAD_DATA, message)
+        return ExitStatus.BAD_DATA
     except OSError as error:
         return report_error(ExitStatus.USAGE_ERROR, f"{error.filename}: {error.strerror}")
 
@@ -130,6 +141,9 @@ def check_split(
                 source.list(workers),
                 allow_empty=records.manifest["options"]["check"] == "none",
             )
+            records.errors += [str(fault) for fault in plan.problems if not fault.skippable]
+            for note in plan.notes:
+                print(f"{records.prefix}: {note}")
             with Progress(f"compare {records.prefix}", count, size) as progress:
                 record_check.compare_with_source(records, plan, workers, progress)
     except UnreadableTablesError as error:

@@ -44,7 +44,6 @@ def make_plan(image_list):
     return Plan(
         prefix="train",
         top="top",
-        flat=False,
         paths=[f"{number}.jpg" for number in range(count)],
         keys=(1 << 33) + np.arange(count),
         labels=np.arange(count),
@@ -53,8 +52,10 @@ def make_plan(image_list):
         archive_indices=zeros - 1,
         archives=[],
         classes=["."],
+        image_folders=None,
         problems=[],
         ignored={},
+        notes=[],
         left_out=0,
         digest="",
     )

@@ -83,7 +83,7 @@ def test_all_kinds_of_label_files_give_the_same_classes(tmp_path, classes, data)
     for path in (tmp_path / "list", tmp_path / "moves"):
         label_file = val_labels.read_label_file(str(path))
         assert label_file.classes_of(names) == dict(zip(names, classes))
-        assert label_file.missing_images(names[1:]) == names[:1]
+        assert label_file.missing_images(names[1:]) == {names[0]: classes[0]}
 
 
 def damage(content, seed):
