@@ -106,8 +106,9 @@ def scan_file(entry: os.DirEntry[str], path: str, scan: FolderScan) -> None:
         dangling = error.errno != errno.ELOOP and entry.is_symlink()
         system_reason = error.strerror or str(error)
         reason = "a symbolic link whose target does not exist" if dangling else system_reason
-        # A link to a missing folder may be a class.
-        scan.problems.append(Problem(entry.path, reason, skippable=is_image_name(entry.name)))
+        # A link to a missing folder may be a class; a link to itself leads to nothing.
+        skippable = is_image_name(entry.name) or error.errno == errno.ELOOP
+        scan.problems.append(Problem(entry.path, reason, skippable))
         return
     if not is_image_name(entry.name):
         scan.ignored.append(path)

@@ -7,7 +7,7 @@ from typing import Dict, List, Sequence
 
 from prepare import imagenet_spec, val_labels
 from prepare.command_paths import check_destination_not_listed, wrong_source_is_usage_error
-from prepare.listing import BadImagesError, SourceError
+from prepare.listing import BadImagesError, SourceError, is_image_name
 from prepare.plan import Plan, check_no_class_lost, make_plan
 from prepare.progress_bar import print_line
 from prepare.sources import Split
@@ -105,6 +105,7 @@ def class_errors(plans: Dict[str, Plan], skip_bad_images: bool) -> List[str]:
     """Return why the classes of the splits would have the wrong labels."""
     messages: List[str] = []
     if skip_bad_images:
+        messages += lost_folder_errors(plans)
         for plan in plans.values():
             try:
                 check_no_class_lost(plan, plan.labels)
@@ -115,3 +116,19 @@ def class_errors(plans: Dict[str, Plan], skip_bad_images: bool) -> List[str]:
     except SourceError as error:
         messages += error.messages
     return messages
+
+
+def lost_folder_errors(plans: Dict[str, Plan]) -> List[str]:
+    """Return a message for each path that is unusable in both splits and would be a class."""
+    splits: List[Dict[str, str]] = []  # relative path -> problem
+    for plan in plans.values():
+        top, classes = f"{plan.top}/", set(plan.classes)
+        problems = {problem.path[len(top) :]: str(problem) for problem in plan.problems}
+        splits.append(
+            {
+                path: problem
+                for path, problem in problems.items()
+                if problem.startswith(top) and path not in classes and not is_image_name(path)
+            }
+        )
+    return [by_path[path] for path in splits[0] if path in splits[1] for by_path in splits]
