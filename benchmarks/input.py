@@ -2,6 +2,8 @@
 """Compare the input pipeline with bare DALI.
 
     python benchmarks/input.py [--threads 2] [--batch 32] [--rounds 15] [--batches 10] [--gpu]
+        [--records DIR]
+    python benchmarks/input.py --make-records DIR
 
 Two processes read the same records in turn, so that other load on the machine affects both.
 `dali` runs the DALI graph of the training pipeline on the CPU and leaves its output in DALI's
@@ -201,14 +203,18 @@ def main():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--work", choices=["dali", "mxresnet", "gpu"], help=argparse.SUPPRESS)
-    parser.add_argument("--records", help=argparse.SUPPRESS)
+    parser.add_argument("--records", help="folder that --make-records has filled")
+    parser.add_argument("--make-records", metavar="DIR", help="only make the records, in DIR")
     options = parser.parse_args()
     if options.work:
         work(options.work, options)
         return
+    if options.make_records:
+        print(make_records(pathlib.Path(options.make_records)))
+        return
     own = "gpu" if options.gpu else "mxresnet"
     with tempfile.TemporaryDirectory() as scratch:
-        records = make_records(pathlib.Path(scratch))
+        records = pathlib.Path(options.records or make_records(pathlib.Path(scratch)))
         if options.gpu:
             compare_pixels(records, options)
         processes = {kind: start_contender(kind, options, records) for kind in ("dali", own)}
