@@ -11,7 +11,9 @@
 #   --ib=single | off      (default off) UCX uses only the adapter nearest to the GPU, unless
 #                          UCX_NET_DEVICES is set
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+script=${BASH_SOURCE[0]}
+[ ! -L "$script" ] || script=$(readlink -f "$script")
+root=$(CDPATH='' cd -- "$(dirname -- "$script")" && pwd)
 python=$("$root/setup_env.sh" --launcher-python)
 # Do not change the working directory or PYTHONPATH: the command inherits both.
 exec "$python" -I -c 'import sys; sys.path.insert(0, sys.argv.pop(1))

@@ -17,9 +17,7 @@
 #
 # mxresnet/launch/trials.py does the work and describes the exit statuses.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
-python=$(./setup_env.sh --launcher-python)
-# Signals during the start of Python stay pending until it has its own handlers (coreutils 8.31).
-block=(env "--block-signal=INT,TERM,HUP")
-"${block[@]}" true 2>/dev/null || block=()
-exec "${block[@]}" "$python" -m mxresnet.launch.trials local "$@"
+script=${BASH_SOURCE[0]}
+[ ! -L "$script" ] || script=$(readlink -f "$script")
+source "$(dirname -- "$script")/mxresnet/launch/start.sh"
+start_launcher trials local "$@"

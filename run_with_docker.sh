@@ -10,9 +10,7 @@
 #   DOCKER_GPUS  GPUs of the container, as in docker run --gpus (all; none for CPU configurations)
 #   NEXP, SEED, SEEDS, CLEAR_CACHES, DATESTAMP, SUBMISSION_*  as for run_trials.sh
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
-python=$(./setup_env.sh --launcher-python)
-# Signals during the start of Python stay pending until it has its own handlers (coreutils 8.31).
-block=(env "--block-signal=INT,TERM,HUP")
-"${block[@]}" true 2>/dev/null || block=()
-exec "${block[@]}" "$python" -m mxresnet.launch.trials docker "$@"
+script=${BASH_SOURCE[0]}
+[ ! -L "$script" ] || script=$(readlink -f "$script")
+source "$(dirname -- "$script")/mxresnet/launch/start.sh"
+start_launcher trials docker "$@"

@@ -15,13 +15,15 @@
 # The script can be interrupted at any time: the next call continues.
 set -euo pipefail
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+script=${BASH_SOURCE[0]}
+[ ! -L "$script" ] || script=$(readlink -f "$script")
+here=$(CDPATH='' cd -- "$(dirname -- "$script")" && pwd)
 venv=$here/.venv
 steps=3
 step=0
 python=""             # the Python that .venv is created with
 dev=false             # whether to install the packages for the tests and the linters
-declare -A running=() # process id -> name of the function that runs in it
+declare -A running=() # process id of a guard -> name of the function that runs under it
 
 log() { printf '%s\n' "$*" >&2; }
 
@@ -84,26 +86,29 @@ check_machine() {
         die "no C++ compiler (c++) found, which is needed to build Horovod: apt-get install g++"
 }
 
-# End the commands that still run, with all their child processes.
+# Replace this subshell with a command under a guard, which ends the command and all its child
+# processes when this script ends, also by SIGKILL.
+guarded() { exec "$python" -I -S "$here/mxresnet/process_guard.py" --new-session $$ "$@"; }
+
+# End the commands that still run. A guard ends when no process of its command is left.
 stop_running() {
     local pid
     for pid in "${!running[@]}"; do
-        kill -TERM -- "-$pid" 2>/dev/null || true
+        kill -TERM "$pid" 2>/dev/null || true
     done
+    wait
 }
 
-# Run functions at the same time, each in a process group of its own, and show the elapsed time.
-# The first function that fails ends the script.
+# Run functions at the same time, each in a process of its own, and show the elapsed time. The first
+# function that fails ends the script.
 run_step() {
     local text=$1 started=$SECONDS reported=-30 name pid
     shift
     step=$((step + 1))
-    set -m
     for name in "$@"; do
-        "$name" >"$venv/$name.log" 2>&1 </dev/null &
+        guarded "$here/setup_env.sh" --step "$name" "$python" >"$venv/$name.log" 2>&1 </dev/null &
         running[$!]=$name
     done
-    set +m
     while [ ${#running[@]} -gt 0 ]; do
         if [ -t 2 ]; then
             printf '\r[%d/%d] %s: %d s ' "$step" "$steps" "$text" $((SECONDS - started)) >&2
@@ -173,27 +178,40 @@ EOF
 has_horovod() {
     local wanted
     wanted=$(grep -o '^horovod==[^ ]*' "$here/requirements/horovod.txt")
-    pip list --format=freeze | grep -qxF "$wanted"
+    pip list --format=freeze | grep -xF "$wanted" >/dev/null
+}
+
+# Print the folder of Horovod's wheel. It differs for everything that the wheel depends on.
+wheel_folder() {
+    local key
+    key=$({ fingerprint && echo "$venv" && "$venv/bin/python" --version; } | sha256sum)
+    echo "$venv/wheels/${key:0:16}"
 }
 
 # Do not use pip's cache: Horovod's library contains the paths of the environment in which it was
 # built.
 build_horovod() {
+    local wheels
     ! has_horovod || return 0
+    # The wheel may have been built before an interruption.
+    wheels=$(wheel_folder)
+    [ ! -d "$wheels" ] || return 0
+    rm -rf "$venv/wheels"
     write_cmake_wrapper "$venv/bin/horovod-cmake"
     PATH=$venv/bin:$PATH HOROVOD_CMAKE=$venv/bin/horovod-cmake \
         CMAKE_GENERATOR=Ninja MAKEFLAGS=-j$(nproc) \
         HOROVOD_WITH_MXNET=1 HOROVOD_WITH_MPI=1 \
         HOROVOD_WITHOUT_GLOO=1 HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 \
         pip wheel --no-cache-dir --no-deps --no-build-isolation --require-hashes \
-        --no-binary horovod -w "$venv/wheels" -r "$here/requirements/horovod.txt"
+        --no-binary horovod -w "$venv/wheels/new" -r "$here/requirements/horovod.txt" &&
+        mv "$venv/wheels/new" "$wheels"
 }
 
 install_packages() { pip_install_locked cpu.txt --no-compile && pip_install_project; }
 
 install_horovod_and_check() {
     local wheel
-    for wheel in "$venv"/wheels/horovod-*.whl; do
+    for wheel in "$(wheel_folder)"/horovod-*.whl; do
         [ ! -f "$wheel" ] || pip install --no-index --no-deps "$wheel" || return
     done
     rm -rf "$venv/wheels"
@@ -218,16 +236,21 @@ make_environment() {
     mkdir -p "$venv" && [ -w "$venv" ] ||
         die "$venv cannot be written, and the environment is not complete:" \
             "let its owner run ./setup_env.sh, or use a copy of your own"
+    trap stop_running EXIT
+    trap 'exit 129' HUP
+    trap 'exit 130' INT
+    trap 'exit 131' QUIT
+    trap 'exit 143' TERM
     # Two commands that are started together must not build the same environment at the same time.
+    # All processes of a step hold the lock too: it is free when none of them is left.
     exec 9>"$venv/.lock"
     if ! flock -n 9; then
         log "another setup_env.sh is working in $venv: waiting for it"
-        flock 9
+        guarded flock 9 &
+        running[$!]=flock
+        wait $!
+        running=()
     fi
-    trap stop_running EXIT
-    trap 'exit 130' INT
-    trap 'exit 143' TERM
-    trap 'exit 129' HUP
     if ! is_current .ready; then
         rm -f "$venv/.ready" "$venv/.ready-dev"
         log "Making the environment in $venv with $("$python" --version)" \
@@ -259,6 +282,11 @@ raise SystemExit(not (u.find_spec("mxnet") and u.find_spec("horovod.mxnet")))'
             ;;
         --launcher-python)
             launcher_python
+            return
+            ;;
+        --step) # for this script only: run one function of a step
+            python=$3
+            "$2"
             return
             ;;
         --dev) dev=true ;;

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from typing import Dict, Iterator, Optional, Sequence, Tuple
@@ -108,6 +109,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     )
     folder = parser.parse_args(argv).folder
     escape_unencodable_output()
+    # Remove the unfinished folder.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         written = write_dataset(folder)
     except OSError as error:

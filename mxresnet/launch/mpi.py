@@ -129,8 +129,6 @@ def start_ranks(
                 env=env,
                 stdout=stdout,
                 stderr=messages,
-                # A Ctrl-C of the terminal must reach mpirun once: through this process only.
-                new_session=True,
                 on_start=watch,
             )
         finally:

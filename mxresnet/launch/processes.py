@@ -3,12 +3,15 @@
 
 A launcher may be the first process of a container. The kernel delivers SIGTERM to such a process
 only if it has a handler, and nothing else ends its children. Call `handle_stop_signals` first; then
-SIGINT, SIGTERM and SIGHUP
+SIGINT, SIGTERM, SIGHUP and SIGQUIT
 
 - end the command of `run_to_end` that is running, by SIGTERM, and make it return 128 + n;
 - raise `StoppedBySignal` at any other time.
 
 Only the first of these signals counts: mpirun leaves ranks behind when it gets a second one.
+
+Commands run under mxresnet/process_guard.py, which ends them and their descendants when this
+process ends in any way.
 """
 
 from __future__ import annotations
@@ -18,12 +21,14 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from types import FrameType
 from typing import IO, Any, Callable, List, Mapping, NoReturn, Optional, Sequence, Union
 
+from mxresnet import process_guard
 from mxresnet.errors import UserError
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 # Signals that Python ignores and that commands expect to have their default action.
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
@@ -31,7 +36,7 @@ Stream = Union[None, int, IO[Any]]
 
 
 class StoppedBySignal(BaseException):
-    """This process received SIGINT, SIGTERM or SIGHUP. Not an Exception, like KeyboardInterrupt."""
+    """This process received one of STOP_SIGNALS. Not an Exception, like KeyboardInterrupt."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -40,6 +45,14 @@ class StoppedBySignal(BaseException):
 
     def __str__(self) -> str:
         return f"stopped by {self.name}"
+
+
+class CommandFailedError(Exception):
+    """A command of a launcher failed; it has printed the reason."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
 
 
 class _State:
@@ -65,7 +78,7 @@ def raise_if_stopped() -> None:
 
 
 def handle_stop_signals() -> None:
-    """Install the handlers of SIGINT, SIGTERM and SIGHUP; see the docstring of this module.
+    """Install the handlers of STOP_SIGNALS; see the docstring of this module.
 
     A signal that the caller ignores (nohup) stays ignored. Signals that the caller blocked are
     unblocked: a pending one is handled now.
@@ -93,11 +106,12 @@ def run_to_end(
     stdin: Stream = subprocess.DEVNULL,
     stdout: Stream = None,
     stderr: Stream = None,
-    new_session: bool = False,
-    signal_group: bool = False,
+    new_session: bool = True,
     on_start: Optional[Callable[[subprocess.Popen], None]] = None,
 ) -> int:
     """Run a command and wait for its end, also when this process is stopped by a signal.
+
+    No process that the command started remains.
 
     Args:
         command: Program and arguments.
@@ -106,10 +120,8 @@ def run_to_end(
         stdout: As for subprocess.Popen.
         stderr: As for subprocess.Popen.
         new_session: Run the command in a session of its own, where a Ctrl-C of the terminal reaches
-            it only through this process.
-        signal_group: Send SIGTERM to all processes of the new session, for a command that does not
-            stop its own children.
-        on_start: Called with the process once it runs.
+            it once, through this process.
+        on_start: Called with the process of the guard once the command runs.
 
     Returns:
         The exit status of the command; 128 + n if signal n ended the command or this process was
@@ -127,13 +139,13 @@ def run_to_end(
         handle_stop_signals()
         child = _start(
             command,
+            new_session,
             env=None if env is None else dict(env),
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
-            start_new_session=new_session,
         )
-        _state.send_to_child = _sender(child, to_group=new_session and signal_group)
+        _state.send_to_child = _sender(child)
         status = _wait(child, on_start)
     finally:
         _state.send_to_child = None
@@ -144,14 +156,40 @@ def run_to_end(
     return status if _state.stopped_by is None else 128 + _state.stopped_by
 
 
-def _start(command: Sequence[str], **options: Any) -> subprocess.Popen:
-    try:
-        return subprocess.Popen(list(command), **options)
-    except OSError as error:
-        raise UserError(f"{command[0]} cannot be started: {error.strerror}") from error
+def _start(command: Sequence[str], new_session: bool, **options: Any) -> subprocess.Popen:
+    """Start a command under a guard; return the process of the guard.
+
+    Raises:
+        UserError: The command cannot be started.
+    """
+    process_guard.adopt_descendants()
+    read_end, write_end = os.pipe()
+    with open(read_end, "rb") as report:
+        arguments = [*(["--new-session"] if new_session else []), "--report", str(write_end)]
+        arguments += [str(os.getpid()), *command]
+        try:
+            child = subprocess.Popen(
+                [sys.executable, "-I", "-S", process_guard.__file__, *arguments],
+                pass_fds=(write_end,),
+                **options,
+            )
+        except OSError as error:
+            raise _cannot_start(command, error.errno) from error
+        finally:
+            os.close(write_end)
+        # Nothing, once the command runs or the guard has been ended.
+        reported = report.read()
+    if reported:
+        child.wait()
+        raise _cannot_start(command, int(reported))
+    return child
 
 
-def _sender(child: subprocess.Popen, to_group: bool) -> Callable[[int], None]:
+def _cannot_start(command: Sequence[str], number: Optional[int]) -> UserError:
+    return UserError(f"{command[0]} cannot be started: {os.strerror(number or 0)}")
+
+
+def _sender(child: subprocess.Popen) -> Callable[[int], None]:
     """Return a function that sends a signal to a child, at most once."""
     sent: List[int] = []
 
@@ -160,10 +198,7 @@ def _sender(child: subprocess.Popen, to_group: bool) -> Callable[[int], None]:
             return
         sent.append(number)
         with contextlib.suppress(OSError):
-            if to_group:
-                os.killpg(child.pid, number)
-            else:
-                child.send_signal(number)
+            child.send_signal(number)
 
     return send
 
@@ -175,6 +210,8 @@ def _wait(child: subprocess.Popen, on_start: Optional[Callable[[subprocess.Popen
     if on_start is not None:
         on_start(child)
     status = child.wait()
+    if status < 0:  # The guard itself was ended by a signal.
+        process_guard.kill_descendants()
     return status if status >= 0 else 128 - status
 
 
@@ -197,6 +234,8 @@ def capture_output(
 ) -> subprocess.CompletedProcess[str]:
     """Run a short command without input; return its status and its standard output as text.
 
+    The kernel ends it with this process.
+
     Raises:
         OSError: The command cannot be started.
     """
@@ -208,6 +247,7 @@ def capture_output(
         stderr=subprocess.DEVNULL,
         text=True,
         errors="replace",
+        preexec_fn=process_guard.end_with_parent,
     )
 
 

@@ -14,21 +14,27 @@ target missed; 2 a mistake in settings or data; anything else a failure.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import fcntl
 import os
-import pathlib
 import pwd
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from typing import Dict, List, Mapping, Optional, Sequence
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from mxresnet.errors import ExitStatus, UserError
-from mxresnet.launch import hardware, kubernetes, mpi, processes, system_config
+from mxresnet.launch import (
+    builtin_data,
+    caller_paths,
+    hardware,
+    kubernetes,
+    mpi,
+    processes,
+    run_log,
+    system_config,
+)
 from mxresnet.launch.terminal import print_to_stderr, write_to_stdout
 from mxresnet.results.log_reader import has_evaluation
 
@@ -37,14 +43,6 @@ SHOW_FLAGS = ("--help", "-h", "--print-config")
 # Rank 0 reports a mistake that all ranks find, and its end makes mpirun end the others. They wait
 # this long before they report it too.
 MISTAKE_REPORT_DELAY_SECONDS = 5
-
-
-class CommandFailedError(Exception):
-    """A command of the run failed; it has printed the reason."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(status)
-        self.status = status
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def main() -> int:
     try:
         processes.handle_stop_signals()
         rank = launched_rank(environ)
-        return run(sys.argv[1:], environ, rank)
+        return run(*caller_paths.make_absolute(sys.argv[1:], environ), rank)
     except UserError as error:
         if rank:
             for number in processes.STOP_SIGNALS:
@@ -90,7 +88,7 @@ def main() -> int:
             time.sleep(MISTAKE_REPORT_DELAY_SECONDS)
         report(str(error))
         return ExitStatus.USER_ERROR
-    except CommandFailedError as error:
+    except processes.CommandFailedError as error:
         return error.status
     except OSError as error:  # a file of the run, or standard output, cannot be written
         report(str(error))
@@ -133,9 +131,15 @@ def run(flags: List[str], environ: Dict[str, str], rank: Optional[int]) -> int:
     system_config.reject_log_file(flags, environ)
     if rank is None and kubernetes.is_launcher(environ):
         return run_mpijob(flags, environ)
-    environ = configured_environment(flags, environ, rank)
+    environ, notes = configured_environment(flags, environ)
+    only_shows = any(flag in SHOW_FLAGS for flag in flags)
+    if not rank:
+        if not only_shows:
+            run_log.make_log_folder(environ.get("LOGDIR") or run_log.DEFAULT_LOGDIR)
+        for note in notes:
+            print_to_stderr(note)
     context = Run(flags, environ, rank, environment_python(environ))
-    if any(flag in SHOW_FLAGS for flag in flags):
+    if only_shows:
         if rank:
             return ExitStatus.SUCCESS
         processes.replace_process(context.train_command, environ)
@@ -166,11 +170,13 @@ def run_mpijob(flags: List[str], environ: Dict[str, str]) -> int:
 
 
 def configured_environment(
-    flags: Sequence[str], environ: Dict[str, str], rank: Optional[int]
-) -> Dict[str, str]:
+    flags: Sequence[str], environ: Dict[str, str]
+) -> Tuple[Dict[str, str], List[str]]:
     """Return the environment with the configuration of DGXSYSTEM, or of the hardware found.
 
-    Rank 0, or the launcher, shows which configuration was chosen and which variables it overrides.
+    Returns:
+        The environment, and notes: which configuration was chosen, and which variables of the
+        caller it overrides.
     """
     notes = []
     system = environ.get("DGXSYSTEM")
@@ -189,10 +195,7 @@ def configured_environment(
         before = environ
         environ = system_config.load_configuration(system, before)
         notes += system_config.overridden_settings(system, before, environ, flags)
-    if not rank:
-        for note in notes:
-            print_to_stderr(note)
-    return environ
+    return environ, notes
 
 
 def _check_builtin_data_root(system: str, environ: Mapping[str, str]) -> None:
@@ -212,12 +215,10 @@ def environment_python(environ: Mapping[str, str]) -> str:
     """
     # In memory: a full disk need not stop a run whose environment exists.
     with open(os.memfd_create("python"), "w+b") as output:
-        status = processes.run_to_end(
-            ["./setup_env.sh"], env=environ, stdout=output, new_session=True, signal_group=True
-        )
+        status = processes.run_to_end(["./setup_env.sh"], env=environ, stdout=output)
         processes.raise_if_stopped()
         if status != 0:
-            raise CommandFailedError(status)
+            raise processes.CommandFailedError(status)
         output.seek(0)
         return os.fsdecode(output.read()).strip()
 
@@ -252,7 +253,7 @@ def check_settings(context: Run) -> None:
     )
     processes.raise_if_stopped()
     if status != 0:
-        raise CommandFailedError(status)
+        raise processes.CommandFailedError(status)
 
 
 def run_timed(context: Run) -> int:
@@ -261,12 +262,13 @@ def run_timed(context: Run) -> int:
     Returns:
         The exit status.
     """
-    log_file = log_file_path(context.environ)
-    environ = {**context.environ, "LOG_FILE": log_file}
     started = time.time()
+    if context.rank is None:
+        builtin_data.make_builtin_data(NAME, context.python, context.environ)
+    log_file = run_log.create_log(context.environ)
+    environ = {**context.environ, "LOG_FILE": log_file}
     mpirun_result = None
     if context.rank is None:
-        make_builtin_data(context)
         mpirun_result = mpi.run_local_ranks(
             mpi.find_mpirun(context.python, environ),
             context.bound_command,
@@ -275,102 +277,19 @@ def run_timed(context: Run) -> int:
         )
         status = mpirun_result.status
     else:
-        status = processes.run_to_end(context.bound_command, env=environ)
+        # In the process group of this rank, which mpirun or Slurm ends.
+        status = processes.run_to_end(context.bound_command, env=environ, new_session=False)
     # A launcher that started this rank explains the end itself.
     if not environ.get("STARTED_BY"):
         cause = mpi.explain_exit(status, environ, mpirun_result)
         if cause:
             report(cause)
-    print_to_stderr(f"log: {log_file}")
+    if not run_log.remove_empty(log_file):
+        print_to_stderr(f"log: {log_file}")
     # A run without an evaluation has no result: --synth-data, --profile, too few epochs.
     if status == 0 and has_evaluation(log_file):
         write_to_stdout(os.fsencode(result_line(started, time.time())) + b"\n")
     return status
-
-
-def log_file_path(environ: Mapping[str, str]) -> str:
-    """Return the path of the log, <LOGDIR>/<DATESTAMP>_<TRIAL>.log; create LOGDIR if needed.
-
-    Raises:
-        UserError: LOGDIR cannot be created or written.
-    """
-    folder = environ.get("LOGDIR") or "./results"
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"LOGDIR={folder} cannot be made ({error.strerror}): "
-            "name a folder that this user may write"
-        ) from error
-    if not os.access(folder, os.W_OK):
-        raise UserError(
-            f"LOGDIR={folder} cannot be written: name a folder that this user may write"
-        )
-    trial, stamp = environ.get("TRIAL") or "1", environ.get("DATESTAMP")
-    if stamp:
-        return f"{folder}/{stamp}_{trial}.log"
-    # Runs that start in the same second get different files.
-    seconds = time.time()
-    while True:
-        path = f"{folder}/{time.strftime('%y%m%d%H%M%S', time.localtime(seconds))}_{trial}.log"
-        try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-            return path
-        except FileExistsError:
-            seconds += 1
-        except OSError as error:
-            raise UserError(f"LOGDIR={folder} cannot be written: {error.strerror}") from error
-
-
-def make_builtin_data(context: Run) -> None:
-    """Create the built-in data set if the configuration names one and it is not complete.
-
-    Raises:
-        UserError: The name of the data set is unknown, or DATAROOT cannot be created.
-        CommandFailedError: The data set could not be created.
-    """
-    name = context.environ.get("BUILTIN_DATA")
-    root = context.environ.get("DATAROOT", "").rstrip("/")
-    if not name or _has_manifests(root):
-        return
-    if name != "digits":
-        raise UserError(f"BUILTIN_DATA={name} is not a built-in data set: use digits")
-    parent = os.path.dirname(root) or "."
-    try:
-        os.makedirs(parent, exist_ok=True)
-        folder = os.open(parent, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"DATAROOT={root} cannot be made: {error.strerror}") from error
-    try:
-        # Of two runs that start together, one creates the data and the other waits for it.
-        with contextlib.suppress(OSError):  # some network file systems lock no folders
-            fcntl.flock(folder, fcntl.LOCK_EX)
-        if not _has_manifests(root):
-            _make_digits(context, root)
-    finally:
-        os.close(folder)
-
-
-def _has_manifests(root: str) -> bool:
-    return all(pathlib.Path(root, f"{split}.json").is_file() for split in ("train", "val"))
-
-
-def _make_digits(context: Run, root: str) -> None:
-    """Create the data set of digits in a folder; raise CommandFailedError if that fails."""
-    images = f"{root}.images"
-    for arguments in (["prepare.digits", images], ["prepare.imagenet", images, root]):
-        # Standard output is for RESULT.
-        status = processes.run_to_end(
-            [context.python, "-m", *arguments], env=context.environ, stdout=sys.stderr
-        )
-        processes.raise_if_stopped()
-        if status != 0:
-            report(
-                f"the built-in data set could not be made in DATAROOT={root} "
-                "(DGXSYSTEM=CPU trains on other data)"
-            )
-            # 3 is a missed target here; prepare.imagenet exits with 3 if DATAROOT has other data.
-            raise CommandFailedError(ExitStatus.USER_ERROR if status == 3 else status)
 
 
 def result_line(started: float, ended: float) -> str:

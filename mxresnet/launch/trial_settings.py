@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
-import time
 from dataclasses import dataclass
 from typing import List, Mapping, Sequence
 
 from mxresnet.errors import UserError
+from mxresnet.launch.run_log import check_name_part, make_log_folder
 from mxresnet.launch.system_config import reject_log_file
 
 DEFAULT_TRIALS = "5"  # as MLPerf requires for this benchmark
@@ -24,7 +23,7 @@ class TrialSettings:
     seeds: List[int]  # of the trials, in their order
     clear_caches: bool  # drop the page cache before each trial
     logdir: str
-    stamp: str  # start of the names of all files
+    stamp: str  # start of the names of all files; empty: not chosen yet
 
     @property
     def prefix(self) -> str:
@@ -104,20 +103,7 @@ def read_trial_settings(
     if clear_caches not in ("0", "1"):
         raise UserError(f"CLEAR_CACHES={clear_caches} is neither 0 nor 1")
     seeds = choose_seeds(trials, environ)
-    try:
-        os.makedirs(logdir, exist_ok=True)
-        writable, names = os.access(logdir, os.W_OK), os.listdir(logdir)
-    except OSError:
-        writable, names = False, []
-    if not writable:
-        raise UserError(
-            f"LOGDIR={logdir} cannot be written: name a folder that this user may write"
-        )
-    stamp = environ.get("DATESTAMP") or time.strftime("%y%m%d%H%M%S")
-    if "/" in stamp:
-        raise UserError(f"DATESTAMP={stamp}: it starts the names of files, so it cannot have a /")
-    if any(name.startswith(f"{stamp}_") for name in names):
-        raise UserError(
-            f"DATESTAMP={stamp}: {logdir} has files of that stamp: set another DATESTAMP"
-        )
+    stamp = environ.get("DATESTAMP") or ""
+    check_name_part("DATESTAMP", stamp)
+    make_log_folder(logdir)
     return TrialSettings(seeds, clear_caches == "1", logdir, stamp)

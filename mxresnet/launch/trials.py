@@ -12,6 +12,7 @@ else is that of the failed trial.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -19,12 +20,12 @@ import sys
 from typing import Callable, Dict, List, Mapping, Sequence
 
 from mxresnet.errors import ExitStatus, UserError
-from mxresnet.launch import processes
+from mxresnet.launch import caller_paths, processes, run_log
 from mxresnet.launch.backends.base import Backend, Trial
 from mxresnet.launch.backends.docker import DockerBackend
 from mxresnet.launch.backends.local import LocalBackend
 from mxresnet.launch.backends.slurm import SlurmBackend
-from mxresnet.launch.run import CommandFailedError
+from mxresnet.launch.processes import CommandFailedError
 from mxresnet.launch.terminal import print_to_stderr, write_to_stdout
 from mxresnet.launch.trial_settings import read_trial_settings
 from mxresnet.launch.trial_summary import (
@@ -66,6 +67,8 @@ class Trials:
         processes.raise_if_stopped()
         if status != 0:
             raise CommandFailedError(status)
+        stamp = run_log.reserve_stamp(self._settings.logdir, self._settings.stamp)
+        self._settings = dataclasses.replace(self._settings, stamp=stamp)
 
     def _trial(self, number: int, cache_cleared: bool) -> Trial:
         settings = self._settings
@@ -74,7 +77,12 @@ class Trials:
 
     def run(self) -> int:
         """Run the trials, show the summary, write the submission; return the exit status."""
-        status = self._run_all()
+        try:
+            status = self._run_all()
+        except BaseException:
+            if not self._results:
+                run_log.release_stamp(self._settings.logdir, self._settings.stamp)
+            raise
         summary = summarize(self._settings, self._results)
         with open(f"{self._settings.prefix}_summary.txt", "w", encoding="utf-8") as file:
             file.write(summary)
@@ -187,8 +195,9 @@ def run_trials(backend: Backend, flags: Sequence[str]) -> int:
 
 def main() -> int:
     """Run trials; the arguments are the name of a backend and flags of mxresnet."""
-    name, *flags = sys.argv[1:]
-    return run_trials(BACKENDS[name](os.environ), flags)
+    name, *arguments = sys.argv[1:]
+    flags, environ = caller_paths.make_absolute(arguments, os.environ)
+    return run_trials(BACKENDS[name](environ), flags)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from support.commands import ROOT, mpirun
 from support.launchers import QUICK, environment, run_and_time
 from support.mlperf_log import check_compliance
 
-from mxresnet.errors import UserError
-from mxresnet.launch import processes, run
+from mxresnet.launch import processes
+from mxresnet.launch.builtin_data import make_builtin_data
 
 
 def test_a_run_to_its_target_ends_with_one_result_line_and_a_compliant_log(few, tmp_path):
@@ -66,19 +66,6 @@ def test_a_mistake_is_reported_once_and_has_status_2(few, tmp_path, flags, more,
         assert word in causes[0]
 
 
-def test_a_folder_of_logs_that_may_not_be_written_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
-    with pytest.raises(UserError, match=f"LOGDIR={tmp_path} cannot be written"):
-        run.log_file_path({"LOGDIR": str(tmp_path)})
-
-
-def test_runs_of_the_same_second_have_their_own_logs(tmp_path):
-    paths = {run.log_file_path({"LOGDIR": str(tmp_path)}) for _ in range(3)}
-    assert len(paths) == 3
-    fixed = {"LOGDIR": str(tmp_path), "DATESTAMP": "today", "TRIAL": "2"}
-    assert {run.log_file_path(fixed) for _ in range(2)} == {f"{tmp_path}/today_2.log"}
-
-
 def test_two_runs_that_start_together_create_the_data_once(tmp_path, monkeypatch):
     calls = []
 
@@ -93,8 +80,8 @@ def test_two_runs_that_start_together_create_the_data_once(tmp_path, monkeypatch
     (tmp_path / "digits").mkdir()
     monkeypatch.setattr(processes, "run_to_end", run_to_end)
     environ = {"BUILTIN_DATA": "digits", "DATAROOT": str(tmp_path / "digits")}
-    context = run.Run([], environ, None, "python")
-    threads = [threading.Thread(target=run.make_builtin_data, args=(context,)) for _ in range(2)]
+    arguments = ("run_and_time.sh", "python", environ)
+    threads = [threading.Thread(target=make_builtin_data, args=arguments) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -138,6 +125,8 @@ def test_built_in_data_is_not_written_over_other_data(few, tmp_path):
         done.stderr
     )
     assert sorted(path.name for path in records.iterdir()) == ["train.rec", "val.rec"]
+    assert [path.name for path in tmp_path.iterdir() if path != records] == ["results"]
+    assert list((tmp_path / "results").iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """setup_env.sh with a fake Python: what it installs when, failures, interruptions."""
 
-import os
+import fcntl
+import pathlib
 import re
 import shutil
 import signal
 import subprocess
-import time
+import sys
 
 import pytest
 from support.commands import ROOT
+from support.scripts import wait_for
 
 # A fake of python3.11 and of .venv's python: records its arguments and installs nothing.
 FAKE_PYTHON = """#!/usr/bin/env bash
@@ -22,11 +24,17 @@ case "$*" in
     *" pip "*)
         echo "$*" >>"$CALLS"
         case "$*" in
-            *" wheel --"*) eval "${BUILD:-}" ;;
+            *" wheel --"*)
+                eval "${BUILD:-}"
+                mkdir -p .venv/wheels/new
+                touch .venv/wheels/new/horovod-0.whl
+                ;;
+            *" install "*horovod-*.whl) eval "${INSTALL:-}" ;;
         esac
         ;;
+    *process_guard.py*) exec REAL_PYTHON "$@" ;;
 esac
-"""
+""".replace("REAL_PYTHON", sys.executable)
 
 
 class Environment:
@@ -35,8 +43,9 @@ class Environment:
     def __init__(self, folder):
         self.folder = folder
         self.calls = folder / "calls"
-        for name in ("setup.py", "setup_env.sh"):
-            shutil.copy(ROOT / name, folder)
+        (folder / "mxresnet").mkdir()
+        for name in ("setup.py", "setup_env.sh", "mxresnet/process_guard.py"):
+            shutil.copy(ROOT / name, folder / name)
         shutil.copytree(ROOT / "requirements", folder / "requirements")
         fake = folder / "bin" / "python3.11"
         fake.parent.mkdir()
@@ -44,10 +53,10 @@ class Environment:
         fake.chmod(0o755)
         self.environ = {"PATH": f"{fake.parent}:/usr/bin:/bin", "CALLS": str(self.calls)}
 
-    def start(self, *arguments, **environ):
+    def start(self, *arguments, script="setup_env.sh", **environ):
         self.calls.write_text("")
         return subprocess.Popen(
-            ["./setup_env.sh", *arguments],
+            [f"./{script}", *arguments],
             cwd=self.folder,
             env={**self.environ, **environ},
             text=True,
@@ -108,27 +117,78 @@ def test_a_failed_build_names_its_log_and_the_next_call_continues(environment):
     assert environment.run()[0] == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def wait_for_file(path):
+    wait_for(lambda: path.read_text().strip())
+    return int(path.read_text())
+
+
+def is_running(pid):
+    """Return whether a process exists and is not a zombie."""
+    try:
+        stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGKILL]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_ends_the_commands_that_run(environment, number):
-    pid_file = environment.folder / "pid"
-    process = environment.start(BUILD=f"sleep 100 & echo $! >{pid_file}; wait")
-    deadline = time.monotonic() + 30
-    while not (pid_file.exists() and pid_file.read_text().strip()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    """Also one in a session of its own, as the commands of ninja are."""
+    pids = [environment.folder / "pid", environment.folder / "other_pid"]
+    sleep = "echo $$ >{}; exec sleep 100"
+    build = f"setsid sh -c '{sleep.format(pids[0])}' & sh -c '{sleep.format(pids[1])}'"
+    process = environment.start(BUILD=build)
+    commands = [wait_for_file(path) for path in pids]
     process.send_signal(number)
     process.communicate(timeout=30)
-    assert process.returncode != 0
-    child = int(pid_file.read_text())
-    while time.monotonic() < deadline:
-        try:
-            os.kill(child, 0)
-        except ProcessLookupError:
-            break
-        time.sleep(0.05)
-    else:
-        pytest.fail("the build still runs")
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    wait_for(lambda: not any(map(is_running, commands)), seconds=3)
+    subprocess.run(["flock", "-w", "1", environment.folder / ".venv" / ".lock", "true"], check=True)
     assert environment.run()[0] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_ends_the_wait_for_another_set_up(environment, number):
+    lock = environment.folder / ".venv" / ".lock"
+    lock.parent.mkdir()
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        process = environment.start()
+        for line in process.stderr:
+            if "waiting for it" in line:
+                break
+        process.send_signal(number)
+        process.communicate(timeout=10)
+        assert process.returncode != 0
+    subprocess.run(["flock", "-w", "3", lock, "true"], check=True)
+
+
+def test_horovod_is_not_compiled_again_after_an_interruption(environment):
+    started = environment.folder / "started"
+    process = environment.start(INSTALL=f"echo 1 >{started}; sleep 100")
+    wait_for_file(started)
+    process.kill()
+    process.communicate(timeout=30)
+    assert " wheel --" in environment.calls.read_text()
+    assert environment.run()[0] == 0
+    assert " wheel --" not in environment.calls.read_text()
+    assert not (environment.folder / ".venv" / "wheels").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_set_up_ends_with_run_tests(environment, number):
+    shutil.copy(ROOT / "run_tests.sh", environment.folder)
+    pid_file = environment.folder / "pid"
+    process = environment.start(
+        script="run_tests.sh", BUILD=f"sh -c 'echo $$ >{pid_file}; exec sleep 100'"
+    )
+    command = wait_for_file(pid_file)
+    process.send_signal(number)
+    wait_for(lambda: not is_running(command), seconds=4)
+    process.communicate(timeout=30)
 
 
 def test_an_unsuitable_python_is_reported(environment):

@@ -13,6 +13,7 @@ from support.scripts import finish, start_script, wait_for
 from mxresnet.errors import UserError
 from mxresnet.launch import processes, run
 from mxresnet.launch.backends.slurm import SlurmBackend
+from mxresnet.launch.builtin_data import make_builtin_data
 from mxresnet.launch.trial_settings import read_trial_settings
 
 
@@ -55,12 +56,6 @@ def test_an_empty_command_is_no_command():
     assert done.stderr.count("\n") == 1
 
 
-def test_a_stamp_with_a_folder_is_refused(tmp_path):
-    with pytest.raises(UserError, match="^DATESTAMP=a/b: "):
-        read_trial_settings([], {"DATESTAMP": "a/b"}, str(tmp_path))
-    assert os.listdir(tmp_path) == []
-
-
 def test_the_environment_is_found_without_a_temporary_folder(monkeypatch, tmp_path):
     """A disk that is full, or a file system that is read-only."""
     script = tmp_path / "setup_env.sh"
@@ -82,7 +77,7 @@ def test_the_parent_of_the_data_is_made_and_not_the_data(monkeypatch, tmp_path):
     monkeypatch.setattr(
         processes, "run_to_end", lambda command, **options: commands.append(command) or 0
     )
-    run.make_builtin_data(run.Run([], environ, None, "python"))
+    make_builtin_data("run_and_time.sh", "python", environ)
     assert root.parent.is_dir() and not root.exists()
     assert commands[0][3:] == [f"{root}.images"]
     assert commands[1][3:] == [f"{root}.images", str(root)]
@@ -115,5 +110,5 @@ def test_a_folder_of_logs_that_cannot_be_listed_is_refused(tmp_path, monkeypatch
         raise PermissionError(13, "Permission denied", path)
 
     monkeypatch.setattr(os, "listdir", refuse)
-    with pytest.raises(UserError, match=f"^LOGDIR={tmp_path} cannot be written"):
+    with pytest.raises(UserError, match=f"^LOGDIR={tmp_path} cannot be made"):
         read_trial_settings([], {}, str(tmp_path))

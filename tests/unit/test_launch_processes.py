@@ -2,7 +2,6 @@
 """launch.processes: a command ends with its launcher, and no signal is lost."""
 
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -134,20 +133,6 @@ def test_an_ignored_signal_stays_ignored():
     read_until(process, "running")
     process.send_signal(signal.SIGHUP)
     assert process.communicate(timeout=20)[0] == "status 5 None\n"
-
-
-def test_a_group_is_stopped_with_its_command(tmp_path):
-    """A shell that waits for a command of its own, as setup_env.sh does."""
-    program = RUN.replace("sys.argv[1:])", "sys.argv[1:], new_session=True, signal_group=True)")
-    script = "sleep 77 & echo $! >pid; echo running; wait"
-    process = start("sh", "-c", f"cd {tmp_path}; {script}", program=program)
-    read_until(process, "running")
-    process.terminate()
-    process.communicate(timeout=20)
-    time.sleep(0.2)
-    command_line = pathlib.Path("/proc", (tmp_path / "pid").read_text().strip(), "cmdline")
-    # A process that ended and whose parent does not wait for it remains, without a command line.
-    assert not command_line.exists() or command_line.read_bytes() == b""
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="a process id namespace needs root")

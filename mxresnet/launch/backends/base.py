@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import abc
-import os
 from dataclasses import dataclass
 from typing import Dict, Mapping, Sequence
 
 from mxresnet.errors import UserError
 from mxresnet.launch.processes import Stream
-
-DEFAULT_LOGDIR = "./results"
+from mxresnet.launch.run_log import DEFAULT_LOGDIR
 
 
 @dataclass(frozen=True)
@@ -87,20 +85,6 @@ class Backend(abc.ABC):
     def close(self) -> None:
         """Stop what `prepare` started. Called once, also after a failure of `prepare`."""
         return
-
-    def make_logdir(self) -> None:
-        """Create the folder of the logs if needed.
-
-        Raises:
-            UserError: The folder cannot be created.
-        """
-        try:
-            os.makedirs(self.logdir, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"LOGDIR={self.logdir} cannot be made ({error.strerror}): "
-                "name a folder that this user may write"
-            ) from error
 
     def required(self, name: str, reason: str) -> str:
         """Return the value of a variable.

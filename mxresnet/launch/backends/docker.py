@@ -11,6 +11,7 @@ from mxresnet.errors import UserError
 from mxresnet.launch.backends.base import Backend, Trial
 from mxresnet.launch.backends.local import DROP_CACHES_FILE, drop_page_cache
 from mxresnet.launch.processes import Stream, find_program, raise_if_stopped, run_to_end
+from mxresnet.launch.run_log import make_log_folder
 from mxresnet.launch.system_config import check_system, forwarded_env, load_configuration
 
 DATA_IN_CONTAINER = "/data"
@@ -50,7 +51,7 @@ class DockerBackend(Backend):
         if find_program("docker", self.environ) is None:
             raise UserError("docker is not found on PATH: install it")
         self._load_configuration(system)
-        self.make_logdir()
+        make_log_folder(self.logdir)
         self._start_container(image, data)
 
     def _load_configuration(self, system: str) -> None:

@@ -24,6 +24,7 @@ from mxresnet.launch.processes import (
     run_to_end,
 )
 from mxresnet.launch.run import environment_python
+from mxresnet.launch.run_log import make_log_folder
 from mxresnet.launch.system_config import check_system, load_configuration
 from mxresnet.launch.terminal import OutputError, print_to_stderr, write_to_stdout
 from mxresnet.launch.trial_settings import check_flags, number_of_trials
@@ -98,7 +99,7 @@ class SlurmBackend(Backend):
         if not self.environ.get("SLURM_JOB_ID"):
             self._submit(system, list(flags))
         self.environ = load_configuration(system, self.environ)
-        self.make_logdir()
+        make_log_folder(self.logdir)
         if self._image:
             self._start_containers()
         else:

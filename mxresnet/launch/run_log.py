@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files of a run: <LOGDIR>/<DATESTAMP>_<TRIAL>.log, and those of a series of trials.
+
+No two runs may write to one log. The first process that creates a file, by O_EXCL, owns its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from typing import Iterator, Mapping
+
+from mxresnet.errors import UserError
+
+DEFAULT_LOGDIR = "./results"
+MAX_NAME_BYTES = 200  # most file systems allow 255
+
+
+def make_log_folder(folder: str) -> None:
+    """Create LOGDIR if needed.
+
+    Raises:
+        UserError: It cannot be created or written.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+        os.listdir(folder)
+    except OSError as error:
+        raise UserError(
+            f"LOGDIR={folder} cannot be made ({error.strerror}): "
+            "name a folder that this user may write"
+        ) from error
+    if not writable:
+        raise UserError(
+            f"LOGDIR={folder} cannot be written: name a folder that this user may write"
+        )
+
+
+def check_name_part(variable: str, value: str) -> None:
+    """Raise UserError if the value of a variable cannot be a part of the name of a file."""
+    if "/" in value or not value.isprintable():
+        reason = "a / or an unprintable character"
+    elif len(os.fsencode(value)) > MAX_NAME_BYTES:
+        reason = f"more than {MAX_NAME_BYTES} bytes"
+    else:
+        return
+    raise UserError(
+        f"{variable}={ascii(value)[1:-1]}: it is a part of the names of files, "
+        f"so it cannot have {reason}"
+    )
+
+
+def _stamps() -> Iterator[str]:
+    """Yield the current time as a stamp, then the following seconds."""
+    seconds = time.time()
+    while True:
+        yield time.strftime("%y%m%d%H%M%S", time.localtime(seconds))
+        seconds += 1
+
+
+def _create(path: str) -> bool:
+    """Create an empty file; return False if it exists.
+
+    Raises:
+        UserError: It cannot be created.
+    """
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): set another LOGDIR"
+        ) from error
+    return True
+
+
+def create_log(environ: Mapping[str, str]) -> str:
+    """Create the log of a run, which no other run has; return its path.
+
+    Raises:
+        UserError: DATESTAMP or TRIAL is unsuitable, the log of DATESTAMP and TRIAL exists, or the
+            folder cannot be written.
+    """
+    folder = environ.get("LOGDIR") or DEFAULT_LOGDIR
+    stamp, trial = environ.get("DATESTAMP") or "", environ.get("TRIAL") or "1"
+    check_name_part("DATESTAMP", stamp)
+    check_name_part("TRIAL", trial)
+    make_log_folder(folder)
+    if stamp:
+        path = f"{folder}/{stamp}_{trial}.log"
+        if not _create(path):
+            raise UserError(
+                f"DATESTAMP={stamp}, TRIAL={trial}: {path} is the log of another run: "
+                "set another DATESTAMP"
+            )
+        return path
+    for stamp in _stamps():
+        path = f"{folder}/{stamp}_{trial}.log"
+        if _create(path):
+            if not os.path.lexists(_summary_path(folder, stamp)):
+                return path
+            os.unlink(path)  # a series of trials has this stamp
+    raise AssertionError("the stamps have no end")
+
+
+def _summary_path(folder: str, stamp: str) -> str:
+    return f"{folder}/{stamp}_summary.txt"
+
+
+def reserve_stamp(folder: str, stamp: str) -> str:
+    """Return a stamp for a series of trials, whose files no other run has.
+
+    Its summary is created, empty.
+
+    Args:
+        folder: LOGDIR.
+        stamp: DATESTAMP. Empty: the current time, or a later one.
+
+    Raises:
+        UserError: DATESTAMP has files already, or the folder cannot be written.
+    """
+    for candidate in [stamp] if stamp else _stamps():
+        summary = _summary_path(folder, candidate)
+        if _create(summary):
+            names = [name for name in os.listdir(folder) if name.startswith(f"{candidate}_")]
+            if names == [os.path.basename(summary)]:
+                return candidate
+            os.unlink(summary)
+    raise UserError(f"DATESTAMP={stamp}: {folder} has files of that stamp: set another DATESTAMP")
+
+
+def release_stamp(folder: str, stamp: str) -> None:
+    """Remove the summary of a series of trials of which none was run."""
+    with contextlib.suppress(OSError):
+        os.unlink(_summary_path(folder, stamp))
+
+
+def remove_empty(path: str) -> bool:
+    """Remove the log of a run that ended before it wrote one, so that its name is free again.
+
+    Returns:
+        Whether it was removed.
+    """
+    with contextlib.suppress(OSError):
+        if os.path.getsize(path) == 0:
+            os.unlink(path)
+            return True
+    return False
