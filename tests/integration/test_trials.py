@@ -279,7 +279,7 @@ def test_a_stamp_that_has_files_is_refused(trials):
 
 def test_a_signal_ends_the_trial_and_the_summary_is_written(start_trials, tmp_path):
     process = start_trials("0:1 hang 0:1")
-    wait_for(lambda: "2 " in (tmp_path / "results.trials").read_text())
+    wait_for(lambda: "\n2 " in (tmp_path / "results.trials").read_text())
     process.send_signal(signal.SIGTERM)
     done = finish(process, 10)
     assert done.returncode == 143 and [row[5] for row in rows(done.stdout)] == [
