@@ -90,13 +90,15 @@ check_machine() {
 # processes when this script ends, also by SIGKILL.
 guarded() { exec "$python" -I -S "$here/mxresnet/process_guard.py" --new-session $$ "$@"; }
 
-# End the commands that still run. A guard ends when no process of its command is left.
+# End the commands that still run. A guard ends when no process of its command is left. Not by the
+# ids in "running": the signal may have come before they were noted there.
 stop_running() {
-    local pid
-    for pid in "${!running[@]}"; do
-        kill -TERM "$pid" 2>/dev/null || true
+    local pids
+    while pids=$(jobs -pr) && [ -n "$pids" ]; do
+        # shellcheck disable=SC2086  # several words
+        kill -TERM $pids 2>/dev/null || true
+        sleep 0.1
     done
-    wait
 }
 
 # Run functions at the same time, each in a process of its own, and show the elapsed time. The first
@@ -247,9 +249,7 @@ make_environment() {
     if ! flock -n 9; then
         log "another setup_env.sh is working in $venv: waiting for it"
         guarded flock 9 &
-        running[$!]=flock
         wait $!
-        running=()
     fi
     if ! is_current .ready; then
         rm -f "$venv/.ready" "$venv/.ready-dev"
