@@ -10,7 +10,7 @@
 #
 # If the active python already has mxnet and horovod (as in a container), this script prints its
 # path and installs nothing. Otherwise it installs packages from the Python package index and
-# compiles Horovod, for which the machine needs Python 3.9 to 3.11 and a C++ compiler.
+# compiles Horovod, for which the machine needs Python 3.9 to 3.12 and a C++ compiler.
 # Progress goes to standard error, the output of each command to a file .venv/*.log.
 # The script can be interrupted at any time: the next call continues.
 set -euo pipefail
@@ -40,24 +40,24 @@ fingerprint() {
 # Succeed if a marker file (.ready or .ready-dev) exists and has the current fingerprint.
 is_current() { [ "$(cat "$venv/$1" 2>/dev/null)" = "$(fingerprint)" ]; }
 
-# Print the path of the newest Python that MXNet 1.9.1 supports (it needs numpy < 1.24, and the last
-# Python with such a numpy is 3.11).
+# Print the path of a Python for .venv, that of the best tested version first. NumPy 1, which MXNet
+# 1.9.1 needs, and DALI 1.34 have no packages for Python 3.13 or newer.
 find_python() {
     local candidate version found="" hint="(Debian 12: apt-get install python3 python3-venv)"
     local show_version='import sys; print("%d.%d" % sys.version_info[:2])'
-    for candidate in python3.11 python3.10 python3.9 python3; do
+    for candidate in python3.11 python3.10 python3.9 python3.12 python3; do
         version=$("$candidate" -c "$show_version" 2>/dev/null) || continue
         case $version in
-            3.9 | 3.10 | 3.11)
+            3.9 | 3.10 | 3.11 | 3.12)
                 command -v "$candidate"
                 return
                 ;;
             *) found="$found $version" ;;
         esac
     done
-    [ -n "$found" ] || die "no Python found: install Python 3.9, 3.10 or 3.11 $hint"
-    die "Python 3.9, 3.10 or 3.11 is needed, but only$found was found: MXNet 1.9.1 needs" \
-        "numpy < 1.24, which does not exist for newer Pythons $hint"
+    [ -n "$found" ] || die "no Python found: install Python 3.9, 3.10, 3.11 or 3.12 $hint"
+    die "Python 3.9, 3.10, 3.11 or 3.12 is needed, but only$found was found: MXNet 1.9.1 needs" \
+        "NumPy 1, which does not exist for newer Pythons $hint"
 }
 
 # The launchers need only the standard library, and run before the environment exists.
@@ -156,7 +156,17 @@ pip_install_project() {
 }
 
 install_build_requirements() {
-    "$python" -m venv "$venv" && pip_install_locked build.txt --no-compile
+    "$python" -m venv "$venv" && pip_install_locked build.txt --no-compile && restore_numpy_bool
+}
+
+# Python imports mxresnet when it starts, before MXNet, also while Horovod is compiled: MXNet needs
+# that on Python 3.12 (mxresnet/numpy_bool.py).
+restore_numpy_bool() {
+    local packages
+    packages=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    case $packages in
+        */python3.12/*) printf '%s\n' "$here" "import mxresnet" >"$packages/mxresnet.pth" ;;
+    esac
 }
 
 # Write a wrapper around cmake, because Horovod's build has no option for these:

@@ -193,13 +193,13 @@ def test_the_set_up_ends_with_run_tests(environment, number):
 
 def test_an_unsuitable_python_is_reported(environment):
     fake = environment.folder / "bin" / "python3.11"
-    for name in ("python3.9", "python3.10", "python3.11", "python3"):
+    for name in ("python3.9", "python3.10", "python3.11", "python3.12", "python3"):
         path = fake.with_name(name)
         path.write_text('#!/bin/sh\ncase "$2" in *print*) echo 3.13 ;; *) exit 1 ;; esac\n')
         path.chmod(0o755)
     status, out, err = environment.run()
     assert (status, out) == (1, "")
-    assert "Python 3.9, 3.10 or 3.11 is needed, but only 3.13" in err
+    assert "Python 3.9, 3.10, 3.11 or 3.12 is needed, but only 3.13" in err
 
 
 def test_an_unknown_option_is_an_error(environment):

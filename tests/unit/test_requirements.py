@@ -15,7 +15,7 @@ EXTRAS_OF_FILE = {
     "gpu": ["build", "gpu", "train-without-horovod", "prepare"],
     "dev": ["test", "lint"],
 }
-PIN = re.compile(r"([a-z0-9-]+)==([\w.]+)( ; \w+ [<>=!]+ '[\w.]+')?")
+PIN = re.compile(r"([a-z0-9-]+)==([\w.]+)( ; \w+ [<>=!]+ '[\w.*]+')?")
 
 
 def read_pins(text):

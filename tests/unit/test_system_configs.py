@@ -297,7 +297,8 @@ def test_launchers_run_on_any_python_from_3_8_on(tmp_path):
 
 
 def test_launchers_without_a_python_end_with_advice(tmp_path):
-    for name in ("python", "python3", *(f"python3.{minor}" for minor in range(8, 12))):
+    for name in ("python", "python3", *(f"python3.{minor}" for minor in range(8, 13))):
         (tmp_path / name).symlink_to("/usr/bin/false")
     done = launcher_python(tmp_path)
-    assert done.returncode == 1 and done.stdout == "" and "Python 3.9, 3.10 or 3.11" in done.stderr
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Python 3.9, 3.10, 3.11 or 3.12" in done.stderr
