@@ -37,7 +37,8 @@ RUN python -m mxresnet.model.cudnn_bn build --gpu
 FROM ${RUNTIME_IMAGE}
 RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
         libgomp1 libquadmath0 numactl openssh-client openssh-server procps python3 tar && \
-    rm -rf /var/lib/apt/lists/* && mkdir -p /run/sshd
+    rm -rf /var/lib/apt/lists/* /etc/ssh/ssh_host_* && mkdir -p /run/sshd && \
+    dpkg-divert --local --rename --divert /usr/lib/openssh/sshd /usr/sbin/sshd
 WORKDIR /workspace/mxresnet
 # The same path as in the build: Horovod's library contains it.
 COPY --from=build /workspace/mxresnet /workspace/mxresnet
@@ -47,6 +48,8 @@ COPY . .
 RUN ./setup_env.sh --fingerprint >.venv/.ready
 COPY k8s/image/ssh_config /etc/ssh/ssh_config.d/mpi.conf
 COPY k8s/image/sshd_config /etc/ssh/sshd_config.d/mpi.conf
+# Makes the host key when a container starts.
+COPY k8s/image/sshd /usr/sbin/sshd
 ENV PATH=/workspace/mxresnet/.venv/bin:$PATH
 # Leave out the image's forward-compatibility driver. It is for data-centre GPUs with old drivers;
 # on other machines it would replace the machine's own driver.

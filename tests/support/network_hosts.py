@@ -18,21 +18,26 @@ from support.commands import ROOT
 JOB = "resnet"
 POD_SETUP = """
 set -e
-hostname "$1"; folder=$2; shift 2
+hostname "$1"; files=$2; shift 2
 mount --make-rprivate /
-mount -t tmpfs tmpfs /dev/shm; mount -t tmpfs tmpfs /run; mkdir /run/sshd /run/etc
-mount -t tmpfs tmpfs /run/etc; mkdir /run/etc/new /run/etc/work
-mount -t overlay overlay -o lowerdir=/etc,upperdir=/run/etc/new,workdir=/run/etc/work /etc
+mount -t tmpfs tmpfs /dev/shm; mount -t tmpfs -o mode=755 tmpfs /run
+mkdir /run/sshd
+for folder in /etc /usr/sbin /usr/lib/openssh; do
+    own=/run/own$folder work=/run/work$folder; mkdir -p "$own" "$work"
+    mount -t overlay overlay -o "lowerdir=$folder,upperdir=$own,workdir=$work" "$folder"
+done
 # The files of Open MPI in a pod's own /tmp.
 ompi=/tmp/ompi.$(hostname).0; mkdir -p "$ompi"; mount -t tmpfs tmpfs "$ompi"
-cp "$folder/hosts" /etc/hosts; echo "hosts: files" >/etc/nsswitch.conf
-mkdir -p /etc/ssh/ssh_config.d /etc/ssh/sshd_config.d
+cp "$files/hosts" /etc/hosts; echo "hosts: files" >/etc/nsswitch.conf
+# As in the Dockerfiles.
+rm -f /etc/ssh/ssh_host_*; mkdir -p /etc/ssh/ssh_config.d /etc/ssh/sshd_config.d
+mv /usr/sbin/sshd /usr/lib/openssh/sshd
 cp ROOT/k8s/image/ssh_config /etc/ssh/ssh_config.d/mpi.conf
 cp ROOT/k8s/image/sshd_config /etc/ssh/sshd_config.d/mpi.conf
-ls /etc/ssh/ssh_host_*_key >/dev/null 2>&1 || ssh-keygen -q -A
+cp ROOT/k8s/image/sshd /usr/sbin/sshd
 mkdir -p /root/.ssh; mount -t tmpfs tmpfs /root/.ssh
-cp "$folder"/ssh/* /root/.ssh; mount -o remount,ro /root/.ssh
-[ "$K_MPI_JOB_ROLE" = worker ] || cp -r "$folder/mpi" /etc/mpi
+cp "$files"/ssh/* /root/.ssh; mount -o remount,ro /root/.ssh
+[ "$K_MPI_JOB_ROLE" = worker ] || cp -r "$files/mpi" /etc/mpi
 exec "$@"
 """.replace("ROOT", str(ROOT))
 TOOLS = ("ip", "unshare", "setpriv", "ssh", "ssh-keygen", "/usr/sbin/sshd")
