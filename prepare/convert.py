@@ -98,7 +98,7 @@ def convert(
     journal = Journal(part, {"digest": plan.digest, "check": options["check"]})
     try:
         # Another process may have finished this split before this one took the lock.
-        if manifests.is_finished(folder, prefix, source["identity"], options):
+        if manifests.is_finished(folder, prefix, source, plan.digest, options):
             manifests.remove_part_folder(folder, prefix)
             return manifests.load_manifest(folder, prefix)
         manifests.roll_back_publish(folder, prefix)

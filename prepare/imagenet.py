@@ -28,6 +28,7 @@ from prepare.pieces import ImageCheck
 from prepare.plan import Plan
 from prepare.planning import PREFIXES, make_plans
 from prepare.progress_bar import Progress, escape_unencodable_output, print_line
+from prepare.rerun import check_unchanged
 
 CHECKS: Dict[str, Callable[[], ImageCheck]] = {
     "none": lambda: image_check.check_nothing,
@@ -196,30 +197,35 @@ def run(arguments: argparse.Namespace) -> None:
     options: manifests.Options = {"check": arguments.check, "on_error": arguments.on_error}
     with wrong_source_is_usage_error():
         splits = sources.find_splits(arguments.source, arguments.val_labels)
-        identities = {prefix: splits[prefix].identity() for prefix in PREFIXES}
+        facts = {prefix: source_facts(splits[prefix]) for prefix in PREFIXES}
     for prefix in PREFIXES:
         check_destination_outside(folder, os.path.join(arguments.source, prefix))
-    unfinished = [
+    finished = [
         prefix
         for prefix in PREFIXES
-        if not manifests.is_finished(folder, prefix, identities[prefix], options)
+        if manifests.is_finished(folder, prefix, facts[prefix], None, options)
     ]
+    unfinished = [prefix for prefix in PREFIXES if prefix not in finished]
+    workers = arguments.workers or 4 * usable_cpus()
+    # A changed archive is noticed without a list of its images.
+    if unfinished or any(split.kind == manifests.FOLDERS for split in splits.values()):
+        plans = make_plans(
+            splits,
+            folder,
+            workers,
+            allow_empty=arguments.check == "none",
+            skip_bad_images=arguments.on_error == "skip",
+        )
+        for prefix in finished:
+            if splits[prefix].kind == manifests.FOLDERS:
+                check_unchanged(folder, plans[prefix])
     if not arguments.dry_run:
-        for prefix in PREFIXES:
-            if prefix not in unfinished:  # a run may have been killed before it removed the folder
-                manifests.remove_part_folder(folder, prefix)
+        for prefix in finished:  # a run may have been killed before it removed the folder
+            manifests.remove_part_folder(folder, prefix)
     if not unfinished:
         print_line(f"{folder}: already complete from an earlier run")
         return
-    workers = arguments.workers or 4 * usable_cpus()
     check = CHECKS[arguments.check]()
-    plans = make_plans(
-        splits,
-        folder,
-        workers,
-        allow_empty=arguments.check == "none",
-        skip_bad_images=arguments.on_error == "skip",
-    )
     needed_bytes = sum(
         plans[prefix].output_bytes() - manifests.bytes_written(folder, prefix)
         for prefix in unfinished
@@ -232,18 +238,22 @@ def run(arguments: argparse.Namespace) -> None:
     make_destination(folder)
     errors: Dict[str, SourceError] = {}
     for prefix in unfinished:
-        source: manifests.SourceFacts = {
-            "path": os.path.abspath(plans[prefix].top),
-            "kind": splits[prefix].kind,
-            "identity": identities[prefix],
-        }
         try:
-            convert_split(plans[prefix], folder, workers, check, source, options)
+            convert_split(plans[prefix], folder, workers, check, facts[prefix], options)
         except SourceError as error:
             report_messages(error)  # now, because the other split may take hours
             errors[prefix] = error
     if errors:
         raise ReportedError(errors)
+
+
+def source_facts(split: sources.Split) -> manifests.SourceFacts:
+    """Return what a manifest contains about the source."""
+    return {
+        "path": os.path.abspath(split.path),
+        "kind": split.kind,
+        "identity": split.identity(),
+    }
 
 
 def check_space(folder: str, needed_bytes: int) -> None:

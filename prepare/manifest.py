@@ -21,6 +21,7 @@ FORMAT, VERSION, VERSION_WITHOUT_SUM = "mxresnet-recordio", 2, 1
 # The last field of the file: the SHA-256 of all bytes before it (hexadecimal).
 SUM_BEGIN, SUM_END = b'\n "manifest_sha256": "', b'"\n}\n'
 MAX_FILE_BYTES = 1 << 62
+FOLDERS = "folders"  # the kind of a source whose images are files
 
 
 class DestinationError(Exception):
@@ -92,10 +93,17 @@ def manifest_path(folder: str, prefix: str) -> str:
     return os.path.join(folder, prefix + MANIFEST_SUFFIX)
 
 
-def is_finished(folder: str, prefix: str, identity: str, options: Options) -> bool:
+def is_finished(
+    folder: str, prefix: str, source: SourceFacts, digest: Optional[str], options: Options
+) -> bool:
     """Return whether `folder` holds the complete split, made from this source with these options.
 
     Reads the manifest and the sizes of the files only.
+
+    Args:
+        source: For archives, its identity is compared.
+        digest: Of the plan; compared for images in folders. None: the images were not listed yet.
+        options: Compared with those that the split was made with.
 
     Raises:
         DestinationError: The files of a different or damaged split are there, or files without a
@@ -107,7 +115,7 @@ def is_finished(folder: str, prefix: str, identity: str, options: Options) -> bo
         return False
     manifest = load_manifest(folder, prefix)
     _check_file_sizes(folder, prefix, manifest)
-    _check_same_conversion(path, manifest, identity, options)
+    _check_same_conversion(path, manifest, source, digest, options)
     return True
 
 
@@ -136,21 +144,38 @@ def _check_file_sizes(folder: str, prefix: str, manifest: Manifest) -> None:
             )
 
 
-def _check_same_conversion(path: str, manifest: Manifest, identity: str, options: Options) -> None:
+def _check_same_conversion(
+    path: str, manifest: Manifest, source: SourceFacts, digest: Optional[str], options: Options
+) -> None:
     """Raise DestinationError if the split was made from another source or with other options."""
+    if source["kind"] == FOLDERS:
+        same_source = digest in (None, manifest["digest"])
+    else:
+        same_source = manifest["source"]["identity"] == source["identity"]
     made_with = manifest["options"]
     # Without a bad image, both values of --on-error give the same bytes.
     same = made_with["check"] == options["check"] and (
         made_with["on_error"] == options["on_error"] or not manifest["skipped"]
     )
-    if not same or manifest["source"]["identity"] != identity:
-        flags = " ".join(
-            f"--{name.replace('_', '-')}={value}" for name, value in sorted(made_with.items())
-        )
-        raise DestinationError(
-            f"{path}: the split was made from {manifest['source']['path']} as it was at that time, "
-            f"with {flags}: choose another destination, or remove the files of this split"
-        )
+    if not same or not same_source:
+        raise different_conversion(path, manifest, "")
+
+
+def different_conversion(path: str, manifest: Manifest, difference: str) -> DestinationError:
+    """Return the error for a finished split that the same command would not make now.
+
+    Args:
+        path: Of the manifest.
+        manifest: Its content.
+        difference: What is different, if that is known.
+    """
+    flags = " ".join(
+        f"--{name.replace('_', '-')}={value}" for name, value in sorted(manifest["options"].items())
+    )
+    return DestinationError(
+        f"{path}: the split was made from {manifest['source']['path']} as it was at that time, "
+        f"with {flags}: {difference}choose another destination, or remove the files of this split"
+    )
 
 
 def load_manifest(folder: str, prefix: str) -> Manifest:
@@ -218,6 +243,7 @@ def _find_invalid_field(manifest: Dict[str, Any], names: List[str]) -> Optional[
             is_record(facts, bytes=int, sha256=str) and 0 <= facts["bytes"] < MAX_FILE_BYTES
             for facts in files.values()
         ),
+        "digest": isinstance(manifest.get("digest"), str),
         "options": is_record(manifest.get("options"), check=str, on_error=str),
         "source": is_record(manifest.get("source"), path=str, identity=str),
         "skipped": is_list_of(manifest.get("skipped"), path=str, reason=str),

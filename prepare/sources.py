@@ -46,10 +46,10 @@ class Split:
         return listing
 
     def identity(self) -> str:
-        """Return a SHA-256 that changes when the source changes, without listing its images.
+        """Return a SHA-256 that changes when an archive changes, without listing its images.
 
         It covers the names, sizes and modification times of the top-level entries and of the label
-        files.
+        files; those of images in class folders are not among them.
         """
         digest = hashlib.sha256(self.kind.encode())
         if self.kind == "archive":

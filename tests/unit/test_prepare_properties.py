@@ -195,11 +195,12 @@ def places_in(value):
 def check_manifest_content(dataset, content):
     """Check that each reader of a manifest accepts it or raises its own error."""
     options = {"check": "ends", "on_error": "fail"}
+    source = {"path": "in", "kind": "archive", "identity": "identity"}
     with copy_of(dataset) as folder:
         (folder / "train.json").write_bytes(content)
         for read in (
             lambda: manifest.load_manifest(str(folder), "train"),
-            lambda: manifest.is_finished(str(folder), "train", "identity", options),
+            lambda: manifest.is_finished(str(folder), "train", source, None, options),
             lambda: find_errors(folder),
         ):
             try:
