@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import errno
 import os
+import stat
 from typing import Iterator, Set
 
 from prepare.listing import FileId
@@ -38,6 +39,16 @@ def wrong_source_is_usage_error() -> Iterator[None]:
         if error.errno not in UNREADABLE_ERRNOS:
             raise
         raise WrongPathError(f"{error.filename}: {error.strerror}") from None
+
+
+def check_destination_path(folder: str) -> None:
+    """Raise WrongPathError if there cannot be a folder with this path, which need not exist."""
+    try:
+        if not stat.S_ISDIR(os.stat(folder).st_mode):
+            raise WrongPathError(f"{folder}: {os.strerror(errno.EEXIST)}")
+    except OSError as error:
+        if error.errno in WRONG_PATH_ERRNOS - {errno.ENOENT}:
+            raise WrongPathError(f"{folder}: {error.strerror}") from None
 
 
 def make_destination(folder: str) -> None:

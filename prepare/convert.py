@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import shutil
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Deque, Dict, Iterator, List, Tuple
@@ -115,14 +115,16 @@ def convert(
         finally:
             writer.close()
         manifest = _write_tables(plan, part, state, source, options)
+        if not journal.is_in_place():
+            raise OSError(errno.ENODEV, "was removed while it was being written", part)
         manifests.publish(folder, prefix, manifest)
         return manifest
     except SourceError:
-        shutil.rmtree(part)
+        manifests.remove_part_folder(folder, prefix)
         raise
     except DestinationError:
         if not journal.entries:  # no earlier run left a finished piece
-            shutil.rmtree(part, ignore_errors=True)
+            manifests.remove_part_folder(folder, prefix)
         raise
     finally:
         journal.close()

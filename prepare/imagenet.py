@@ -16,6 +16,7 @@ from prepare import manifest as manifests
 from prepare.command_paths import (
     WrongPathError,
     check_destination_outside,
+    check_destination_path,
     make_destination,
     path_argument,
     wrong_source_is_usage_error,
@@ -198,6 +199,7 @@ def run(arguments: argparse.Namespace) -> None:
     with wrong_source_is_usage_error():
         splits = sources.find_splits(arguments.source, arguments.val_labels)
         facts = {prefix: source_facts(splits[prefix]) for prefix in PREFIXES}
+    check_destination_path(folder)
     for prefix in PREFIXES:
         check_destination_outside(folder, os.path.join(arguments.source, prefix))
     finished = [

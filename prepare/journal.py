@@ -48,12 +48,13 @@ class Journal:
         except OSError:
             pass  # a file system without locks
         # The previous owner of the lock may have removed the folder after this file was opened.
-        if not self._is_in_place():
+        if not self.is_in_place():
             raise DestinationError(
                 f"{self._folder}: another conversion was writing here: run the same command again"
             )
 
-    def _is_in_place(self) -> bool:
+    def is_in_place(self) -> bool:
+        """Return whether the file is still there; False if another one has its name now."""
         try:
             return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._file.name))
         except OSError:
@@ -63,8 +64,11 @@ class Journal:
         self._file.seek(0)
         # An interrupted write leaves a line without its line feed, and a power failure can leave
         # zeros. Both are ignored.
-        lines = [_parse_line(line) for line in self._file.read().split(b"\n")[:-1]]
+        content = self._file.read()
+        lines = [_parse_line(line) for line in content.split(b"\n")[:-1]]
         if not lines or lines[0] is None:
+            if not content.startswith(b"{") and content.strip(b"\0"):
+                raise DestinationError(f"{self._file.name}: would be overwritten: move it away")
             self._file.truncate(0)
             self._append(header)
             return []

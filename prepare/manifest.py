@@ -7,10 +7,10 @@ manifest last: a split without a manifest is not finished.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-import shutil
 from typing import Any, Dict, Iterable, List, Optional, TypedDict, cast
 
 SUFFIXES = (".rec", ".idx", ".lst", ".sums")  # of the data files
@@ -110,7 +110,7 @@ def is_finished(
             manifest.
     """
     path = manifest_path(folder, prefix)
-    if not os.path.exists(path):
+    if not os.path.lexists(path):
         _check_no_unexpected_files(folder, prefix)
         return False
     manifest = load_manifest(folder, prefix)
@@ -120,15 +120,22 @@ def is_finished(
 
 
 def _check_no_unexpected_files(folder: str, prefix: str) -> None:
-    """Raise DestinationError if there are data files that `publish` did not leave behind."""
-    names = [prefix + suffix for suffix in SUFFIXES]
-    unexpected_files = [name for name in names if os.path.lexists(os.path.join(folder, name))]
-    journal = os.path.join(part_folder(folder, prefix), JOURNAL_NAME)
-    if unexpected_files and not os.path.exists(journal):
-        path = os.path.join(folder, unexpected_files[0])
-        raise DestinationError(
-            f"{path}: exists without a manifest and would be overwritten: move it away"
-        )
+    """Raise DestinationError if there are files that an interrupted run did not leave behind."""
+    part = part_folder(folder, prefix)
+    journal = os.path.join(part, JOURNAL_NAME)
+    for path, is_expected in ((part, os.path.isdir), (journal, os.path.isfile)):
+        if os.path.lexists(path) and not is_expected(path):
+            raise DestinationError(f"{path}: would be replaced: move it away")
+    if os.path.exists(journal):
+        return
+    data_files = [prefix + suffix for suffix in SUFFIXES]
+    paths = [os.path.join(folder, name) for name in data_files]
+    paths += [os.path.join(part, name) for name in (*data_files, prefix + MANIFEST_SUFFIX)]
+    for path in paths:
+        if os.path.lexists(path):
+            raise DestinationError(
+                f"{path}: exists without a manifest and would be overwritten: move it away"
+            )
 
 
 def _check_file_sizes(folder: str, prefix: str, manifest: Manifest) -> None:
@@ -185,6 +192,8 @@ def load_manifest(folder: str, prefix: str) -> Manifest:
         DestinationError: It is not a manifest, is damaged, or has an unknown version.
     """
     path = manifest_path(folder, prefix)
+    if not os.path.isfile(path):
+        raise DestinationError(f"{path}: is not a file, so it is no manifest: move it away")
     with open(path, "rb") as stream:
         content = stream.read()
     try:
@@ -294,8 +303,18 @@ def publish(folder: str, prefix: str, manifest: Manifest) -> None:
 
 
 def remove_part_folder(folder: str, prefix: str) -> None:
-    """Remove the part folder of a finished split, if there is one."""
-    shutil.rmtree(part_folder(folder, prefix), ignore_errors=True)
+    """Remove the part folder of a split, if there is one; keep files that are not of this program.
+
+    Only with a journal are the other files of this program.
+    """
+    part = part_folder(folder, prefix)
+    names = [prefix + suffix for suffix in (*SUFFIXES, MANIFEST_SUFFIX)]
+    with contextlib.suppress(OSError):
+        if os.path.exists(os.path.join(part, JOURNAL_NAME)):
+            for name in [*names, JOURNAL_NAME]:  # the journal last, in case of a kill
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(os.path.join(part, name))
+        os.rmdir(part)
 
 
 def write_durably(path: str, blocks: Iterable[bytes]) -> FileFacts:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from support.conversions import convert, verify_records
 from support.image_fixtures import (
     REPOSITORY,
     jpeg,
@@ -178,3 +179,45 @@ def test_any_name_can_be_printed(tmp_path, source, encoding):
     assert result.returncode == 0, result.stderr
     assert "1 .latin1\\udce9" in result.stdout and "out\\udce9: writing" in result.stdout
     assert run_prepare(folder, module="prepare.verify", env=environment).returncode == 0
+
+
+@pytest.mark.parametrize("link", ["train/n01440764", "train", "val/n02085620"])
+@pytest.mark.parametrize("below", ["", "out", "new/out"])
+def test_a_destination_in_a_folder_that_the_source_links_to(tmp_path, source, link, below):
+    outside = tmp_path / "elsewhere"
+    (source / link).rename(outside)
+    (source / link).symlink_to(outside)
+    destination = outside / below
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    result = convert(source, destination)
+    assert result.status == 2 and len(result.lines) == 1, result
+    assert f"{destination}: is in the source's own folder {outside}: " in result.stderr
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+    assert convert(source, tmp_path / "elsewhere too").status == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["", "out"], ["in", ""], ["in", "out", "--val-labels", ""], ["in", "out", "--val-labels="]],
+)
+def test_an_empty_path_is_not_the_current_folder(tmp_path, source, monkeypatch, arguments):
+    monkeypatch.chdir(source)  # which could be converted
+    result = convert(*arguments)
+    assert result.status == 2 and result.lines[-1].endswith(": must be a path, not ''"), result
+    verified = [verify_records(""), verify_records("out", "--against=")]
+    assert [each.status for each in verified] == [2, 2]
+    assert sorted(os.listdir(source)) == ["train", "val"]
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 256, "x/" * 2100, "a file/x"], ids=["name", "path", "in a file"]
+)
+def test_a_path_that_no_file_can_have(tmp_path, source, name):
+    write_files(tmp_path, {"a file": b"x"})
+    path = tmp_path / name
+    for arguments in ([path, tmp_path / "out"], [source, tmp_path / "out", "--val-labels", path]):
+        result = convert(*arguments)
+        assert result.status == 2 and len(result.lines) == 1, result
+    result = convert(source, path)
+    assert result.status == 2 and len(result.lines) == 1, result
+    assert verify_records(path).status == 2

@@ -2,6 +2,7 @@
 """Content of the destination that another conversion or another program wrote is never changed."""
 
 import json
+import operator
 import os
 import shutil
 import signal
@@ -10,7 +11,9 @@ import sys
 
 import pytest
 from support import image_fixtures as images
+from support.conversions import convert, verify_records
 
+import prepare
 from prepare import journal, manifest
 
 # Exits, as if by kill -9, when the journal's first entry is written.
@@ -158,3 +161,92 @@ def test_dry_run_removes_nothing(tmp_path, source):
     assert (tmp_path / "out" / "train.part" / "journal").exists()
     assert images.run_prepare(source, tmp_path / "out").returncode == 0
     assert not (tmp_path / "out" / "train.part").exists()
+
+
+def test_foreign_files_in_the_part_folder_are_kept(tmp_path, source):
+    out = tmp_path / "out"
+    images.write_files(out, {"val.part/notes": b"mine", "train.part/sub/notes": b"mine"})
+    assert convert(source, out).status == 0
+    assert convert(source, out).status == 0
+    assert (out / "val.part" / "notes").read_bytes() == b"mine"
+    assert (out / "train.part" / "sub" / "notes").read_bytes() == b"mine"
+    assert sorted(os.listdir(str(out / "val.part"))) == ["notes"]
+    # A problem of the source ends the conversion of the other splits, too.
+    images.write_files(tmp_path / "bad", {**images.small_dataset(), "val/n01440764/x.jpg": b"bad"})
+    images.write_files(tmp_path / "other", {"val.part/notes": b"mine"})
+    assert convert(tmp_path / "bad", tmp_path / "other").status == 1
+    assert os.listdir(str(tmp_path / "other" / "val.part")) == ["notes"]
+
+
+FOREIGN = {  # path in the destination -> content
+    "val.part": b"a file",
+    "val.part/val.rec": b"of another program",
+    "val.part/val.json": b"of another program",
+    "val.part/journal": b"my travels\n",
+    "val.part/journal/x": b"in a folder of this name",
+    "val.json/x": b"in a folder of this name",
+    "val.rec/x": b"in a folder of this name",
+}
+
+
+@pytest.mark.parametrize("path", FOREIGN)
+def test_foreign_files_with_names_of_this_program_are_never_overwritten(tmp_path, source, path):
+    images.write_files(tmp_path / "out", {path: FOREIGN[path]})
+    result = convert(source, tmp_path / "out")
+    assert result.status == 3 and len(result.lines) == 1, result
+    assert (tmp_path / "out" / path).read_bytes() == FOREIGN[path]
+    assert result.lines[0].startswith(f"prepare.imagenet: {tmp_path}/out/val.")
+    assert not list((tmp_path / "out").glob("train*"))
+
+
+@pytest.mark.parametrize("name", ["val.json", "val.part", "val.part/journal", "val.part/val.rec"])
+def test_a_pipe_in_the_destination_does_not_hang(tmp_path, source, name):
+    (tmp_path / "out" / name).parent.mkdir(parents=True)
+    os.mkfifo(tmp_path / "out" / name)
+    result = convert(source, tmp_path / "out")
+    assert result.status == 3 and len(result.lines) == 1, result
+    assert verify_records(tmp_path / "out").status == 3
+
+
+def test_a_foreign_file_beside_a_finished_split_is_kept(tmp_path, source):
+    assert convert(source, tmp_path / "out").status == 0
+    images.write_files(tmp_path / "out", {"val.part/val.rec": b"mine"})
+    assert convert(source, tmp_path / "out").status == 0
+    assert (tmp_path / "out" / "val.part" / "val.rec").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    "module,name,again",
+    [
+        ("record_writer.RecordWriter", "finish", False),
+        ("record_writer.RecordWriter", "finish", True),
+        ("convert", "_write_tables", False),
+        ("convert", "_write_tables", True),
+        ("manifest", "write_durably", True),
+        ("journal.Journal", "is_in_place", False),
+        ("journal.Journal", "is_in_place", True),
+        ("manifest", "publish", False),
+    ],
+)
+def test_a_destination_that_is_removed_in_mid_run(
+    tmp_path, source, monkeypatch, module, name, again
+):
+    """The status is 4, after which a calling program retries; the second run succeeds."""
+    out = tmp_path / "out"
+    calls = []
+    original = operator.attrgetter(f"{module}.{name}")(prepare)
+
+    def remove_and_call(*arguments, **options):
+        calls.append(name)
+        if len(calls) == (2 if name == "is_in_place" else 1):
+            shutil.rmtree(str(out))
+            if again:  # by another conversion
+                images.write_files(out, {"val.part/journal": b"{}\n", "val.part/val.rec": b"x"})
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(f"prepare.{module}.{name}", remove_and_call)
+    result = convert(source, out)
+    assert result.status == 4 and len(result.lines) == 1, result
+    assert not (out / "val.json").exists() and not (out / "val.rec").exists()
+    shutil.rmtree(str(out), ignore_errors=True)
+    assert convert(source, out).status == 0
