@@ -5,10 +5,11 @@
 source "$(dirname "${BASH_SOURCE[0]}")/config_DGXA100_common.sh"
 
 export DGXNGPU=4
+export DGXNNODES=1
 export WALLTIME=120
 
 export BATCHSIZE=408
 export LR=6.32
 export WD=5e-5
 export WARMUP_EPOCHS=2
-export NUMEPOCHS=37
+export NUMEPOCHS=${NUMEPOCHS:-37}

@@ -5,13 +5,17 @@
 source "$(dirname "${BASH_SOURCE[0]}")/config_DGXA100_common.sh"
 
 export DGXNGPU=2
+export DGXNNODES=1
 export WALLTIME=360
 
 export BATCHSIZE=204
 export LR=3.0
 export WD=5e-5
 export WARMUP_EPOCHS=2
-export NUMEPOCHS=37
+export NUMEPOCHS=${NUMEPOCHS:-37}
 
 export HOROVOD_NUM_NCCL_STREAMS=1
-unset DALI_TMP_BUFFER_HINT DALI_PREALLOCATE_WIDTH DALI_PREALLOCATE_HEIGHT
+# No hints to DALI: its defaults.
+export DALI_TMP_BUFFER_HINT=25273239 # bytes
+export DALI_PREALLOCATE_WIDTH=0      # pixels
+export DALI_PREALLOCATE_HEIGHT=0

@@ -20,6 +20,6 @@ export BATCHSIZE=102
 export LR=3.0
 export WD=5e-5
 export WARMUP_EPOCHS=2
-export NUMEPOCHS=37
+export NUMEPOCHS=${NUMEPOCHS:-37}
 
 export DALI_ROI_DECODE=1

@@ -1,6 +1,12 @@
 # shellcheck shell=bash
 # Settings that the CPU configurations share. Set DGXNGPU, the number of ranks on a machine, before
-# sourcing this file.
+# sourcing this file. The caller may choose it, DGXNNODES and OMP_NUM_THREADS.
+export DGXNNODES=${DGXNNODES:-1}
+[[ ${DGXNGPU:-} =~ ^[1-9][0-9]{0,4}$ && $DGXNNODES =~ ^[1-9][0-9]{0,4}$ ]] || {
+    echo "DGXNGPU=${DGXNGPU:-} ranks on each of DGXNNODES=$DGXNNODES machines:" \
+        "both must be whole numbers from 1 to 99999" >&2
+    exit 2
+}
 source "$(dirname "${BASH_SOURCE[0]}")/config_common.sh"
 
 # One oneDNN operator for batch norm and ReLU saves one pass over memory.

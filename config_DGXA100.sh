@@ -4,10 +4,11 @@
 source "$(dirname "${BASH_SOURCE[0]}")/config_DGXA100_common.sh"
 
 export DGXNGPU=8
+export DGXNNODES=1
 export WALLTIME=40
 
 export BATCHSIZE=408
 export LR=10.5
 export WD=5e-5
 export WARMUP_EPOCHS=2
-export NUMEPOCHS=37
+export NUMEPOCHS=${NUMEPOCHS:-37}

@@ -6,6 +6,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/config_DGXA100_common.sh"
 
 export DGXNGPU=4
+export DGXNNODES=1
 export WALLTIME=120
 export NCCL_MAX_RINGS=4
 
@@ -13,6 +14,9 @@ export BATCHSIZE=816
 export LR=10.5
 export WD=5e-5
 export WARMUP_EPOCHS=2
-export NUMEPOCHS=37
+export NUMEPOCHS=${NUMEPOCHS:-37}
 
-unset DALI_TMP_BUFFER_HINT DALI_PREALLOCATE_WIDTH DALI_PREALLOCATE_HEIGHT
+# No hints to DALI: its defaults.
+export DALI_TMP_BUFFER_HINT=25273239 # bytes
+export DALI_PREALLOCATE_WIDTH=0      # pixels
+export DALI_PREALLOCATE_HEIGHT=0

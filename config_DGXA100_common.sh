@@ -39,7 +39,6 @@ export MXNET_GPU_COPY_NTHREADS=1
 export OMP_NUM_THREADS=1
 
 # Gradient exchange
-export MXNET_HOROVOD_NUM_GROUPS=1
 export HOROVOD_CYCLE_TIME=0.1            # milliseconds
 export HOROVOD_FUSION_THRESHOLD=67108864 # bytes
 export HOROVOD_NUM_NCCL_STREAMS=2

@@ -13,7 +13,7 @@ export LR=21.9
 export WD=2.5e-5
 export MOM=0.94
 export WARMUP_EPOCHS=17
-export NUMEPOCHS=60
+export NUMEPOCHS=${NUMEPOCHS:-60}
 export EVAL_OFFSET=3
 
 export NETWORK=resnet-v1b-fl

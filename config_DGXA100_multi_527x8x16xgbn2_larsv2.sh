@@ -4,7 +4,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/config_DGXA100_common.sh"
 
 export DGXNGPU=8
-export DGXNNODES=527
+export DGXNNODES=${DGXNNODES:-527}
 export WALLTIME=15
 export SBATCH_NETWORK=sharp
 
@@ -15,7 +15,7 @@ export LR=24.699
 export WD=1e-4
 export MOM=0.951807
 export WARMUP_EPOCHS=31
-export NUMEPOCHS=90
+export NUMEPOCHS=${NUMEPOCHS:-90}
 export EVAL_OFFSET=1
 
 export NETWORK=resnet-v1b-fl

@@ -11,7 +11,7 @@ export BATCHSIZE=51
 export LR=10.5
 export WD=5e-5
 export WARMUP_EPOCHS=2
-export NUMEPOCHS=37
+export NUMEPOCHS=${NUMEPOCHS:-37}
 
 export NETWORK=resnet-v1b-fl
 export MXNET_CUDNN_NHWC_BN_ADD_HEURISTIC_FWD=1

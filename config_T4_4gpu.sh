@@ -6,9 +6,10 @@
 source "$(dirname "${BASH_SOURCE[0]}")/config_DGXA100_common.sh"
 
 export DGXNGPU=4
+export DGXNNODES=1
 
 export BATCHSIZE=102
 export LR=3.0
 export WD=5e-5
 export WARMUP_EPOCHS=2
-export NUMEPOCHS=37
+export NUMEPOCHS=${NUMEPOCHS:-37}

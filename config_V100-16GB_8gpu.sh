@@ -6,6 +6,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/config_DGXA100_common.sh"
 
 export DGXNGPU=8
+export DGXNNODES=1
 # On a V100, NVIDIA's convolutions that also compute statistics do not support 1 x 1 at stride 2,
 # which the shortcuts of resnet-v1b-stats-fl use.
 export NETWORK=resnet-v1b-fl
@@ -14,4 +15,4 @@ export BATCHSIZE=102
 export LR=5.3
 export WD=5e-5
 export WARMUP_EPOCHS=2
-export NUMEPOCHS=37
+export NUMEPOCHS=${NUMEPOCHS:-37}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import shlex
 import subprocess
 from typing import Dict, Iterable, List, Mapping, Sequence
@@ -27,7 +28,7 @@ _LAUNCHER_VARIABLES = (
     *("LOGDIR", "DATESTAMP", "TRIAL"),
 )
 # Further variables of the launchers that a configuration may set.
-_CONFIGURATION_VARIABLES = ("WALLTIME", "BUILTIN_DATA")
+_CONFIGURATION_VARIABLES = ("WALLTIME", "BUILTIN_DATA", "SBATCH_NETWORK")
 _LIBRARY_PREFIXES = (
     *("MXNET_", "HOROVOD_", "NCCL_", "OMP_", "DALI_", "UCX_"),
     *("MALLOC_", "DMLC_"),
@@ -67,7 +68,8 @@ def load_configuration(system: str, environ: Mapping[str, str]) -> Dict[str, str
         The environment with what config_<system>.sh exports.
 
     Raises:
-        UserError: The system is unknown, or its configuration failed.
+        UserError: The system is unknown, its configuration failed, or it has no valid number of
+            ranks.
     """
     check_system(system)
     name = f"config_{system}.sh"
@@ -92,6 +94,8 @@ def load_configuration(system: str, environ: Mapping[str, str]) -> Dict[str, str
         raise UserError(f"{name} exits: a configuration must run to its end, or return")
     items = (item.partition("=") for item in os.fsdecode(exported).split("\0") if item)
     after = {key: value for key, _, value in items if key not in _BASH_VARIABLES}
+    if after.get("DGXNGPU"):
+        number_of_ranks(after)
     return {**after, **{key: environ[key] for key in _BASH_VARIABLES if key in environ}}
 
 
@@ -99,16 +103,15 @@ def number_of_ranks(environ: Mapping[str, str]) -> int:
     """Return the number of ranks that a loaded configuration is for, on all its machines.
 
     Raises:
-        UserError: DGXNGPU or DGXNNODES is not a number.
+        UserError: DGXNGPU or DGXNNODES is not a whole number from 1 to 99999.
     """
     ranks, machines = environ.get("DGXNGPU", ""), environ.get("DGXNNODES") or "1"
-    try:
-        return int(ranks) * int(machines)
-    except ValueError:
+    if not all(re.fullmatch("[1-9][0-9]{0,4}", text) for text in (ranks, machines)):
         raise UserError(
             f"DGXNGPU={ranks} ranks on each of DGXNNODES={machines} machines: "
-            "both must be whole numbers from 1 on"
-        ) from None
+            "both must be whole numbers from 1 to 99999"
+        )
+    return int(ranks) * int(machines)
 
 
 def overridden_settings(
@@ -137,9 +140,10 @@ def overridden_settings(
         if not before[name] or before[name] == after.get(name) or flag in given:
             continue
         advice = f"use {flag} {shlex.quote(before[name])}" if flag else "change it there"
+        change = f"{name}={after[name]}" if name in after else f"unset {name}"
         notes.append(
             f"note: {name}={before[name]} from the environment is overridden by "
-            f"config_{system}.sh ({name}={after.get(name, '')}): {advice}"
+            f"config_{system}.sh ({change}): {advice}"
         )
     return notes
 

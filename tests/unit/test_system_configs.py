@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configurations: their values against the published ones, and which GPUs get which."""
+"""Configurations that were not published, and which GPUs get which configuration."""
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -14,14 +13,12 @@ import pytest
 from support.commands import ROOT
 from support.launchers import exported
 
-from mxresnet.config import FIELDS
 from mxresnet.config_parser import parse
 from mxresnet.errors import UserError
 from mxresnet.launch import hardware
 from mxresnet.run_plan import make_plan
 
-GOLDEN = json.loads((ROOT / "tests" / "golden" / "published_configs.json").read_text())
-PUBLISHED = sorted(GOLDEN["systems"])
+PUBLISHED = json.loads((ROOT / "tests" / "golden" / "published_configs.json").read_text())
 OURS = {
     "V100-32GB_8gpu": 1024,
     "V100-16GB_8gpu": 816,
@@ -29,62 +26,19 @@ OURS = {
     "CPU": 408,
     "CPU_digits": 128,
 }
-FIELD_OF = {field.metadata["env"]: name for name, field in FIELDS.items()}
-LAUNCHERS = {"DGXNGPU", "DGXNNODES", "WALLTIME", "BIND", "BUILTIN_DATA"}
 # Global batch: peak learning rate, weight decay, epochs of warm-up, epochs. All of these ran in the
 # v2.1 round and reached the target.
 RAN = {408: (3.0, 5e-5, 2, 37), 816: (5.3, 5e-5, 2, 37), 1024: (6.0, 2.5e-5, 2, 37)}
 
 
-def plan_of(values, nodes=1):
+def plan_of(values):
     config, _ = parse([], values)
-    return config, make_plan(config, 1281167, nodes * int(values["DGXNGPU"]))
+    return config, make_plan(config, 1281167, int(values["DGXNGPU"]))
 
 
 def test_every_configuration_is_known_here():
     systems = {path.name[len("config_") : -len(".sh")] for path in ROOT.glob("config_*.sh")}
     assert {name for name in systems if not name.endswith("common")} == {*PUBLISHED, *OURS}
-
-
-@pytest.mark.parametrize("system", PUBLISHED)
-def test_every_value_is_the_published_one(system):
-    values = exported(system)
-    expected = {**GOLDEN["every"], **GOLDEN["systems"][system]["set"]}
-    effective = dataclasses.asdict(parse([], values)[0])
-    for key, value in expected.items():
-        if key in FIELD_OF:
-            found = effective[FIELD_OF[key]]
-            found = ",".join(map(str, found)) if isinstance(found, tuple) else found
-        else:
-            found = values.get(key)
-        assert found == value, key
-    assert set(values) - set(expected) - LAUNCHERS == {"MXNET_SUBGRAPH_VERBOSE"}
-
-
-@pytest.mark.parametrize("system", PUBLISHED)
-def test_steps_and_learning_rates_are_the_published_ones(system):
-    values, facts = exported(system), GOLDEN["systems"][system]
-    assert (int(values.get("DGXNNODES", 1)), int(values["DGXNGPU"])) == (
-        facts["nodes"],
-        facts["gpus"],
-    )
-    config, plan = plan_of(values, facts["nodes"])
-    assert config.batch_size * facts["nodes"] * facts["gpus"] == facts["global_batch"]
-    assert [plan.steps_per_epoch, plan.schedule.warmup_steps, plan.total_steps] == facts["steps"]
-    _, warm, total = facts["steps"]
-    for update, rate in facts.get("rates", {}).items():
-        assert plan.learning_rate(int(update)) == pytest.approx(rate, abs=5e-7)
-    assert plan.learning_rate(warm // 2) == pytest.approx(config.lr * (warm // 2) / warm, rel=1e-9)
-    assert plan.learning_rate(warm) == pytest.approx(config.lr, rel=1e-9)
-    middle = (warm + total) // 2
-    left = (total - middle) / (total - warm)
-    assert plan.learning_rate(middle) == pytest.approx(
-        1e-4 + (config.lr - 1e-4) * left * left, rel=1e-9
-    )
-    assert plan.learning_rate(total) == pytest.approx(1e-4, rel=1e-9)
-    evaluated = [block.epochs[-1] for block in plan.blocks if block.evaluated]
-    first = config.eval_offset + 1
-    assert evaluated == list(range(first, config.num_epochs + 1, 4))
 
 
 @pytest.mark.parametrize("system", sorted(OURS))
