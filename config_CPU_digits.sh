@@ -25,7 +25,6 @@ export BN_GAMMA_INIT0=1
 export NUMEPOCHS=9
 export EVAL_PERIOD=1
 export EVAL_OFFSET=0
-export DISP_BATCHES=0
 
 # A digit fills its image, and its mirror image is no digit.
 export RAND_MIRROR=0

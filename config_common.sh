@@ -68,7 +68,6 @@ export EVAL_PERIOD=4
 export EVAL_OFFSET=2
 export SEPAR_VAL=0
 export TOP_K=0
-export DISP_BATCHES=20
 
 # Input
 export USE_DALI=1

@@ -15,16 +15,18 @@ from mxresnet.lr_schedule import LearningRateSchedule, make_schedule
 class Block:
     """Consecutive epochs, counted from 1, up to an evaluation: what MLPerf's log calls a block.
 
-    The last block may have no evaluation.
+    Attributes:
+        first_epoch: first epoch.
+        last_epoch: last epoch.
+        epoch_count: number of epochs that the log announces. For a run that ends before its first
+            evaluation, or has none, it is the number up to that evaluation, as in the reference.
+        evaluated: whether it ends with an evaluation. Only the last block may have none.
     """
 
     first_epoch: int
+    last_epoch: int
     epoch_count: int
     evaluated: bool
-
-    @property
-    def last_epoch(self) -> int:
-        return self.first_epoch + self.epoch_count - 1
 
     @property
     def epochs(self) -> range:
@@ -56,9 +58,11 @@ def make_blocks(num_epochs: int, period: int, offset: int) -> Tuple[Block, ...]:
     """
     ends = [epoch + 1 for epoch in range(num_epochs) if epoch % period == offset]
     starts = [1] + [end + 1 for end in ends]
-    blocks = [Block(start, end - start + 1, True) for start, end in zip(starts, ends)]
-    if starts[-1] <= num_epochs:
-        blocks.append(Block(starts[-1], num_epochs - starts[-1] + 1, False))
+    blocks = [Block(start, end, end - start + 1, True) for start, end in zip(starts, ends)]
+    if not ends:
+        blocks.append(Block(1, num_epochs, offset + 1, False))
+    elif starts[-1] <= num_epochs:
+        blocks.append(Block(starts[-1], num_epochs, num_epochs - starts[-1] + 1, False))
     return tuple(blocks)
 
 
@@ -87,7 +91,7 @@ def make_plan(config: Config, num_images: int, num_ranks: int) -> Plan:
     """
     steps_per_epoch = count_steps_per_epoch(num_images, num_ranks, config.batch_size)
     if config.synth_data or config.profile:  # no validation data, or a run that only measures
-        blocks: Tuple[Block, ...] = (Block(1, config.num_epochs, False),)
+        blocks: Tuple[Block, ...] = (Block(1, config.num_epochs, config.eval_offset + 1, False),)
     else:
         blocks = make_blocks(config.num_epochs, config.eval_period, config.eval_offset)
     return Plan(steps_per_epoch, config.num_epochs, make_schedule(config, steps_per_epoch), blocks)

@@ -17,7 +17,7 @@ from mxresnet.data.loader import Batch
 from mxresnet.errors import UserError
 from mxresnet.metrics import Score
 from mxresnet.mllog import RunLog
-from mxresnet.profiling import Timing
+from mxresnet.profiling import Rows, Timing
 from mxresnet.progress import Progress
 from mxresnet.run_plan import Plan
 
@@ -103,12 +103,11 @@ class TrainLoop:
             self.log.samples(self.dataset.train_examples, self.dataset.val_examples)
             self.timing.profiler(on=True)
             reached = self._train_blocks(train_loader, val_loader)
-            self.timing.profiler(on=False)
             # A profiled run evaluates nothing; the reference benchmark logs it as a success.
             if reached or self.config.profile:
                 run_status.succeed()
+        self.timing.profiler(on=False)
         self.trainer.stop_profile()
-        self.log.times(self.ranks.gather(self.timing.report()))
         self.progress.run_done(reached, self.config.accuracy_threshold)
         return reached
 
@@ -129,11 +128,9 @@ class TrainLoop:
         for block in self.plan.blocks:
             with self.log.block(block):
                 for epoch in block.epochs:
-                    with self.timing.span("epoch_time"):
-                        self._train_epoch(epoch, train_loader)
+                    self._train_epoch(epoch, train_loader)
                 if block.evaluated:
-                    with self.timing.span("eval_time"):
-                        score = self._evaluate(block.last_epoch, val_loader)
+                    score = self._evaluate(block.last_epoch, val_loader)
                     self.progress.evaluated(block.last_epoch, score, self.config)
                     reached = score.accuracy > self.config.accuracy_threshold
             if reached:
@@ -147,22 +144,25 @@ class TrainLoop:
         """
         trainer, timing, steps = self.trainer, self.timing, self.plan.steps_per_epoch
         self.progress.epoch_started()
+        timing.start_epoch(epoch)
         with self.log.epoch(epoch):
             batches = train_loader.batches(steps)
             batch = next(batches)
             for step in range(1, steps + 1):
-                with timing.span("iter_time"):
-                    with timing.span("fwd_time"):
+                with timing.step(step):
+                    with timing.part("fwd_time"):
                         trainer.forward(batch)
-                    with timing.span("load_time"):
+                    with timing.part("load_time"):
                         if step < steps:
                             batch = next(batches)
-                    with timing.span("bwd_time"):
+                    with timing.part("bwd_time"):
                         trainer.backward()
-                    with timing.span("opt_time"):
+                    with timing.part("opt_time"):
                         trainer.update()
+                self._log_times(timing.rows_at_limit())
                 self.progress.step_done(epoch, step)
             trainer.wait()  # the throughput below counts finished work, not queued work
+            self._log_times(timing.end_epoch())
         learning_rate = self.plan.learning_rate(epoch * steps)
         throughput = self.progress.epoch_done(epoch, learning_rate)
         self.log.throughput(throughput, epoch)
@@ -173,8 +173,10 @@ class TrainLoop:
         Raises:
             UserError: not every image was counted exactly once.
         """
+        self.timing.start_evaluation()
         with self.log.evaluation(epoch):
             score = self.trainer.evaluate(val_loader.batches())
+        self._log_times(self.timing.end_evaluation())
         expected = self.dataset.val_examples
         if score.total != expected:  # the total is the same on every rank
             self.ranks.raise_if_any_failed(
@@ -184,3 +186,8 @@ class TrainLoop:
             )
         self.log.accuracy(score.accuracy, epoch)
         return score
+
+    def _log_times(self, rows: Rows) -> None:
+        """Log the times of every rank; all ranks have rows, or none has."""
+        if rows:
+            self.log.times(self.ranks.gather(rows))
