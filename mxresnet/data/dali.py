@@ -34,11 +34,12 @@ DataNode = Any  # nvidia.dali.data_node.DataNode, an output of an operator in th
 Options = Dict[str, Any]  # keyword arguments of an operator
 
 
-def build_pipeline(config: Config, shard: RecordShard, device_id: Optional[int]) -> Pipeline:
-    """Return the built DALI pipeline of one shard: read, decode, crop, normalize.
+def define_pipeline(config: Config, shard: RecordShard, device_id: Optional[int]) -> Pipeline:
+    """Return the DALI pipeline of one shard, not built: read, decode, crop, normalize.
 
     Its outputs are the images, of shape (batch, ...) as config.batch_shape, and the float32
     labels of shape (batch, 1). No file is opened before the first batch or reader_meta().
+    The seed is the rank's plus the number of its GPU, as in the reference benchmark.
 
     Args:
         device_id: number of the GPU, or None to run entirely on the CPU.
@@ -48,7 +49,7 @@ def build_pipeline(config: Config, shard: RecordShard, device_id: Optional[int])
         batch_size=shard.batch_size,
         num_threads=config.dali_threads,
         device_id=device_id,
-        seed=shard.seed,
+        seed=shard.seed + (device_id or 0),
         prefetch_queue_depth=config.dali_prefetch_queue
         + (0 if on_gpu else _SHARED_CPU_OUTPUTS - 1),
     )
@@ -56,6 +57,12 @@ def build_pipeline(config: Config, shard: RecordShard, device_id: Optional[int])
         jpegs, labels = _read_records(config, shard, on_gpu)
         preprocess = _preprocess_train if shard.training else _preprocess_val
         pipeline.set_outputs(preprocess(jpegs, config, on_gpu), labels)
+    return pipeline
+
+
+def build_pipeline(config: Config, shard: RecordShard, device_id: Optional[int]) -> Pipeline:
+    """Return the pipeline of define_pipeline(), built: it allocates its memory on the device."""
+    pipeline = define_pipeline(config, shard, device_id)
     pipeline.build()
     return pipeline
 
@@ -100,7 +107,7 @@ def _preprocess_val(jpegs: DataNode, config: Config, on_gpu: bool) -> DataNode:
     decoded = fn.decoders.image(
         jpegs, output_type=types.DALIImageType.RGB, **_decoder_options(config, on_gpu)
     )
-    resized = fn.resize(decoded, resize_shorter=config.resize)
+    resized = fn.resize(decoded, resize_shorter=config.resize, **_resize_hints(config, on_gpu))
     return _crop_mirror_normalize(resized, config, on_gpu)
 
 
@@ -118,7 +125,6 @@ def _decode_random_crop_and_resize(jpegs: DataNode, config: Config, on_gpu: bool
         resize_x=width,
         resize_y=height,
         **_gpu_memory_hint("bytes_per_sample_hint", config.dali_decoder_buffer_hint, on_gpu),
-        **_gpu_memory_hint("temp_buffer_hint", config.dali_tmp_buffer_hint, on_gpu),
     )
 
 
@@ -136,8 +142,7 @@ def _decode_and_random_resized_crop(jpegs: DataNode, config: Config, on_gpu: boo
         images,
         size=(height, width),
         **_random_crop_options(config),
-        **_gpu_memory_hint("bytes_per_sample_hint", config.dali_crop_buffer_hint, on_gpu),
-        **_gpu_memory_hint("temp_buffer_hint", config.dali_tmp_buffer_hint, on_gpu),
+        **_resize_hints(config, on_gpu),
     )
 
 
@@ -186,6 +191,14 @@ def _decoder_options(config: Config, on_gpu: bool) -> Options:
         "preallocate_width_hint": config.dali_preallocate_width,
         "preallocate_height_hint": config.dali_preallocate_height,
         "bytes_per_sample_hint": config.dali_decoder_buffer_hint,
+    }
+
+
+def _resize_hints(config: Config, on_gpu: bool) -> Options:
+    """Return the memory hints of an operator that resizes whole images."""
+    return {
+        **_gpu_memory_hint("bytes_per_sample_hint", config.dali_crop_buffer_hint, on_gpu),
+        **_gpu_memory_hint("temp_buffer_hint", config.dali_tmp_buffer_hint, on_gpu),
     }
 
 
