@@ -5,9 +5,14 @@ To add a setting, add a field to Config. config_parser.py makes its flag and its
 in docs/settings.md.
 
 Names and defaults are those of NVIDIA's MLPerf Training v2.1 MXNet benchmark: a default is the
-value that its run_and_time.sh passes when nothing is set. The exceptions are what a CPU cannot do
-(float16, channels last, four channels, fused batch norms, cuDNN's algorithm); the system
-configurations for GPUs set these. Settings that the benchmark does not have are marked "(own)".
+value that its run_and_time.sh passes when nothing is set, or else the default of its
+train_imagenet.py. The exceptions are
+- what a CPU cannot do (float16, channels last, four channels, fused batch norms, cuDNN's
+  algorithm); the system configurations for GPUs set these;
+- --seed, which is drawn (there 1), and --kv-store, which is horovod (there device, with which its
+  program does not run);
+- --gpus and the numbers of images and classes, which are taken from the machine and the data.
+Settings that the benchmark does not have are marked "(own)".
 """
 
 from __future__ import annotations

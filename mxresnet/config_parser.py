@@ -41,11 +41,18 @@ prints this page. A flag overrides the environment variable, which overrides the
 name that were set before.
 
 Names and defaults are those of NVIDIA's MLPerf Training v2.1 MXNet benchmark: a default is the
-value that its `run_and_time.sh` passes when nothing is set. The exceptions are what a CPU cannot do
-(float16, channels last, four channels, fused batch norms, cuDNN's algorithm); the configurations
-for GPUs set these. "(own)" marks settings that the benchmark does not have. Flags that the
-benchmark declares and never reads are refused with the reason. A switch may be given without a
-value, which sets it, or with one (1/true/yes, 0/false/no).
+value that its `run_and_time.sh` passes when nothing is set, or else the default of its
+`train_imagenet.py`. The exceptions:
+
+- What a CPU cannot do (float16, channels last, four channels, fused batch norms, cuDNN's
+  algorithm): the configurations for GPUs set these.
+- `--seed` is drawn (there 1), and `--kv-store` is `horovod` (there `device`, with which its program
+  does not run).
+- `--gpus` and the numbers of images and classes are taken from the machine and the data.
+
+"(own)" marks settings that the benchmark does not have. Flags that the benchmark declares and never
+reads are refused with the reason. A switch may be given without a value, which sets it, or with one
+(1/true/yes, 0/false/no).
 
 """
 
