@@ -328,7 +328,10 @@ class Config:
         20, "DISP_BATCHES", "steps between two progress lines; 0: one line per epoch", at_least(0)
     )
     profile: int = setting(
-        0, "PROFILE", "above 0: CUDA profiler and NVTX ranges, no evaluation", at_least(0)
+        0,
+        "PROFILE",
+        "above 0: CUDA profiler and NVTX ranges of epochs and steps, no evaluation",
+        at_least(0),
     )
     profile_worker_suffix: str = setting(
         "",
@@ -339,7 +342,10 @@ class Config:
         0, "TIME_TAGS", "above 0: time the parts of each step; 4 epochs, 2 of warm-up", at_least(0)
     )
     nvtx_flag: int = setting(
-        0, "NVTX_FLAG", "above 0: as TIME_TAGS, and mark NVTX ranges", at_least(0)
+        0,
+        "NVTX_FLAG",
+        "above 0: NVTX ranges of the parts of each step; epochs as TIME_TAGS",
+        at_least(0),
     )
     epoch_prof: int = setting(0, "EPOCH_PROF", "above 0: time each epoch", at_least(0))
 

@@ -14,9 +14,7 @@ target missed; 2 a mistake in settings or data; anything else a failure.
 
 from __future__ import annotations
 
-import datetime
 import os
-import pwd
 import signal
 import subprocess
 import sys
@@ -31,9 +29,12 @@ from mxresnet.launch import (
     hardware,
     kubernetes,
     mpi,
+    nsys,
     processes,
+    refused_variables,
     run_log,
     system_config,
+    timing_lines,
 )
 from mxresnet.launch.terminal import print_to_stderr, write_to_stdout
 from mxresnet.results.log_reader import has_evaluation
@@ -68,9 +69,10 @@ class Run:
 
     @property
     def bound_command(self) -> List[str]:
-        """The command of a rank, bound to CPUs where the configuration asks for it."""
+        """The command of a rank, bound to CPUs and profiled where the settings ask for it."""
         bind = self.environ.get("BIND", "").split()
-        return [*(["./bind.sh", *bind, "--"] if bind else []), *self.train_command]
+        profile = [self.python, "-m", nsys.__name__] if nsys.is_wanted(self.environ) else []
+        return [*(["./bind.sh", *bind, "--"] if bind else []), *profile, *self.train_command]
 
 
 def main() -> int:
@@ -129,6 +131,7 @@ def run(flags: List[str], environ: Dict[str, str], rank: Optional[int]) -> int:
         CommandFailedError: A command failed.
     """
     system_config.reject_log_file(flags, environ)
+    refused_variables.check(environ)
     if rank is None and kubernetes.is_launcher(environ):
         return run_mpijob(flags, environ)
     environ, notes = configured_environment(flags, environ)
@@ -145,6 +148,7 @@ def run(flags: List[str], environ: Dict[str, str], rank: Optional[int]) -> int:
         processes.replace_process(context.train_command, environ)
     if rank:
         processes.replace_process(context.bound_command, environ)
+    nsys.check(environ)
     check_number_of_ranks(context)
     check_settings(context)
     return run_timed(context)
@@ -263,14 +267,17 @@ def run_timed(context: Run) -> int:
         The exit status.
     """
     started = time.time()
+    mpirun = ""
     if context.rank is None:
+        mpirun = mpi.find_mpirun(context.python, context.environ)
         builtin_data.make_builtin_data(NAME, context.python, context.environ)
     log_file = run_log.create_log(context.environ)
     environ = {**context.environ, "LOG_FILE": log_file}
     mpirun_result = None
+    print_to_stderr(timing_lines.start_line(started))
     if context.rank is None:
         mpirun_result = mpi.run_local_ranks(
-            mpi.find_mpirun(context.python, environ),
+            mpirun,
             context.bound_command,
             int(environ["DGXNGPU"]),
             environ,
@@ -284,27 +291,15 @@ def run_timed(context: Run) -> int:
         cause = mpi.explain_exit(status, environ, mpirun_result)
         if cause:
             report(cause)
+    ended = time.time()
+    if status in (ExitStatus.SUCCESS, ExitStatus.TARGET_MISSED):
+        print_to_stderr(timing_lines.end_line(ended))
     if not run_log.remove_empty(log_file):
         print_to_stderr(f"log: {log_file}")
     # A run without an evaluation has no result: --synth-data, --profile, too few epochs.
     if status == 0 and has_evaluation(log_file):
-        write_to_stdout(os.fsencode(result_line(started, time.time())) + b"\n")
+        write_to_stdout(os.fsencode(timing_lines.result_line(started, ended)) + b"\n")
     return status
-
-
-def result_line(started: float, ended: float) -> str:
-    """Return the RESULT line of MLPerf's run_and_time.sh.
-
-    Args:
-        started: Unix time of the start, seconds.
-        ended: Unix time of the end, seconds.
-    """
-    try:
-        user = pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        user = str(os.getuid())
-    start_text = datetime.datetime.fromtimestamp(started).strftime("%Y-%m-%d %I:%M:%S %p")
-    return f"RESULT,IMAGE_CLASSIFICATION,,{int(ended) - int(started)},{user},{start_text}"
 
 
 if __name__ == "__main__":

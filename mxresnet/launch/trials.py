@@ -20,7 +20,7 @@ import sys
 from typing import Callable, Dict, List, Mapping, Sequence
 
 from mxresnet.errors import ExitStatus, UserError
-from mxresnet.launch import caller_paths, processes, run_log
+from mxresnet.launch import caller_paths, processes, refused_variables, run_log
 from mxresnet.launch.backends.base import Backend, Trial
 from mxresnet.launch.backends.docker import DockerBackend
 from mxresnet.launch.backends.local import LocalBackend
@@ -176,6 +176,7 @@ def run_trials(backend: Backend, flags: Sequence[str]) -> int:
     try:
         processes.handle_stop_signals()
         try:
+            refused_variables.check(backend.environ)
             backend.prepare(flags)
             return Trials(backend, flags).run()
         finally:

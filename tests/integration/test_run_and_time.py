@@ -12,7 +12,7 @@ import time
 import pytest
 from support.commands import ROOT, mpirun
 from support.launchers import QUICK, environment, run_and_time
-from support.mlperf_log import check_compliance
+from support.mlperf_log import check_compliance, log_lines
 
 from mxresnet.launch import processes
 from mxresnet.launch.builtin_data import make_builtin_data
@@ -197,3 +197,37 @@ def test_a_signal_ends_every_rank(few, tmp_path, number, to_group):
     assert process.returncode == 128 + number and "stopped by SIG" in err and out == ""
     time.sleep(1)
     assert processes_of(tmp_path) == []
+
+
+def test_a_profiled_run_starts_every_rank_under_nsys_and_logs_the_times_of_all(few, tmp_path):
+    """With a command named nsys that runs the rank."""
+    program = tmp_path / "bin" / "nsys"
+    program.parent.mkdir()
+    program.write_text(
+        f'#!/bin/bash\necho "$@" >>{tmp_path}/calls\n'
+        'while [[ $1 = profile || $1 = --* ]]; do shift; done\nexec "$@"\n'
+    )
+    program.chmod(0o755)
+    more = {"NVTX_FLAG": "1", "TIME_TAGS": "1", "DATESTAMP": "today", "SYNTH_DATA": "0"}
+    env = environment(few, tmp_path, **more)
+    env["PATH"] = f"{program.parent}:{env['PATH']}"
+    done = run_and_time("--batch-size", "16", "--accuracy-threshold", "0", env=env)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^STARTING TIMING RUN AT \d{4}-\d\d-\d\d \d\d:.*M$", done.stderr, re.M)
+    assert re.search(r"^ENDING TIMING RUN AT \d{4}-\d\d-\d\d \d\d:.*M$", done.stderr, re.M)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    name = f"{tmp_path}/results/image_classification_mxnet_1x2x64_today"
+    for rank, call in enumerate(sorted(calls)):
+        assert f"--output={name}_{rank}_0.nsys-rep " in call and " -m mxresnet " in call
+    assert len(calls) == 2
+    lines = log_lines((tmp_path / "results" / "today_1.log").read_text())
+    for key in ("epoch_time", "eval_time", "iter_time_count"):
+        assert [line["value"]["r"] for line in lines if line["key"] == key] == [0, 1], key
+
+
+@pytest.mark.parametrize("name", ["PROFILE_EXCEL", "API_LOGGING"])
+def test_a_variable_of_the_reference_that_is_not_supported_is_refused(few, tmp_path, name):
+    done = run_and_time(env=environment(few, tmp_path, **{name: "1"}))
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(f"run_and_time.sh: {name}=1 is not supported: ")
+    assert done.stderr.count("\n") == 1
