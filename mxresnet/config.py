@@ -6,12 +6,7 @@ in docs/settings.md.
 
 Names and defaults are those of NVIDIA's MLPerf Training v2.1 MXNet benchmark: a default is the
 value that its run_and_time.sh passes when nothing is set, or else the default of its
-train_imagenet.py. The exceptions are
-- what a CPU cannot do (float16, channels last, four channels, fused batch norms, cuDNN's
-  algorithm); the system configurations for GPUs set these;
-- --seed, which is drawn (there 1), and --kv-store, which is horovod (there device, with which its
-  program does not run);
-- --gpus and the numbers of images and classes, which are taken from the machine and the data.
+train_imagenet.py. docs/settings.md (SETTINGS_PAGE in config_parser.py) names the exceptions.
 Settings that the benchmark does not have are marked "(own)".
 """
 
@@ -330,7 +325,7 @@ class Config:
     profile: int = setting(
         0,
         "PROFILE",
-        "above 0: CUDA profiler and NVTX ranges of epochs and steps, no evaluation",
+        "above 0: CUDA profiler and NVTX ranges, no evaluation",
         at_least(0),
     )
     profile_worker_suffix: str = setting(
@@ -344,7 +339,7 @@ class Config:
     nvtx_flag: int = setting(
         0,
         "NVTX_FLAG",
-        "above 0: NVTX ranges of the parts of each step; epochs as TIME_TAGS",
+        "above 0: NVTX ranges of each step's parts; epochs as TIME_TAGS",
         at_least(0),
     )
     epoch_prof: int = setting(0, "EPOCH_PROF", "above 0: time each epoch", at_least(0))
