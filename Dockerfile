@@ -1,7 +1,7 @@
 # Image for NVIDIA GPUs from Volta to Ampere (V100, T4, A100, A30, A10), with public packages only.
 #   docker build -t mxresnet:gpu .
 # CUDA 11.8: its libraries have the names that MXNet's CUDA 11.2 wheel loads. It needs driver 450 or
-# newer. NOT BUILT yet, because no container engine and no GPU was available. Tests without them:
+# newer; with one older than 520, operators are not fused at run time. NOT BUILT yet, because no container engine and no GPU was available. Tests without them:
 # tests/cluster/test_images.py and tests/cluster/test_dockerfiles.py.
 # To pin the base images, give them with digests: --build-arg BUILD_IMAGE=nvidia/cuda@sha256:...
 ARG BUILD_IMAGE=nvidia/cuda:11.8.0-cudnn8-devel-ubuntu22.04
@@ -54,4 +54,9 @@ ENV PATH=/workspace/mxresnet/.venv/bin:$PATH
 # Leave out the image's forward-compatibility driver. It is for data-centre GPUs with old drivers;
 # on other machines it would replace the machine's own driver.
 ENV LD_LIBRARY_PATH=/usr/local/nvidia/lib64:/usr/local/cuda/lib64
+# The base image has compute and utility only; the JPEG decoder of a GPU needs video.
+ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility,video
+LABEL org.opencontainers.image.title="mxresnet" \
+      org.opencontainers.image.description="ResNet-50 to the MLPerf target with MXNet, Horovod and DALI, for NVIDIA GPUs from Volta to Ampere" \
+      org.opencontainers.image.licenses="Apache-2.0"
 CMD ["./run_and_time.sh"]

@@ -48,3 +48,22 @@ def test_downloaded_packages_have_hashes(dockerfile):
             and (ROOT / command.rpartition("-r ")[2].split()[0]).exists()
         ), command
     assert bool(commands) == (dockerfile != "Dockerfile.cpu")
+
+
+@pytest.mark.parametrize("dockerfile", ["Dockerfile", "Dockerfile.ngc"])
+def test_gpu_images_may_use_the_jpeg_decoder(dockerfile):
+    text = (ROOT / dockerfile).read_text()
+    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video\n" in text.rpartition("FROM ")[2]
+
+
+def test_asynchronous_completion_has_what_it_needs():
+    text = (ROOT / "Dockerfile.ngc").read_text()
+    assert ("HOROVOD_ENABLE_ASYNC_COMPLETION=1" in text) == ("MXNET_ASYNC_GPU_ENGINE=1" in text)
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES)
+def test_images_have_standard_labels(dockerfile):
+    labels = re.findall(
+        r'org\.opencontainers\.image\.(\w+)="[^"]+"', (ROOT / dockerfile).read_text()
+    )
+    assert labels == ["title", "description", "licenses"]
