@@ -15,7 +15,6 @@ from prepare.listing import (
     Folder,
     Listing,
     Problem,
-    SourceError,
     is_image_name,
     name_problem,
 )
@@ -46,7 +45,6 @@ def list_folder(top: str, workers: int = 1) -> Listing:
         workers: number of threads.
 
     Raises:
-        SourceError: a symbolic link leads back to a folder above it.
         OSError: the storage failed.
     """
     listing = Listing(top)
@@ -64,7 +62,7 @@ def list_folder(top: str, workers: int = 1) -> Listing:
 
 
 def scan_folder(top: str, pending: PendingFolder) -> FolderScan:
-    """List the direct content of one folder. Raise SourceError or OSError as list_folder does."""
+    """List the direct content of one folder. Raise OSError if the storage failed."""
     relative, ancestors = pending
     absolute = os.path.join(top, relative) if relative else top
     scan = FolderScan(Folder(relative))
@@ -72,9 +70,9 @@ def scan_folder(top: str, pending: PendingFolder) -> FolderScan:
         status = os.stat(absolute)
         scan.identity = identity = (status.st_dev, status.st_ino)
         if identity in ancestors:
-            raise SourceError(
-                f"{absolute}: a symbolic link that leads back to a folder above it: remove it"
-            )
+            reason = "a symbolic link that leads back to a folder above it: remove it"
+            scan.problems.append(Problem(absolute, reason, skippable=False))
+            return scan
         with os.scandir(absolute) as entries:
             for entry in entries:
                 path = f"{relative}/{entry.name}" if relative else entry.name

@@ -202,10 +202,11 @@ def run(arguments: argparse.Namespace) -> None:
     check_destination_path(folder)
     for prefix in PREFIXES:
         check_destination_outside(folder, os.path.join(arguments.source, prefix))
+    faulty = any(split.faults for split in splits.values())  # make_plans names everything wrong
     finished = [
         prefix
         for prefix in PREFIXES
-        if manifests.is_finished(folder, prefix, facts[prefix], None, options)
+        if not faulty and manifests.is_finished(folder, prefix, facts[prefix], None, options)
     ]
     unfinished = [prefix for prefix in PREFIXES if prefix not in finished]
     workers = arguments.workers or 4 * usable_cpus()

@@ -21,9 +21,10 @@ class Split:
     """Where the training or the validation images are, and how they are stored."""
 
     path: str
-    kind: str  # "folders", "class archives" or "archive"
+    kind: str  # "folders", "class archives", "archive" or "missing"
     label_files: Tuple[str, ...] = ()  # classes of images that are not in class folders
     archive_folder: Optional[str] = None  # folder that should contain nothing but the archives
+    faults: Tuple[str, ...] = ()  # why the split cannot be listed, if it cannot
 
     def list(self, workers: int) -> Listing:
         """List the images on `workers` threads.
@@ -32,6 +33,8 @@ class Split:
             SourceError: the source cannot be used.
             OSError: the storage failed.
         """
+        if self.faults:
+            raise SourceError(*self.faults)
         if self.kind == "folders":
             listing = list_folder(self.path, workers)
         elif self.kind == "archive":
@@ -52,6 +55,8 @@ class Split:
         files; those of images in class folders are not among them.
         """
         digest = hashlib.sha256(self.kind.encode())
+        if self.kind == "missing":
+            return digest.hexdigest()
         if self.kind == "archive":
             paths = [self.path]
         else:
@@ -75,31 +80,18 @@ def find_splits(source: str, label_file: Optional[str] = None) -> Dict[str, Spli
         {"train": Split, "val": Split}.
 
     Raises:
-        SourceError: a split is missing or only partly unpacked.
+        SourceError: both splits are missing.
         OSError: a path does not exist or cannot be read.
     """
     source = os.path.normpath(source)
     names = sorted(os.listdir(source))
-    splits: Dict[str, Split] = {}
-    errors: List[str] = []
-    missing: List[str] = []
-    for prefix, official in OFFICIAL_ARCHIVES.items():
-        try:
-            split = find_split(source, prefix)
-        except SourceError as error:
-            errors += error.messages
-            continue
-        if split is None:
-            missing.append(f"neither a folder {prefix}/ that is not empty nor {official}")
-        else:
-            splits[prefix] = split
-    if missing:
-        them = "one of them" if len(missing) == 1 else "them"
-        errors.append(
-            f"{source}: contains {', and '.join(missing)}: name the folder that contains {them}"
+    splits = {prefix: find_split(source, prefix) for prefix in OFFICIAL_ARCHIVES}
+    if all(split.kind == "missing" for split in splits.values()):
+        wanted = " and ".join(
+            f"neither a folder {prefix}/ that is not empty nor {official}"
+            for prefix, official in OFFICIAL_ARCHIVES.items()
         )
-    if errors:
-        raise SourceError(*errors)
+        raise SourceError(f"{source}: contains {wanted}: name the folder that contains them")
     label_files = [
         os.path.join(source, name) for name in names if val_labels.is_label_file_name(name)
     ]
@@ -110,17 +102,14 @@ def find_splits(source: str, label_file: Optional[str] = None) -> Dict[str, Spli
     return splits
 
 
-def find_split(source: str, prefix: str) -> Optional[Split]:
+def find_split(source: str, prefix: str) -> Split:
     """Find one split; prefer class folders to the archives that they may be unpacked from.
 
-    Return None if the split is missing.
+    A split that is missing or only partly unpacked has faults.
 
     Args:
         source: path of the source folder.
         prefix: "train" or "val".
-
-    Raises:
-        SourceError: the split is only partly unpacked.
     """
     folder, official = os.path.join(source, prefix), OFFICIAL_ARCHIVES[prefix]
     if os.path.isdir(folder) and os.listdir(folder):
@@ -130,19 +119,20 @@ def find_split(source: str, prefix: str) -> Optional[Split]:
         if archives and not subfolders:
             return Split(folder, "class archives", archive_folder=folder)
         packed = [name for name in archives if os.path.splitext(name)[0] not in subfolders]
-        if packed:
-            raise SourceError(
-                *(
-                    f"{os.path.join(folder, name)}: not unpacked, although there are class folders "
-                    "next to it, so its images would be missing: unpack it, or move it away"
-                    for name in packed
-                )
-            )
-        return Split(folder, "folders")
+        faults = tuple(
+            f"{os.path.join(folder, name)}: not unpacked, although there are class folders "
+            "next to it, so its images would be missing: unpack it, or move it away"
+            for name in packed
+        )
+        return Split(folder, "folders", faults=faults)
     for name in (official, f"{prefix}.tar"):
         if os.path.isfile(os.path.join(source, name)):
             return Split(os.path.join(source, name), "archive")
-    return None
+    fault = (
+        f"{source}: contains neither a folder {prefix}/ that is not empty nor {official}: "
+        "name the folder that contains one of them"
+    )
+    return Split(source, "missing", faults=(fault,))
 
 
 def class_archives_and_folders(folder: str) -> Tuple[List[str], Set[str]]:

@@ -7,7 +7,7 @@ import posixpath
 from typing import Dict, Iterable, List, Sequence, Tuple
 
 from prepare.listing import Folder, Listing, Problem, SourceError
-from prepare.val_labels import LabelFile, image_number, read_label_file
+from prepare.val_labels import LabelFile, image_number, read_label_file, read_label_files
 
 MAX_CONTRADICTIONS = 50  # images that are named for each label file; the others are only counted
 
@@ -40,7 +40,7 @@ def apply_label_files(listing: Listing, paths: Sequence[str]) -> None:
             f"{inside[0].paths()[0]} is in a folder: move each image into the folder of its class, "
             "or all images out of these folders"
         )
-    label_files = [read_label_file(path) for path in paths]
+    label_files = read_label_files(paths)
     classes = agreed_classes(listing, label_files, sorted(top.names))
     listing.folders.remove(top)
     folders: Dict[str, Folder] = {}
@@ -93,22 +93,27 @@ def compare_with_folders(listing: Listing, paths: Sequence[str]) -> None:
     """
     images = sorted((folder.path, name) for folder in listing.folders for name in folder.names)
     any_official = any(image_number(name) is not None for _, name in images)
+    label_files = read_label_files(paths) if any_official else readable_label_files(listing, paths)
     used: List[LabelFile] = []
-    for path in paths:
-        try:
-            label_file = read_label_file(path)
-        except SourceError:
-            if any_official:
-                raise
-            add_unused_note(listing, path)
-            continue
+    for label_file in label_files:
         comparable = [image for image in images if label_file.identifies(image[1])]
         if comparable:
             compare_images(listing, label_file, comparable)
             used.append(label_file)
         else:
-            add_unused_note(listing, path)
+            add_unused_note(listing, label_file.path)
     add_count_problems(listing, used, images)
+
+
+def readable_label_files(listing: Listing, paths: Sequence[str]) -> List[LabelFile]:
+    """Read label files that may not be needed; add a note for each that is malformed."""
+    label_files: List[LabelFile] = []
+    for path in paths:
+        try:
+            label_files.append(read_label_file(path))
+        except SourceError:
+            add_unused_note(listing, path)
+    return label_files
 
 
 def compare_images(listing: Listing, label_file: LabelFile, images: Sequence[Image]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from typing import Dict, Iterable, Optional, Sequence, Set
+from typing import Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
 from prepare.devkit import is_devkit, read_train_counts, read_validation_synsets
 from prepare.listing import SourceError
@@ -40,6 +40,13 @@ def image_numbers(names: Iterable[str]) -> Dict[str, int]:
     """Return {name: number} of those of the names that are official."""
     numbers = {name: image_number(name) for name in names}
     return {name: number for name, number in numbers.items() if number is not None}
+
+
+def natural_key(name: str) -> List[Tuple[str, int]]:
+    """Return a sort key by which 9.jpg comes before 10.jpg, and capitals make no difference."""
+    parts = re.split(r"([0-9]+)", name.casefold())
+    numbers = [int(part) for part in parts[1::2]] + [0]
+    return list(zip(parts[::2], numbers))
 
 
 class LabelFile:
@@ -72,7 +79,8 @@ class LabelFile:
         """Return {image name: class} of those of the images that have a label here.
 
         Raises:
-            SourceError: the names have no numbers and the file has not one line for each image.
+            SourceError: the names have no official numbers, and the file has not one line for each
+                image, or programs would not agree on the order of the names.
         """
         if self._by_name is not None:
             return {name: self._by_name[name] for name in names if name in self._by_name}
@@ -90,7 +98,18 @@ class LabelFile:
                 f"{self.path}: has {len(self._in_order)} lines for {len(names)} images: "
                 f"it needs one line for each image"
             )
-        return dict(zip(sorted(names), self._in_order))
+        classes = dict(zip(sorted(names), self._in_order))
+        by_value = sorted(names, key=natural_key)
+        if classes != dict(zip(by_value, self._in_order)):
+            first, second = next(
+                pair for pair in zip(sorted(names), by_value) if pair[0] != pair[1]
+            )
+            raise SourceError(
+                f"{self.path}: the order of the images is not clear, because {first} comes before "
+                f"{second} as text, but not as a number or without capitals: give the labels as "
+                "lines `mv IMAGE CLASS/`"
+            )
+        return classes
 
     def missing_images(self, names: Iterable[str]) -> Dict[str, str]:
         """Return {name: class} of the images that have a label here but are not among `names`."""
@@ -178,3 +197,22 @@ def train_counts(paths: Iterable[str]) -> Dict[str, int]:
             if counts is not None:
                 return counts
     return {}
+
+
+def read_label_files(paths: Sequence[str]) -> List[LabelFile]:
+    """Read label files of any kind.
+
+    Raises:
+        SourceError: one or more are malformed; all of them are named.
+        OSError: a file cannot be read.
+    """
+    label_files: List[LabelFile] = []
+    messages: List[str] = []
+    for path in paths:
+        try:
+            label_files.append(read_label_file(path))
+        except SourceError as error:
+            messages += error.messages
+    if messages:
+        raise SourceError(*messages)
+    return label_files

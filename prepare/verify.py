@@ -93,28 +93,43 @@ def verify(arguments: argparse.Namespace) -> ExitStatus:
     )
     status = ExitStatus.SUCCESS
     for prefix in PREFIXES:
-        if not os.path.exists(manifest_path(arguments.folder, prefix)):
-            raise DestinationError(
-                f"{arguments.folder}: there is no {prefix}.json here: "
-                "the conversion is not finished"
-            )
-        records = RecordSet(arguments.folder, prefix)
-        check_split(records, source.get(prefix), arguments.fast, workers)
-        if records.errors:
-            status = report_split_errors(records.errors)
-        count = len(records.errors)
-        result = f"{count} error{'' if count == 1 else 's'}" if count else "complete and undamaged"
-        manifest = records.manifest
-        if manifest["version"] == VERSION_WITHOUT_SUM:
-            print(
-                f"{prefix}: its manifest is of version {VERSION_WITHOUT_SUM}, which has no sum of "
-                "its own: not all damage in it can be noticed"
-            )
-        print(
-            f"{prefix}: {manifest['examples']:,} records in {len(manifest['classes'])} classes, "
-            f"{result}"
-        )
+        try:
+            errors = verify_split(arguments, prefix, source.get(prefix), workers)
+        except DestinationError as error:
+            status = report_error(ExitStatus.BAD_DESTINATION, str(error))
+            continue
+        if errors:
+            status = max(status, report_split_errors(errors))
     return status
+
+
+def verify_split(
+    arguments: argparse.Namespace, prefix: str, source: Optional[sources.Split], workers: int
+) -> List[str]:
+    """Check one split and print the result; return the errors found.
+
+    Raises:
+        DestinationError: The split is not finished, or its manifest is invalid.
+    """
+    if not os.path.exists(manifest_path(arguments.folder, prefix)):
+        raise DestinationError(
+            f"{arguments.folder}: there is no {prefix}.json here: the conversion is not finished"
+        )
+    records = RecordSet(arguments.folder, prefix)
+    check_split(records, source, arguments.fast, workers)
+    count = len(records.errors)
+    result = f"{count} error{'' if count == 1 else 's'}" if count else "complete and undamaged"
+    manifest = records.manifest
+    if manifest["version"] == VERSION_WITHOUT_SUM:
+        print(
+            f"{prefix}: its manifest is of version {VERSION_WITHOUT_SUM}, which has no sum of "
+            "its own: not all damage in it can be noticed"
+        )
+    print(
+        f"{prefix}: {manifest['examples']:,} records in {len(manifest['classes'])} classes, "
+        f"{result}"
+    )
+    return records.errors
 
 
 def check_split(
@@ -148,6 +163,8 @@ def check_split(
                 record_check.compare_with_source(records, plan, workers, progress)
     except UnreadableTablesError as error:
         records.errors.append(str(error))
+    except SourceError as error:
+        records.errors += error.messages
 
 
 def report_split_errors(errors: List[str]) -> ExitStatus:

@@ -5,7 +5,7 @@ import os
 import tarfile
 
 import pytest
-from support.conversions import class_val_files, convert, train_files
+from support.conversions import class_val_files, convert, train_files, verify_records
 from support.image_fixtures import jpeg, write_class_archives, write_files
 from support.tar_fixtures import make_member, write_members
 
@@ -61,9 +61,49 @@ def test_unusable_archives_of_both_splits_are_named(source):
 
 
 def test_all_archives_that_are_not_unpacked_are_named(source):
-    paths = ["train/n1.tar", "train/n2.tar", "val/n1.tar"]
+    paths = ["val/n1.tar", "train/n1.tar", "train/n2.tar"]
     write_files(source, dict.fromkeys(paths, b""))
     assert_refused(source, named=paths)
+
+
+@pytest.mark.parametrize("missing", ["train", "val"])
+def test_a_missing_split_and_the_problems_of_the_other_are_named(source, missing):
+    other = "val" if missing == "train" else "train"
+    out = source.parent / "out"
+    assert convert(source, out).status == 0
+    write_files(source, {f"{other}/ca/x.JPEG": b""})
+    (source / missing).rename(source / "moved")
+    result = convert(source, out)
+    assert result.status == 1 and len(result.lines) == 3, result
+    assert f"{source}: contains neither a folder {missing}/" in result.stderr
+    assert f"{source}/{other}/ca/x.JPEG: empty" in result.stderr
+    verified = verify_records(out, "--against", source)
+    assert verified.status == 1 and f"neither a folder {missing}/" in verified.stderr
+
+
+def test_problems_of_folders_labels_and_images_are_named_together(source):
+    (source / "train" / "ca" / "again").symlink_to(source / "train")
+    write_files(source, {"valprep.sh": b"mv x", "val_labels.txt": b"", "train/cb/x.JPEG": b""})
+    result = convert(source, source.parent / "out")
+    assert result.status == 1 and len(result.lines) == 5, result
+    for text in ("valprep.sh: not a line", "val_labels.txt: not a list", "again: a symbolic link"):
+        assert text in result.stderr
+    assert "train/cb/x.JPEG: empty" in result.stderr
+
+
+def test_damage_of_both_splits_is_named_by_verify(source):
+    out = source.parent / "out"
+    assert convert(source, out).status == 0
+    for split in ("train", "val"):
+        (out / f"{split}.lst").write_bytes(b"x")
+    result = verify_records(out)
+    assert result.status == 1 and "train.lst" in result.stderr and "val.lst" in result.stderr
+    (out / "train.json").write_bytes(b"x")
+    result = verify_records(out)
+    assert result.status == 3 and "train.json" in result.stderr and "val.lst" in result.stderr
+    (out / "val.json").unlink()
+    result = verify_records(out)
+    assert result.status == 3 and "train.json" in result.stderr and "no val.json" in result.stderr
 
 
 def test_class_differences_are_named_in_both_directions_beside_bad_images(source):
@@ -114,9 +154,10 @@ def test_a_class_folder_that_may_not_be_listed_in_both_splits_is_not_skipped(sou
         folder.chmod(folder.stat().st_mode | 0o055)
     process = os.fork()
     if not process:  # the child
+        os.setgroups([])
         os.setgid(65534)
         os.setuid(65534)
-        result = convert(source, "/dev/null/out", SKIP)
+        result = convert(source, source.parent / "out", SKIP)
         named = [
             f"{source}/{split}/cb: cannot be listed" in result.stderr for split in ("train", "val")
         ]

@@ -158,3 +158,22 @@ def test_a_label_file_that_is_not_used_is_mentioned(tmp_path, content, given):
     )
     against = verify_records(tmp_path / "out", "--against", source, *options)
     assert against.status == 0 and f"labels not used: {source / name}" in against.stdout
+
+
+@pytest.mark.parametrize(
+    "names", [["9.jpg", "10.jpg", "11.jpg"], ["a.jpg", "B.jpg", "c.jpg"], ["x1-2.jpg", "x1-10.jpg"]]
+)
+def test_names_in_an_order_that_is_not_clear_need_a_script(tmp_path, names):
+    """Programs list these names in different orders, so a list of labels would be ambiguous."""
+    labels = ["ca", "cb", "cc"][: len(names)]
+    files = {f"val/{name}": jpeg(name.encode()) for name in names}
+    source = write_source(tmp_path, train_files(*labels), files)
+    write_files(source, {"val_labels.txt": "\n".join(labels).encode()})
+    result = convert(source, tmp_path / "out")
+    assert result.status == 1 and len(result.lines) == 1 and "order of the images" in result.stderr
+    (source / "val_labels.txt").unlink()
+    moves = "".join(f"mv {name} {label}/\n" for name, label in zip(names, labels))
+    write_files(source, {"valprep.sh": moves.encode()})
+    assert convert(source, tmp_path / "out").status == 0
+    expected = {f"{label}/{name}": labels.index(label) for name, label in zip(names, labels)}
+    assert list_rows(tmp_path / "out" / "val.lst") == expected
