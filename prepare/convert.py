@@ -157,7 +157,13 @@ def _write_tables(
         path = os.path.join(part, plan.prefix + suffix)
         files[plan.prefix + suffix] = manifests.write_durably(path, blocks)
     counts = np.bincount(labels, minlength=len(plan.classes)).tolist()
-    problems = plan.problems + _bad_image_problems(plan, state)
+    skipped: List[manifests.SkippedImage] = [
+        {"path": _relative_to(plan.top, problem.path), "reason": problem.reason}
+        for problem in plan.problems
+    ]
+    skipped += [
+        {"path": plan.paths[record], "reason": state.bad[record]} for record in sorted(state.bad)
+    ]
     return {
         "format": manifests.FORMAT,
         "version": manifests.VERSION,
@@ -174,10 +180,7 @@ def _write_tables(
         "source": source,
         "options": options,
         "ignored": plan.ignored,
-        "skipped": [
-            {"path": _relative_to(plan.top, problem.path), "reason": problem.reason}
-            for problem in problems
-        ],
+        "skipped": skipped,
     }
 
 

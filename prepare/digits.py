@@ -15,6 +15,7 @@ import sys
 import tempfile
 from typing import Dict, Iterator, Optional, Sequence, Tuple
 
+from prepare.command_paths import path_argument
 from prepare.progress_bar import escape_unencodable_output
 
 SIDE_PIXELS = 32  # the scans are 8 x 8, but a ResNet-50 halves its input five times
@@ -105,7 +106,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         prog="python -m prepare.digits", description=(__doc__ or "").split("\n\n")[0]
     )
     parser.add_argument(
-        "folder", metavar="DST", help="folder to make; it will contain train/ and val/"
+        "folder",
+        metavar="DST",
+        type=path_argument,
+        help="folder to make; it will contain train/ and val/",
     )
     folder = parser.parse_args(argv).folder
     escape_unencodable_output()

@@ -114,9 +114,7 @@ def make_plan(prefix: str, listing: Listing, allow_empty: bool = False) -> Plan:
             key for key in order.tolist() if f"{listing.top}/{source_paths[key]}" not in faulty
         ]
         order = np.array(usable, dtype=np.int64)
-    notes = list(listing.notes)
-    if len(folders) > 1 and not folders[0].path:
-        notes.append(f"the images directly in {listing.top} are a class of their own: .")
+    notes = listing.notes + unusual_class_notes(listing.top, folders)
     labels = columns["label"][order]
     archives = sorted({folder.archive for folder in folders if folder.archive})
     archive_of_class = [
@@ -191,6 +189,17 @@ def check_folders(top: str, folders: Sequence[Folder]) -> None:
         raise SourceError(
             *(f"{top}: contains the class {path} twice: remove one of them" for path in twice)
         )
+
+
+def unusual_class_notes(top: str, folders: Sequence[Folder]) -> List[str]:
+    """Return a note for each folder that is a class for im2rec, but may not be meant as one."""
+    notes = []
+    if len(folders) > 1 and not folders[0].path:
+        notes.append(f"the images directly in {top} are a class of their own: .")
+    for folder in folders:
+        if any(part.startswith((".", "__MACOSX")) for part in folder.path.split("/")):
+            notes.append(f"the images in {top}/{folder.path}, a hidden folder, are a class")
+    return notes
 
 
 def image_folders(folders: Sequence[Folder]) -> Optional[List[str]]:

@@ -56,7 +56,7 @@ def test_a_bad_image_outside_class_folders_is_named_where_it_is(tmp_path):
     result = convert(source, tmp_path / "out", "--on-error=skip")
     assert result.status == 0, result
     (skipped,) = json.loads((tmp_path / "out" / "val.json").read_text())["skipped"]
-    assert skipped["path"] == "w.jpg"
+    assert skipped["path"] == "ca/w.jpg"
     assert list_rows(tmp_path / "out" / "val.lst") == {"ca/x.jpg": 0, "cb/y.jpg": 1, "cc/z.jpg": 2}
     assert verify_records(tmp_path / "out", "--against", source).status == 0
 

@@ -52,6 +52,18 @@ def test_labels_count_folders_with_images_in_walk_order():
     assert plan.classes == [".", "a/z", "b", "b/c", "b-"]
 
 
+def test_folders_that_may_not_be_meant_as_classes_are_noted():
+    names = ["0.jpg"]
+    plan = plan_of({"": names, "a": names, ".checkpoints": names, "a/__MACOSX": names})
+    assert plan.classes == [".", ".checkpoints", "a", "a/__MACOSX"]
+    assert [note.split(",")[0] for note in plan.notes] == [
+        "the images directly in top are a class of their own: .",
+        "the images in top/.checkpoints",
+        "the images in top/a/__MACOSX",
+    ]
+    assert plan_of({"": names}).notes == plan_of({"a": names}).notes == []
+
+
 def test_planning_imagenet_takes_seconds_and_little_memory():
     program = """
 import re, time
