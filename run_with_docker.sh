@@ -6,6 +6,7 @@
 #   CONT         image with this project in its working directory, MXNet and Horovod in its python
 #   DATADIR      folder of the data set, mounted as /data, read-only
 #   DGXSYSTEM    selects config_<name>.sh of this checkout; its variables are set in the container
+#   COPY_DATASET folder of a data set to copy to DATADIR first
 #   LOGDIR       (./results), mounted as /results
 #   DOCKER_GPUS  GPUs of the container, as in docker run --gpus (all; none for CPU configurations)
 #   NEXP, SEED, SEEDS, CLEAR_CACHES, DATESTAMP, SUBMISSION_*  as for run_trials.sh

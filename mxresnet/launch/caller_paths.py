@@ -14,7 +14,12 @@ from mxresnet.config import FIELDS, flag_of
 from mxresnet.launch.run_log import DEFAULT_LOGDIR
 
 _SETTINGS = ("data_root", "data_train", "data_train_idx", "data_val", "data_val_idx")
-_VARIABLES = ("LOGDIR", "DATADIR", *(FIELDS[name].metadata["env"] for name in _SETTINGS))
+_VARIABLES = (
+    "LOGDIR",
+    "DATADIR",
+    "COPY_DATASET",
+    *(FIELDS[name].metadata["env"] for name in _SETTINGS),
+)
 _FLAGS = tuple(flag_of(name) for name in _SETTINGS)
 
 

@@ -274,3 +274,20 @@ def test_a_real_job_on_two_nodes_without_pmix(few, tmp_path):
         and "RESULT,IMAGE_CLASSIFICATION" in output
         and "MLLOG" not in output
     )
+
+
+def test_copy_dataset_copies_on_every_machine_before_the_trials(slurm, tmp_path):
+    job = {"SLURM_JOB_ID": "42", "SLURM_JOB_NUM_NODES": "8"}
+    data = str(tmp_path / "local" / "data")  # exists on no machine yet
+    more = {"CONT": "image:1", "COPY_DATASET": "/shared/imagenet", "DATADIR": data}
+    done = slurm(DGXSYSTEM="DGXA100_multi_8x8x51", **more, **job)
+    assert done.returncode == 0, done.stderr
+    copy = slurm_calls(tmp_path)[0]
+    assert copy[:3] == ["--ntasks=8", "--ntasks-per-node=1", "--mpi=none"]
+    assert "mxresnet.launch.copy_dataset" in copy[-4] and copy[-2:] == ["/shared/imagenet", data]
+
+
+def test_copy_dataset_needs_datadir(slurm, tmp_path):
+    done = slurm(DGXSYSTEM="DGXA100", COPY_DATASET="/shared/imagenet", DATADIR="")
+    assert done.returncode == 2 and "COPY_DATASET=/shared/imagenet needs DATADIR" in done.stderr
+    assert not (tmp_path / "calls").exists()

@@ -175,3 +175,20 @@ def test_a_wrong_variable_starts_no_container(docker, tmp_path, environ, message
         and done.stderr.count("\n") == 1
         and not (tmp_path / "calls").exists()
     )
+
+
+def test_copy_dataset_fills_datadir_before_the_container_starts(docker, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("train.rec", "train.idx", "val.rec", "val.idx"):
+        (source / name).write_text(name)
+    done = finish(docker(DGXSYSTEM="DGXA100", COPY_DATASET=str(source), NEXP="1"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "data" / "val.rec").read_text() == "val.rec"
+    assert f"{tmp_path}/data:/data:ro" in docker_calls(tmp_path)[0]
+
+
+def test_copy_dataset_from_a_folder_without_records_starts_no_container(docker, tmp_path):
+    done = finish(docker(DGXSYSTEM="DGXA100", COPY_DATASET=str(tmp_path)))
+    assert done.returncode == 2 and f"COPY_DATASET={tmp_path} has no train.rec" in done.stderr
+    assert not (tmp_path / "calls").exists()

@@ -94,6 +94,7 @@ EDGES = {
         "errors",
         "launch.backends.base",
         "launch.backends.local",
+        "launch.copy_dataset",
         "launch.processes",
         "launch.run_log",
         "launch.system_config",
@@ -118,6 +119,7 @@ EDGES = {
     "launch.bind": {"errors", "launch.processes", "launch.terminal", "launch.topology"},
     "launch.builtin_data": {"errors", "launch.processes", "launch.terminal"},
     "launch.caller_paths": {"config", "launch.run_log"},
+    "launch.copy_dataset": {"errors", "launch.terminal"},
     "launch.hardware": {"errors", "launch.processes", "launch.system_config"},
     "launch.kubernetes": {
         "errors",

@@ -10,6 +10,7 @@ from typing import Dict, List, Mapping, Sequence
 from mxresnet.errors import UserError
 from mxresnet.launch.backends.base import Backend, Trial
 from mxresnet.launch.backends.local import DROP_CACHES_FILE, drop_page_cache
+from mxresnet.launch.copy_dataset import copy_dataset
 from mxresnet.launch.processes import Stream, find_program, raise_if_stopped, run_to_end
 from mxresnet.launch.run_log import make_log_folder
 from mxresnet.launch.system_config import check_system, forwarded_env, load_configuration
@@ -46,6 +47,8 @@ class DockerBackend(Backend):
         system = self.required("DGXSYSTEM", "it selects config_<DGXSYSTEM>.sh")
         check_system(system)
         data = self.environ.get("DATADIR", "")
+        if data and self.environ.get("COPY_DATASET"):
+            copy_dataset(self.environ["COPY_DATASET"], data)
         if not os.path.isdir(data):
             raise UserError(f"DATADIR={data} is not a folder: name the folder of the data set")
         if find_program("docker", self.environ) is None:

@@ -33,7 +33,12 @@ class LocalBackend(Backend):
     program = "run_trials.sh"
 
     def prepare(self, flags: Sequence[str]) -> None:
-        """Raise UserError if the configuration is for several machines."""
+        """Raise UserError for several machines, or for a data set to copy."""
+        if self.environ.get("COPY_DATASET"):
+            raise UserError(
+                f"COPY_DATASET={self.environ['COPY_DATASET']}: only run.sub and run_with_docker.sh "
+                "copy the data set; use python -m mxresnet.launch.copy_dataset SOURCE DATAROOT"
+            )
         system = self.environ.get("DGXSYSTEM")
         if not system:
             return

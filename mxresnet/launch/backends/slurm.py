@@ -37,6 +37,7 @@ STUCK_RANK_SECONDS = 60
 DRAIN_SECONDS = 10
 # srun sets the variables of a rank, but this process is none: Open MPI must not connect to Slurm.
 _RUN_PYTHON = 'unset SLURM_PROCID PMI_RANK PMIX_RANK; "$(./setup_env.sh)" "$@"'
+_COPY_DATASET = '"$(./setup_env.sh --launcher-python)" -m mxresnet.launch.copy_dataset "$@"'
 _MLPERF_PREFIX = b":::MLLOG"
 
 
@@ -92,7 +93,10 @@ class SlurmBackend(Backend):
         if not self._machines.isdecimal():
             raise UserError(f"SLURM_JOB_NUM_NODES={self._machines} is not a number of machines")
         data = self.environ.get("DATADIR", "")
-        if data and not os.path.isdir(data):
+        copied_from = self.environ.get("COPY_DATASET", "")
+        if copied_from and not data:
+            raise UserError(f"COPY_DATASET={copied_from} needs DATADIR, the folder to copy to")
+        if data and not copied_from and not os.path.isdir(data):
             raise UserError(f"DATADIR={data} is not a folder: name the folder of the data set")
         if self._image and not data:
             raise UserError("DATADIR is not set: it is mounted as /data of the container")
@@ -100,6 +104,8 @@ class SlurmBackend(Backend):
             self._submit(system, list(flags))
         self.environ = load_configuration(system, self.environ)
         make_log_folder(self.logdir)
+        if copied_from:
+            self._copy_dataset(copied_from, data)
         if self._image:
             self._start_containers()
         else:
@@ -152,6 +158,16 @@ class SlurmBackend(Backend):
         """Run a command once on each machine; return the exit status of srun."""
         options = [f"--ntasks={self._machines}", "--ntasks-per-node=1", "--mpi=none"]
         return self._srun([*options, *arguments], stderr=stderr)
+
+    def _copy_dataset(self, source: str, destination: str) -> None:
+        """Copy the data set to each machine, outside of containers."""
+        command = ["sh", "-c", _COPY_DATASET, "-", source, destination]
+        if self._on_each_machine(command) != 0:
+            raise_if_stopped()
+            raise UserError(
+                f"COPY_DATASET={source} could not be copied to DATADIR={destination} of every "
+                "machine"
+            )
 
     @property
     def _container_name_option(self) -> str:
