@@ -7,7 +7,8 @@
 #   NEXP          number of trials (5, as MLPerf requires for this benchmark)
 #   SEEDS         their seeds, all different; not set: SEED, SEED+1, ...; without SEED: random
 #   CLEAR_CACHES  1 (default): drop the page cache before each trial, which needs root; where that
-#                 fails, a note is shown and the log has cache_clear false. 0: do not drop it
+#                 fails, a note is shown and the log has cache_clear false. sudo: the same, through
+#                 sudo without a password. 0: do not drop it
 #   LOGDIR        folder (./results) of <stamp>_<trial>.log, the output of the official checker
 #                 (.check), <stamp>_summary.txt and <stamp>_package, the folder for MLPerf's
 #                 package_checker and result_summarizer

@@ -9,6 +9,7 @@
 #   COPY_DATASET folder of a data set to copy to DATADIR first
 #   LOGDIR       (./results), mounted as /results
 #   DOCKER_GPUS  GPUs of the container, as in docker run --gpus (all; none for CPU configurations)
+#   CLEAR_CACHES_IMAGE  image whose container drops the page cache if this user may not (none)
 #   NEXP, SEED, SEEDS, CLEAR_CACHES, DATESTAMP, SUBMISSION_*  as for run_trials.sh
 set -euo pipefail
 script=${BASH_SOURCE[0]}

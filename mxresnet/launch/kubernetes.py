@@ -124,6 +124,9 @@ def mpirun_options(
         "orte_launch_agent": "setpriv --pdeathsig TERM orted",
         # If a worker stops answering after wait_for_workers, mpirun fails in seconds, not minutes.
         "plm_rsh_args": f"-o ConnectionAttempts=3 -o ConnectTimeout=4 {ssh_options}",
+        # The default seccomp profile of some container runtimes refuses the system call that it
+        # would use.
+        "btl_vader_single_copy_mechanism": "none",
         # Keepalives detect a cut link after 8 + 3 x 2 seconds instead of 8 minutes. They are not
         # sent while data is in transit: then ssh detects it, and orted ends with the ssh session.
         "oob_tcp_keepalive_time": "8",

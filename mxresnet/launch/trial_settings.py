@@ -100,10 +100,10 @@ def read_trial_settings(
     check_flags(flags, environ)
     trials = number_of_trials(environ)
     clear_caches = environ.get("CLEAR_CACHES") or "1"
-    if clear_caches not in ("0", "1"):
-        raise UserError(f"CLEAR_CACHES={clear_caches} is neither 0 nor 1")
+    if clear_caches not in ("0", "1", "sudo"):
+        raise UserError(f"CLEAR_CACHES={clear_caches} is not 0, 1 or sudo")
     seeds = choose_seeds(trials, environ)
     stamp = environ.get("DATESTAMP") or ""
     check_name_part("DATESTAMP", stamp)
     make_log_folder(logdir)
-    return TrialSettings(seeds, clear_caches == "1", logdir, stamp)
+    return TrialSettings(seeds, clear_caches != "0", logdir, stamp)

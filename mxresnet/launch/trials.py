@@ -130,8 +130,8 @@ class Trials:
         processes.raise_if_stopped()
         if not cleared:
             print_to_stderr(
-                "note: the page cache could not be dropped (this needs root), so the log has "
-                "cache_clear false; CLEAR_CACHES=0 does not try"
+                "note: the page cache could not be dropped (this needs root: see CLEAR_CACHES in "
+                "docs/launching.md), so the log has cache_clear false; CLEAR_CACHES=0 does not try"
             )
         return cleared
 

@@ -9,8 +9,10 @@ import sys
 
 import pytest
 from support.commands import ROOT
+from support.fake_programs import fake_program
 from support.scripts import finish, start_script, wait_for
 
+from mxresnet.launch.backends import local
 from mxresnet.launch.backends.local import drop_page_cache
 
 QUICK = ["--batch-size", "16", "--num-epochs", "2"]
@@ -234,8 +236,18 @@ def test_without_root_the_cache_is_not_dropped():
         if os.getuid() == 0:
             os.setgroups([])
             os.setuid(65534)
-        os._exit(int(drop_page_cache()))
+        os._exit(int(drop_page_cache({})))
     assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("clear_caches, dropped", [("1", False), ("sudo", True)])
+def test_sudo_drops_the_cache_only_if_it_is_asked_for(tmp_path, monkeypatch, clear_caches, dropped):
+    file = tmp_path / "of_root" / "drop_caches"
+    fake_program(tmp_path, "sudo", f'mkdir -p {file.parent}; [ "$1" = -n ] && shift && exec "$@"')
+    monkeypatch.setattr(local, "DROP_CACHES_FILE", str(file))
+    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "CLEAR_CACHES": clear_caches}
+    assert drop_page_cache(environ) == dropped
+    assert file.exists() == dropped
 
 
 def test_seeds_are_random_and_different_or_count_up(trials, tmp_path):

@@ -11,6 +11,8 @@ from support.commands import ROOT
 from support.fake_programs import fake_program
 from support.scripts import finish, start_script, wait_for
 
+import mxresnet.launch.backends.docker as docker_backend
+
 LOG = "".join(
     ":::MLLOG "
     + json.dumps({"key": key, "value": value, "time_ms": time_ms, "metadata": metadata})
@@ -87,6 +89,7 @@ def test_a_trial_gets_the_configuration_and_the_container_is_removed(docker, tmp
             LR="1",
             DISP_BATCHES="7",
             NCCL_DEBUG="INFO",
+            NCCL_SOCKET_IFNAME="ib0",
             SOMETHING="else",
         )
     )
@@ -123,6 +126,8 @@ def test_a_trial_gets_the_configuration_and_the_container_is_removed(docker, tmp
         "DATESTAMP": "s",
         "CACHE_CLEARED": "0",
         "SEED": forwarded["SEED"],
+        "BIND": "--cpu=exclusive --ib=single --ib=off",
+        "OMPI_MCA_btl_vader_single_copy_mechanism": "none",
     }
     assert forwarded == {**exported("A100-40GB_4gpu"), **own}
 
@@ -148,6 +153,36 @@ def test_a_cpu_configuration_needs_no_gpus(docker, tmp_path):
     assert finish(docker(DGXSYSTEM="CPU_digits")).returncode == 0
     first = docker_calls(tmp_path)[0]
     assert "--gpus" not in first and f"{tmp_path}/data:/data:rw" in first
+
+
+@pytest.mark.parametrize(
+    "system, capabilities", [("DGXA100", ["DAC_OVERRIDE", "SYS_NICE"]), ("CPU_digits", None)]
+)
+def test_the_container_has_no_more_rights_than_it_needs(docker, tmp_path, system, capabilities):
+    assert finish(docker(DGXSYSTEM=system)).returncode == 0
+    options = docker_calls(tmp_path)[0]
+    options = options[: options.index("image:1")]
+    values = [(options[i], options[i + 1]) for i in range(len(options) - 1)]
+    added = [value for flag, value in values if flag == "--cap-add"]
+    assert added == (capabilities or added) and set(added) <= {"DAC_OVERRIDE", "SYS_NICE"}
+    assert ("--cap-drop", "ALL") in values and ("--network", "none") in values
+    assert [value for flag, value in values if flag == "--security-opt"] == ["no-new-privileges"]
+    flags = {word.partition("=")[0] for word in options}
+    assert not flags & {"--privileged", "--ipc", "--pid", "--uts", "--device"}
+
+
+def test_the_cache_is_dropped_by_a_container_of_a_named_image_only(tmp_path, monkeypatch):
+    fake_program(tmp_path, "docker", 'printf "%s\\037" "$@" >>"$CALLS"; echo >>"$CALLS"')
+    monkeypatch.setattr(docker_backend, "drop_page_cache", lambda environ: False)
+    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "CALLS": str(tmp_path / "calls")}
+    environ["CONT"] = "image:1"
+    assert not docker_backend.DockerBackend(environ).drop_caches()
+    assert not (tmp_path / "calls").exists()
+    environ["CLEAR_CACHES_IMAGE"] = "helper:2"
+    assert docker_backend.DockerBackend(environ).drop_caches()
+    (call,) = docker_calls(tmp_path)
+    assert "helper:2" in call and "image:1" not in call and "--privileged" not in call
+    assert "/proc/sys/vm/drop_caches:/drop_caches" in call
 
 
 def test_a_signal_removes_the_container(docker, tmp_path):

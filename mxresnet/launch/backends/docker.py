@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 from typing import Dict, List, Mapping, Sequence
 
@@ -17,8 +18,14 @@ from mxresnet.launch.system_config import check_system, forwarded_env, load_conf
 
 DATA_IN_CONTAINER = "/data"
 LOGDIR_IN_CONTAINER = "/results"
-# Variables that differ between trials, or whose path differs in the container.
-_NOT_FORWARDED = ("LOG_FILE", "LOGDIR", "SEED", "TRIAL", "DATESTAMP")
+# Variables that differ between trials, whose path differs in the container, or that name network
+# interfaces and adapters of the machine, which the container does not have.
+_NOT_FORWARDED = (
+    *("LOG_FILE", "LOGDIR", "SEED", "TRIAL", "DATESTAMP"),
+    *("NCCL_SOCKET_IFNAME", "NCCL_IB_HCA", "UCX_NET_DEVICES"),
+)
+# At most this much shared memory, for NCCL and Open MPI: as in k8s/. Docker's default is 64 MiB.
+_SHARED_MEMORY = "16g"
 _RUN_PYTHON = '"$(./setup_env.sh)" "$@"'
 
 
@@ -71,19 +78,33 @@ class DockerBackend(Backend):
         skipped = (*_NOT_FORWARDED, "PATH")
         self._forwarded = {name: self.environ[name] for name in names if name not in skipped}
         self._forwarded.update(CONFIG_LOADED=system, LOGDIR=LOGDIR_IN_CONTAINER)
+        if self._forwarded.get("BIND"):
+            self._forwarded["BIND"] += " --ib=off"
+        # Some default seccomp profiles refuse the system call that it would use.
+        self._forwarded["OMPI_MCA_btl_vader_single_copy_mechanism"] = "none"
 
     def _run_options(self, data: str) -> List[str]:
-        """Return the options of docker run for the container of the trials."""
+        """Return the options of docker run for the container of the trials.
+
+        The ranks of one machine exchange everything through shared memory, the GPUs and the
+        loopback interface: the container needs no network, and nothing of the machine's. Its root
+        user has one capability more than none, and a second one to bind memory to NUMA nodes
+        (bind.sh), which Docker's default seccomp profile permits only together with it.
+        """
         options = ["--detach", "--rm", "--name", self._container, "--init"]
+        # The name of the machine is in the log and in the description of the system.
+        options += ["--network", "none", "--hostname", platform.node() or "localhost"]
+        options += ["--shm-size", _SHARED_MEMORY]
+        # DAC_OVERRIDE: the folder of the logs may belong to another user.
+        options += ["--cap-drop", "ALL", "--cap-add", "DAC_OVERRIDE"]
+        if self._forwarded.get("BIND"):
+            options += ["--cap-add", "SYS_NICE"]
+        options += ["--security-opt", "no-new-privileges"]
         default_gpus = "none" if self.environ["DGXSYSTEM"].startswith("CPU") else "all"
         gpus = self.environ.get("DOCKER_GPUS") or default_gpus
         if gpus != "none":
-            options += ["--gpus", gpus]
-        if os.path.isdir("/dev/infiniband"):
-            options += ["--device", "/dev/infiniband"]
-        options += ["--network", "host", "--ipc", "host"]
-        options += ["--ulimit", "memlock=-1", "--ulimit", "stack=67108864"]
-        options += ["--security-opt", "seccomp=unconfined"]
+            # The limits that NVIDIA's documentation requires for its libraries in containers.
+            options += ["--gpus", gpus, "--ulimit", "memlock=-1", "--ulimit", "stack=67108864"]
         mode = "rw" if self.environ.get("BUILTIN_DATA") else "ro"
         options += ["--volume", f"{os.path.realpath(data)}:{DATA_IN_CONTAINER}:{mode}"]
         options += ["--volume", f"{os.path.realpath(self.logdir)}:{LOGDIR_IN_CONTAINER}"]
@@ -96,9 +117,15 @@ class DockerBackend(Backend):
             UserError: docker cannot start it, or the image does not have this project.
         """
         self._container_started = True
-        command = ["run", *self._run_options(data), "--entrypoint", "sleep", image, "infinity"]
-        if self._docker(command, stdout=subprocess.DEVNULL) != 0:
-            raise_if_stopped()
+        command = ["docker", "run", *self._run_options(data), "--entrypoint", "sleep", image]
+        # Not run_to_end: it would end the process by which Podman, as docker, keeps a container.
+        status = subprocess.run(
+            [*command, "infinity"],
+            env=self.environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        ).returncode
+        if status != 0:
             raise UserError(f"docker cannot start a container of CONT={image}")
         if self._docker(["exec", self._container, "test", "-x", "run_and_time.sh"]) != 0:
             raise_if_stopped()
@@ -133,11 +160,20 @@ class DockerBackend(Backend):
         return self._docker(command, stdout=stdout)
 
     def drop_caches(self) -> bool:
-        """Drop the page cache of this machine, without root by a privileged container."""
-        if drop_page_cache():
+        """Drop the page cache of this machine.
+
+        Without root and sudo this needs a container of the image CLEAR_CACHES_IMAGE, which gets
+        only the one file of /proc that drops the cache.
+        """
+        if drop_page_cache(self.environ):
             return True
-        command = ["run", "--rm", "--privileged", "--entrypoint", "sh", self.environ["CONT"]]
-        command += ["-c", f"echo 3 >{DROP_CACHES_FILE}"]
+        image = self.environ.get("CLEAR_CACHES_IMAGE")
+        if not image:
+            return False
+        command = ["run", "--rm", "--network", "none", "--cap-drop", "ALL"]
+        command += ["--security-opt", "no-new-privileges", "--entrypoint", "sh"]
+        command += ["--volume", f"{DROP_CACHES_FILE}:/drop_caches", image]
+        command += ["-c", "echo 3 >/drop_caches"]
         return self._docker(command, subprocess.DEVNULL, subprocess.DEVNULL) == 0
 
     def run_python(self, arguments: Sequence[str], stdout: Stream, stderr: Stream = None) -> int:
