@@ -12,8 +12,8 @@ from support.commands import ROOT
 from support.fake_programs import fake_program
 from support.scripts import finish, start_script, wait_for
 
-from mxresnet.launch.backends import local
-from mxresnet.launch.backends.local import drop_page_cache
+from mxresnet.launch import page_cache
+from mxresnet.launch.page_cache import drop_page_cache
 
 QUICK = ["--batch-size", "16", "--num-epochs", "2"]
 
@@ -244,7 +244,7 @@ def test_without_root_the_cache_is_not_dropped():
 def test_sudo_drops_the_cache_only_if_it_is_asked_for(tmp_path, monkeypatch, clear_caches, dropped):
     file = tmp_path / "of_root" / "drop_caches"
     fake_program(tmp_path, "sudo", f'mkdir -p {file.parent}; [ "$1" = -n ] && shift && exec "$@"')
-    monkeypatch.setattr(local, "DROP_CACHES_FILE", str(file))
+    monkeypatch.setattr(page_cache, "DROP_CACHES_FILE", str(file))
     environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "CLEAR_CACHES": clear_caches}
     assert drop_page_cache(environ) == dropped
     assert file.exists() == dropped

@@ -93,8 +93,8 @@ EDGES = {
     "launch.backends.docker": {
         "errors",
         "launch.backends.base",
-        "launch.backends.local",
         "launch.copy_dataset",
+        "launch.page_cache",
         "launch.processes",
         "launch.run_log",
         "launch.system_config",
@@ -102,6 +102,7 @@ EDGES = {
     "launch.backends.local": {
         "errors",
         "launch.backends.base",
+        "launch.page_cache",
         "launch.processes",
         "launch.run",
         "launch.system_config",
@@ -109,6 +110,7 @@ EDGES = {
     "launch.backends.slurm": {
         "errors",
         "launch.backends.base",
+        "launch.page_cache",
         "launch.processes",
         "launch.run",
         "launch.run_log",
@@ -129,6 +131,7 @@ EDGES = {
         "launch.terminal",
     },
     "launch.mpi": {"errors", "launch.processes", "launch.terminal"},
+    "launch.page_cache": {"launch.processes"},
     "launch.processes": {"errors", "process_guard"},
     "launch.nsys": {"errors", "launch.processes", "launch.run_log", "launch.terminal"},
     "launch.refused_variables": {"errors"},

@@ -10,8 +10,8 @@ from typing import Dict, List, Mapping, Sequence
 
 from mxresnet.errors import UserError
 from mxresnet.launch.backends.base import Backend, Trial
-from mxresnet.launch.backends.local import DROP_CACHES_FILE, drop_page_cache
 from mxresnet.launch.copy_dataset import copy_dataset
+from mxresnet.launch.page_cache import DROP_CACHES_FILE, drop_page_cache
 from mxresnet.launch.processes import Stream, find_program, raise_if_stopped, run_to_end
 from mxresnet.launch.run_log import make_log_folder
 from mxresnet.launch.system_config import check_system, forwarded_env, load_configuration

@@ -3,37 +3,15 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-from typing import Mapping, Sequence
+from typing import Sequence
 
 from mxresnet.errors import UserError
 from mxresnet.launch.backends.base import Backend, Trial
-from mxresnet.launch.processes import Stream, capture_output, find_program, run_to_end
+from mxresnet.launch.page_cache import drop_page_cache
+from mxresnet.launch.processes import Stream, run_to_end
 from mxresnet.launch.run import environment_python
 from mxresnet.launch.system_config import load_configuration
-
-DROP_CACHES_FILE = "/proc/sys/vm/drop_caches"
-# Fails where sudo would ask for a password: trials run unattended.
-SUDO = ("sudo", "-n")
-
-
-def drop_page_cache(environ: Mapping[str, str]) -> bool:
-    """Drop the page cache of this machine, which needs root; return whether that succeeded.
-
-    Args:
-        environ: With CLEAR_CACHES=sudo, sudo runs the command if this user is not root.
-    """
-    os.sync()
-    try:
-        with open(DROP_CACHES_FILE, "w", encoding="ascii") as file:
-            file.write("3\n")
-    except OSError:
-        if environ.get("CLEAR_CACHES") != "sudo" or find_program("sudo", environ) is None:
-            return False
-        command = [*SUDO, "sh", "-c", f"echo 3 >{DROP_CACHES_FILE}"]
-        return capture_output(command, environ).returncode == 0
-    return True
 
 
 class LocalBackend(Backend):

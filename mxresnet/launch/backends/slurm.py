@@ -15,7 +15,7 @@ from typing import Iterator, List, Mapping, NoReturn, Sequence
 
 from mxresnet.errors import UserError
 from mxresnet.launch.backends.base import Backend, Trial
-from mxresnet.launch.backends.local import DROP_CACHES_FILE, SUDO
+from mxresnet.launch.page_cache import drop_command
 from mxresnet.launch.processes import (
     STOP_SIGNALS,
     Stream,
@@ -243,10 +243,7 @@ class SlurmBackend(Backend):
         )
 
     def drop_caches(self) -> bool:
-        command = ["sh", "-c", f"sync && echo 3 >{DROP_CACHES_FILE}"]
-        if self.environ.get("CLEAR_CACHES") == "sudo":
-            command = [*SUDO, *command]
-        return self._on_each_machine(command, stderr=subprocess.DEVNULL) == 0
+        return self._on_each_machine(drop_command(self.environ), stderr=subprocess.DEVNULL) == 0
 
     def run_python(self, arguments: Sequence[str], stdout: Stream, stderr: Stream = None) -> int:
         return self._run_python(arguments, self.environ, stdout, stderr)
