@@ -11,6 +11,7 @@ import stat
 from typing import Iterator, Set
 
 from prepare.listing import FileId
+from prepare.regular_file import NotRegularFileError
 
 # EACCES and EPERM are not among them: permissions of a destination may be temporary.
 WRONG_PATH_ERRNOS = frozenset(
@@ -36,7 +37,7 @@ def wrong_source_is_usage_error() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in UNREADABLE_ERRNOS:
+        if error.errno not in UNREADABLE_ERRNOS and not isinstance(error, NotRegularFileError):
             raise
         raise WrongPathError(f"{error.filename}: {error.strerror}") from None
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Dict, List, Optional
 
 from prepare.listing import SourceError
+from prepare.regular_file import open_regular
 
 GROUND_TRUTH_FILE, META_FILE = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 
@@ -46,7 +47,7 @@ def read_validation_synsets(path: str) -> List[str]:
     devkit = read_devkit(path)
     synset_of_id = dict(zip(devkit.ids, devkit.synsets))
     try:
-        return [synset_of_id[int(line)] for line in devkit.ground_truth.decode().split()]
+        return [synset_of_id[int(line)] for line in devkit.ground_truth.decode("utf-8-sig").split()]
     except (ValueError, KeyError) as error:
         raise SourceError(
             f"{path}: {GROUND_TRUTH_FILE}: {error} is not an ILSVRC2012_ID of its {META_FILE}"
@@ -102,7 +103,7 @@ def read_devkit_files(path: str) -> Dict[str, bytes]:
     files = {}
     if os.path.isdir(path):
         for name in (GROUND_TRUTH_FILE, META_FILE):
-            with open(os.path.join(path, "data", name), "rb") as stream:
+            with open_regular(os.path.join(path, "data", name)) as stream:
                 files[name] = stream.read()
         return files
     with tarfile.open(path) as archive:

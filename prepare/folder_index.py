@@ -7,7 +7,7 @@ import errno
 import os
 import stat
 from dataclasses import dataclass, field
-from typing import List, Optional, Tuple
+from typing import Container, List, Optional, Tuple
 
 from prepare.cpus import parallel_map
 from prepare.listing import (
@@ -18,8 +18,12 @@ from prepare.listing import (
     is_image_name,
     name_problem,
 )
+from prepare.packed_files import MAX_UNKNOWN_FILES, packed_content, packed_stem
+from prepare.regular_file import NotRegularFileError, open_regular
 from prepare.storage_errors import raise_if_outage
+from prepare.tar_format import BLOCK_BYTES
 
+OFFICIAL_PREFIX = "ILSVRC2012_"  # of ImageNet's own archives, which are not classes
 # Path of a folder relative to the top, and the identities of all folders above it.
 PendingFolder = Tuple[str, Tuple[FileId, ...]]
 
@@ -86,6 +90,10 @@ def scan_folder(top: str, pending: PendingFolder) -> FolderScan:
         scan.problems.append(
             Problem(absolute, f"cannot be listed: {error.strerror}", skippable=False)
         )
+    unpacked = {os.path.basename(path) for path, _ in scan.subfolders}
+    if scan.folder.names:
+        unpacked.add(os.path.basename(relative))
+    find_packed_files(absolute, scan, unpacked, may_be_class=not scan.folder.names)
     return scan
 
 
@@ -124,18 +132,68 @@ def scan_file(entry: os.DirEntry[str], path: str, scan: FolderScan) -> None:
     scan.folder.add(entry.name, status.st_size, mtime_ns=status.st_mtime_ns)
 
 
+def find_packed_files(
+    folder: str, scan: FolderScan, unpacked: Container[str], may_be_class: bool
+) -> None:
+    """Move packed files from the ignored files to the problems: their images would be missing.
+
+    Args:
+        folder: path of the folder.
+        scan: its content; changed in place.
+        unpacked: the packed files with these names, less their extensions, are there unpacked, too.
+        may_be_class: whether a packed file may be a whole class, under any name.
+    """
+    paths, scan.ignored = scan.ignored, []
+    num_opened = 0
+    for path in paths:
+        name = os.path.basename(path)
+        stem = packed_stem(name)
+        if stem is None and may_be_class and num_opened < MAX_UNKNOWN_FILES:
+            num_opened += 1
+            stem = stem_by_content(os.path.join(folder, name))
+        if stem is None or stem in unpacked or name.startswith(OFFICIAL_PREFIX):
+            scan.ignored.append(path)
+        else:
+            reason = "a packed archive, whose images would be missing: unpack it, or move it away"
+            path = os.path.join(folder, name)
+            scan.problems.append(Problem(path, reason, skippable=not may_be_class))
+
+
+def stem_by_content(path: str) -> Optional[str]:
+    """Return the name of a packed file less its extension, or None if its content is another.
+
+    Raises:
+        OSError: the storage failed.
+    """
+    try:
+        with open_regular(path) as stream:
+            block = stream.read(BLOCK_BYTES)
+    except NotRegularFileError:
+        return None
+    except OSError as error:
+        raise_if_outage(error, path)
+        return None
+    return None if packed_content(block) is None else os.path.splitext(os.path.basename(path))[0]
+
+
 def add_files_beside_archives(folder: str, listing: Listing) -> None:
-    """Add the files next to class archives to `listing`; an image there belongs to no class.
+    """Add the files next to archives to `listing`; an image there belongs to no class.
 
     Args:
         folder: path of the folder that contains the archives.
-        listing: what the archives contain; images become problems, other files are counted.
+        listing: what the archives contain; images and archives of other classes become problems,
+            other files are counted.
     """
     scan = FolderScan(Folder(""))
+    classes = {folder.path.split("/")[0] for folder in listing.folders}
+    known = {problem.path for problem in listing.problems}
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if not entry.name.endswith(".tar") and not is_folder(entry):
+            stem, extension = os.path.splitext(entry.name)
+            listed = stem in classes or stem.startswith(OFFICIAL_PREFIX) or entry.path in known
+            if not (extension == ".tar" and listed) and not is_folder(entry):
                 scan_file(entry, entry.name, scan)
+    find_packed_files(folder, scan, unpacked=classes, may_be_class=True)
     faulty = {problem.path for problem in scan.problems}
     listing.problems += scan.problems
     for path in (os.path.join(folder, name) for name in scan.folder.names):

@@ -8,6 +8,7 @@ from typing import List
 
 from prepare.listing import SourceError
 from prepare.plan import Plan
+from prepare.regular_file import open_descriptor
 from prepare.storage_errors import raise_if_outage
 
 
@@ -44,7 +45,7 @@ class ImageReader:
         if len(plan.archives) <= self.MAX_OPEN_ARCHIVES:
             for archive in plan.archives:
                 try:
-                    self._descriptors.append(os.open(archive, os.O_RDONLY))
+                    self._descriptors.append(open_descriptor(archive))
                 except OSError as error:
                     raise_if_outage(error, archive, archive)
                     raise
@@ -77,7 +78,7 @@ class ImageReader:
         if self._descriptors:
             read_exactly(self._descriptors[archive_index], view, offset)
         else:
-            descriptor = os.open(plan.archives[archive_index], os.O_RDONLY)
+            descriptor = open_descriptor(plan.archives[archive_index])
             try:
                 read_exactly(descriptor, view, offset)
             finally:
@@ -99,7 +100,8 @@ class ImageReader:
 
     @staticmethod
     def _read_file(path: str, view: memoryview) -> None:
-        descriptor = os.open(path, os.O_RDONLY)
+        # Without waiting for the writer of a named pipe that has taken the place of the file.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
             read_exactly(descriptor, view, 0)
             if os.fstat(descriptor).st_size != len(view):

@@ -12,6 +12,7 @@ from typing import Dict, List, Optional, Set, Tuple
 from prepare import tar_index, val_classes, val_labels
 from prepare.folder_index import add_files_beside_archives, is_folder, list_folder
 from prepare.listing import Listing, SourceError
+from prepare.regular_file import NotRegularFileError
 
 OFFICIAL_ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
 
@@ -95,8 +96,13 @@ def find_splits(source: str, label_file: Optional[str] = None) -> Dict[str, Spli
     label_files = [
         os.path.join(source, name) for name in names if val_labels.is_label_file_name(name)
     ]
+    for path in label_files:
+        try:
+            val_labels.check_label_path(path)
+        except NotRegularFileError as error:
+            raise SourceError(f"{path}: {error.reason}") from None
     if label_file is not None:
-        os.stat(label_file)  # raises FileNotFoundError and similar errors
+        val_labels.check_label_path(label_file)
         label_files.append(label_file)
     splits["val"] = replace(splits["val"], label_files=tuple(label_files))
     return splits
@@ -114,7 +120,7 @@ def find_split(source: str, prefix: str) -> Split:
     folder, official = os.path.join(source, prefix), OFFICIAL_ARCHIVES[prefix]
     if os.path.isdir(folder) and os.listdir(folder):
         archives, subfolders = class_archives_and_folders(folder)
-        if os.path.exists(os.path.join(folder, official)) and not subfolders:
+        if os.path.lexists(os.path.join(folder, official)) and not subfolders:
             return Split(os.path.join(folder, official), "archive", archive_folder=folder)
         if archives and not subfolders:
             return Split(folder, "class archives", archive_folder=folder)
@@ -126,7 +132,7 @@ def find_split(source: str, prefix: str) -> Split:
         )
         return Split(folder, "folders", faults=faults)
     for name in (official, f"{prefix}.tar"):
-        if os.path.isfile(os.path.join(source, name)):
+        if os.path.lexists(os.path.join(source, name)):
             return Split(os.path.join(source, name), "archive")
     fault = (
         f"{source}: contains neither a folder {prefix}/ that is not empty nor {official}: "
@@ -136,15 +142,21 @@ def find_split(source: str, prefix: str) -> Split:
 
 
 def class_archives_and_folders(folder: str) -> Tuple[List[str], Set[str]]:
-    """Return the sorted names of class archives, and the names of sub-folders, in a folder.
-
-    Class archives are all .tar files other than the official ones.
-    """
+    """Return the sorted names of class archives, and the names of sub-folders, in a folder."""
     archives, subfolders = [], set()
     with os.scandir(folder) as entries:
         for entry in entries:
             if is_folder(entry):
                 subfolders.add(entry.name)
-            elif entry.name.endswith(".tar") and entry.name not in OFFICIAL_ARCHIVES.values():
+            elif is_class_archive_name(entry.name):
                 archives.append(entry.name)
     return sorted(archives), subfolders
+
+
+def is_class_archive_name(name: str) -> bool:
+    """Return whether a file of this name is a class archive: a .tar file, but no official one.
+
+    Nor is it the file ._NAME.tar with metadata that macOS adds on foreign file systems.
+    """
+    official = name in OFFICIAL_ARCHIVES.values()
+    return name.endswith(".tar") and not official and not name.startswith("._")

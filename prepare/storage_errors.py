@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from typing import Iterator
 
 # Failures of the storage or shortages of this process; not every system defines all of them.
 _OUTAGE_NAMES = (
@@ -50,3 +52,14 @@ def raise_if_outage(error: OSError, path: str, *containers: str) -> None:
                 ) from None
         if containers and os.path.exists(path):
             raise OSError(errno.ENODEV, "was missing for a moment", path) from None
+
+
+@contextlib.contextmanager
+def name_in_errors(path: str) -> Iterator[None]:
+    """Name `path` in errors that name no file, such as those of reading an open file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), path) from None

@@ -7,24 +7,41 @@ with one synset a line.
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import re
 import shlex
+import stat
 from typing import Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
 from prepare.devkit import is_devkit, read_train_counts, read_validation_synsets
 from prepare.listing import SourceError
+from prepare.regular_file import check_regular, open_regular
+from prepare.storage_errors import name_in_errors
 
 LABEL_FILE_NAME = re.compile(
     r"ILSVRC2012_devkit_t12(\.tar\.gz)?|valprep.*\.sh|.*(synset|val).*labels.*\.txt", re.IGNORECASE
 )
 OFFICIAL_NAME = re.compile(r"ILSVRC2012_val_([0-9]{8})\.\w+")
 SYNSET = re.compile(r"[^/\s]+")
+BYTE_ORDER_MARK = "\ufeff"
+MAX_LABEL_FILE_BYTES = 64 << 20  # the labels of ImageNet have 2 MB
 
 
 def is_label_file_name(name: str) -> bool:
     """Return whether a file of this name in the source folder is read for validation labels."""
     return LABEL_FILE_NAME.fullmatch(name) is not None
+
+
+def check_label_path(path: str) -> None:
+    """Raise NotRegularFileError unless `path` is a file or a folder, or another OSError.
+
+    A conversion reads the labels more than once, which a pipe does not allow.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISDIR(mode):
+        check_regular(mode, path)
 
 
 def image_number(name: str) -> Optional[int]:
@@ -137,19 +154,39 @@ def read_label_file(path: str) -> LabelFile:
     """
     if is_devkit(path):
         return LabelFile(path, in_order=read_validation_synsets(path))
-    try:
-        with open(path, encoding="utf-8") as stream:
-            lines = [line.strip() for line in stream if line.strip()]
-    except UnicodeDecodeError:
-        raise SourceError(f"{path}: neither a devkit archive nor a text file of labels") from None
+    lines = [line for line in read_lines(path) if line]
     if any(line.startswith("mv ") for line in lines):
         return LabelFile(path, by_name=parse_moves(path, lines))
     lines = [line for line in lines if not line.startswith("#")]
-    malformed = [line for line in lines if not SYNSET.fullmatch(line)]
+    malformed = [line for line in lines if not (SYNSET.fullmatch(line) and line.isprintable())]
     if malformed or not lines:
         fault = repr(malformed[0]) if malformed else "it is empty"
         raise SourceError(f"{path}: not a list with one synset a line: {fault}")
     return LabelFile(path, in_order=lines)
+
+
+def read_lines(path: str) -> List[str]:
+    """Return the lines of a text file without the white space around them.
+
+    The text may be UTF-8, or UTF-16 with the byte order mark that Windows' programs write.
+
+    Raises:
+        SourceError: the file is no text, or too large.
+        OSError: the file cannot be read.
+    """
+    with open_regular(path) as stream, name_in_errors(path):
+        content = stream.read(MAX_LABEL_FILE_BYTES + 1)
+    if len(content) > MAX_LABEL_FILE_BYTES:
+        raise SourceError(
+            f"{path}: more than {MAX_LABEL_FILE_BYTES >> 20} MiB, too large for labels"
+        )
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if is_utf16 else "utf-8")
+    except UnicodeDecodeError:
+        raise SourceError(f"{path}: neither a devkit archive nor a text file of labels") from None
+    lines = io.StringIO(text, newline=None)  # a line may end with a carriage return
+    return [line.replace(BYTE_ORDER_MARK, "").strip() for line in lines]
 
 
 def parse_moves(path: str, lines: Iterable[str]) -> Dict[str, str]:

@@ -18,7 +18,6 @@ from support.image_fixtures import (
 from support.tar_fixtures import make_member, read_all, read_with_tarfile, write_members
 
 from prepare import tar_index
-from prepare.listing import SourceError
 from prepare.plan import make_plan
 
 NAMES_AND_SIZES = {
@@ -231,8 +230,7 @@ def test_a_compressed_archive_is_refused(tmp_path, option):
     )
     if packed.returncode:
         pytest.skip(f"tar cannot compress with {option} here")
-    with pytest.raises(SourceError, match="compressed"):
-        tar_index.list_archive(archive, 1)
+    assert "is compressed" in str(read_all(archive)[1][0])
 
 
 def test_sizes_of_8_gib_and_more(tmp_path):
