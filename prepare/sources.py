@@ -93,18 +93,19 @@ def find_splits(source: str, label_file: Optional[str] = None) -> Dict[str, Spli
             for prefix, official in OFFICIAL_ARCHIVES.items()
         )
         raise SourceError(f"{source}: contains {wanted}: name the folder that contains them")
-    label_files = [
-        os.path.join(source, name) for name in names if val_labels.is_label_file_name(name)
-    ]
-    for path in label_files:
-        try:
-            val_labels.check_label_path(path)
-        except NotRegularFileError as error:
-            raise SourceError(f"{path}: {error.reason}") from None
+    label_files: List[str] = []
+    faults = list(splits["val"].faults)
+    for path in (os.path.join(source, name) for name in names):
+        if val_labels.is_label_file_name(os.path.basename(path)):
+            try:
+                val_labels.check_label_path(path)
+                label_files.append(path)
+            except NotRegularFileError as error:
+                faults.append(f"{path}: {error.reason}")
     if label_file is not None:
         val_labels.check_label_path(label_file)
         label_files.append(label_file)
-    splits["val"] = replace(splits["val"], label_files=tuple(label_files))
+    splits["val"] = replace(splits["val"], label_files=tuple(label_files), faults=tuple(faults))
     return splits
 
 
