@@ -97,12 +97,12 @@ def make_shard(config, training):
 
 def make_reader(kind, options):
     """Return a function that reads a number of batches."""
-    from mxresnet.data import dali, loader
+    from mxresnet.data import dali_graph
 
     config = make_config(options.records, options, kind == "gpu")
     shard = make_shard(config, training=True)
     if kind != "mxresnet":
-        pipeline = dali.build_pipeline(config, shard, 0 if kind == "gpu" else None)
+        pipeline = dali_graph.build_pipeline(config, shard, 0 if kind == "gpu" else None)
 
         def read_with_dali(batches):
             for _ in range(batches):
@@ -110,6 +110,8 @@ def make_reader(kind, options):
 
         return read_with_dali
     import mxnet as mx
+
+    from mxresnet.data import dali, loader
 
     iterator = dali.DaliIterator(config, shard, mx.cpu())
     train = loader.TrainLoader(iterator, options.batch, multiplier=1)
@@ -129,11 +131,13 @@ def compare_validation(records, options, device_id):
     """
     import numpy as np
 
-    from mxresnet.data import dali
+    from mxresnet.data import dali_graph
 
     config = make_config(records, options, on_gpu=True)
     shard = make_shard(config, training=False)
-    on_cpu, on_gpu = (dali.build_pipeline(config, shard, device) for device in (None, device_id))
+    on_cpu, on_gpu = (
+        dali_graph.build_pipeline(config, shard, device) for device in (None, device_id)
+    )
     pixels, labels = [], []
     for _ in range(PHOTOGRAPHS // options.batch):
         (image, label), (other, other_label) = on_cpu.run(), on_gpu.run()
@@ -141,7 +145,7 @@ def compare_validation(records, options, device_id):
         image, other = (
             np.asarray(output.as_tensor()).astype(np.float32) for output in (image, other)
         )
-        pixels.append(np.abs(image - other)[..., :3].mean(axis=(0, 1, 2)) * dali.STD)
+        pixels.append(np.abs(image - other)[..., :3].mean(axis=(0, 1, 2)) * dali_graph.STD)
         labels.append(
             np.abs(np.asarray(label.as_tensor()) - np.asarray(other_label.as_tensor())).max()
         )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which part of a record file each rank reads: the input of every data loading backend.
 
-The backends map a shard to record numbers (shard_sizes() in dali.py; image_record_iter.py).
+The backends map a shard to record numbers (shard_sizes() in dali_graph.py; image_record_iter.py).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from support.records import (
 )
 
 from mxresnet.config import Config
-from mxresnet.data.dali import MEAN, STD, shard_sizes
+from mxresnet.data.dali_graph import MEAN, STD, shard_sizes
 from mxresnet.errors import UserError
 from mxresnet.parallel.world import World
 

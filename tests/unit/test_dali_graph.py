@@ -3,11 +3,14 @@
 
 import dataclasses
 import re
+import subprocess
+import sys
 
 import pytest
+from support.commands import ROOT
 
 from mxresnet.config import Config
-from mxresnet.data.dali import define_pipeline
+from mxresnet.data.dali_graph import define_pipeline
 from mxresnet.data.shard import RecordShard
 
 CONFIG = Config(
@@ -20,12 +23,14 @@ CONFIG = Config(
     dali_preallocate_height=8,
     dali_hw_decoder_load=0.5,
 )
-SHARD = RecordShard(True, "/x.rec", "/x.idx", "x", rank=1, num_ranks=4, batch_size=8, seed=100)
+SHARD = RecordShard(
+    True, "/x.rec", "/x.idx", "x", rank=1, num_ranks=4, batch_size=8, seed=100, num_classes=3
+)
 HINTS = ("bytes_per_sample_hint", "temp_buffer_hint")
 DECODER = {
     **{"bytes_per_sample_hint": "[101, ]", "device": "mixed", "hw_decoder_load": "0.500000"},
     **{"device_memory_padding": str(3 << 20), "host_memory_padding": str(3 << 20)},
-    **{"preallocate_width_hint": "7", "preallocate_height_hint": "8"},
+    **{"preallocate_width_hint": "7", "preallocate_height_hint": "8", "affine": "False"},
 }
 
 
@@ -71,6 +76,18 @@ def test_validation_has_hints_for_crop_and_scratch():
 
 
 @pytest.mark.parametrize("training", [True, False])
+def test_decoded_images_are_cached(training):
+    cache = {"cache_size": "9", "cache_type": "threshold", "cache_threshold": "0"}
+    graph = operators(training=training, dali_cache_size=9, dali_roi_decode=True)
+    assert {**DECODER, **cache}.items() <= graph["decoders__Image"].items()
+    reader = graph["readers__MXNet"]
+    assert (reader["skip_cached_images"], reader["stick_to_shard"]) == ("True", "True")
+    graph = operators(training=training, dali_cache_size=0, dali_roi_decode=False)
+    assert not cache.keys() & graph["decoders__Image"].keys()
+    assert graph["readers__MXNet"]["skip_cached_images"] == "False"
+
+
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("device_id, seed", [(None, 100), (0, 100), (3, 103)])
 def test_the_seed_of_a_pipeline_is_that_of_the_rank_plus_the_gpu(training, device_id, seed):
     shard = dataclasses.replace(SHARD, training=training)
@@ -81,3 +98,9 @@ def test_the_seed_of_a_pipeline_is_that_of_the_rank_plus_the_gpu(training, devic
 def test_a_cpu_graph_has_no_hints(training):
     for name, arguments in operators(device_id=None, training=training).items():
         assert hints(arguments) == {} and arguments.get("device", "cpu") == "cpu", name
+
+
+def test_the_graph_needs_no_mxnet():
+    """benchmarks/input.py runs it on GPUs that MXNet has no code for."""
+    code = "import sys; sys.modules['mxnet'] = None; import mxresnet.data.dali_graph"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

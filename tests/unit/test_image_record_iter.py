@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from support.records import labels_of, open_loaders, random_images, write_records
 
-from mxresnet.data.dali import STD
+from mxresnet.data.dali_graph import STD
 from mxresnet.parallel.world import World
 
 

@@ -39,7 +39,7 @@ OWNERS = {
     "horovod": {"parallel.world"},
     "mpi4py": {"parallel.world"},
     "mlperf_logging": {"mllog"},
-    "nvidia": {"data.dali"},
+    "nvidia": {"data.dali_graph"},
     "mxnet": {
         "device",
         "model.initializers",
@@ -81,7 +81,8 @@ EDGES = {
     },
     "config": {"config_field"},
     "config_parser": {"config", "errors"},
-    "data.dali": {"config", "data.record_file", "data.shard"},
+    "data.dali": {"config", "data.dali_graph", "data.record_file", "data.shard"},
+    "data.dali_graph": {"config", "data.shard"},
     "data.dataset": {"config", "errors"},
     "data.image_record_iter": {"config", "data.record_file", "data.shard"},
     "data.loader": {"config", "data.dataset", "data.shard", "errors", "parallel.world"},
