@@ -25,7 +25,7 @@ def run_other_ranks(address, ranks, seconds):
     """Open the connections of `ranks` ranks and send a heartbeat on each in every period."""
     connections = []
     for rank in range(1, ranks + 1):
-        connection = socket.create_connection(("127.0.0.1", address.port))
+        connection = socket.create_connection(address.endpoints[0])
         connection.sendall(f"{address.token} {rank} host\n".encode())
         connections.append(connection)
     end = time.monotonic() + seconds + 10
@@ -41,7 +41,9 @@ def run_other_ranks(address, ranks, seconds):
 def cpu_seconds_per_minute(ranks, seconds):
     """Return the CPU time of rank 0's watchdog per minute, measured over some seconds."""
     config = Config()
-    rank_0 = watchdog.listen(ranks + 1, config.watchdog_period, config.watchdog_limit)
+    rank_0 = watchdog.listen(
+        ["127.0.0.1"], ranks + 1, config.watchdog_period, config.watchdog_limit
+    )
     process = multiprocessing.get_context("spawn").Process(
         target=run_other_ranks, args=(rank_0.address, ranks, seconds), daemon=True
     )

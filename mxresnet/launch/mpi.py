@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import re
 import signal
 import subprocess
 import tempfile
 import threading
 from dataclasses import dataclass
-from typing import IO, Callable, List, Mapping, Optional, Sequence
+from typing import IO, Callable, Dict, List, Mapping, Optional, Sequence
 
 from mxresnet.errors import UserError
 from mxresnet.launch import processes
@@ -24,6 +25,8 @@ _ENDING = re.compile(
 POLL_SECONDS = 2.0
 GRACE_SECONDS = 8.0
 _RULE = "--------"
+_SHARED_MEMORY = "/dev/shm"
+_SHARED_MEMORY_BYTES = 16 << 20  # of a rank: Open MPI allocates 4 MiB for it
 # Seconds that the last output of ranks may take to arrive after the end of mpirun.
 _DRAIN_SECONDS = 10.0
 
@@ -69,7 +72,7 @@ def run_local_ranks(
         ranks: Number of ranks.
         environ: Environment of mpirun and of the ranks.
     """
-    environ = dict(environ)
+    environ = {**_one_machine_settings(mpirun, ranks, environ), **environ}
     if processes.find_program("ssh", environ) is None:
         # One machine needs no remote shell, but Open MPI checks that there is one.
         environ["OMPI_MCA_plm_rsh_agent"] = "/bin/false"
@@ -83,6 +86,32 @@ def run_local_ranks(
     finally:
         os.close(write_end)
         log_filter.join(_DRAIN_SECONDS)
+
+
+def _one_machine_settings(mpirun: str, ranks: int, environ: Mapping[str, str]) -> Dict[str, str]:
+    """Return variables with which Open MPI uses the network as little as it can.
+
+    A component of Open MPI for TCP listens on every address, whatever interface it is told to use.
+    Ranks of one machine do not need theirs if there is enough shared memory; mpirun has always one.
+    """
+    settings = {}
+    try:
+        memory = os.statvfs(_SHARED_MEMORY)
+        free = memory.f_bavail * memory.f_frsize
+    except OSError:
+        free = 0
+    if os.access(_SHARED_MEMORY, os.W_OK) and free >= ranks * _SHARED_MEMORY_BYTES:
+        settings["OMPI_MCA_btl"] = "^tcp,openib,uct"
+    files = [
+        pathlib.Path(environ.get("HOME", ""), ".openmpi", "mca-params.conf"),
+        pathlib.Path(mpirun).parent.parent / "etc" / "openmpi-mca-params.conf",
+    ]
+    text = "".join(file.read_text(errors="replace") for file in files if file.is_file())
+    for name in ("oob_tcp_if", "btl_tcp_if"):
+        # Open MPI refuses to start if it is told both what to use and what not to use.
+        if f"OMPI_MCA_{name}_exclude" not in environ and f"{name}_exclude" not in text:
+            settings[f"OMPI_MCA_{name}_include"] = "lo"
+    return settings
 
 
 def _show_without_mlperf_log(read_end: int) -> None:

@@ -165,12 +165,12 @@ def _start(command: Sequence[str], new_session: bool, **options: Any) -> subproc
     process_guard.adopt_descendants()
     read_end, write_end = os.pipe()
     with open(read_end, "rb") as report:
-        arguments = [*(["--new-session"] if new_session else []), "--report", str(write_end)]
-        arguments += [str(os.getpid()), *command]
+        arguments = ["--report", str(write_end), str(os.getpid()), *command]
         try:
             child = subprocess.Popen(
                 [sys.executable, "-I", "-S", process_guard.__file__, *arguments],
                 pass_fds=(write_end,),
+                start_new_session=new_session,
                 **options,
             )
         except OSError as error:

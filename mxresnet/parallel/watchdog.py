@@ -10,17 +10,17 @@ process when nothing arrives from the other end for too long. This module does n
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import resource
 import secrets
 import selectors
 import socket
-import struct
 import threading
 import time
 from dataclasses import dataclass
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Sequence
+
+from mxresnet.parallel.listener import MAX_STRANGERS, Endpoint, Listener
 
 # Messages: this rank is running; it ends without an error; it has failed and printed the cause.
 HEARTBEAT, GOODBYE, FAILED = b".", b"-", b"!"
@@ -28,8 +28,8 @@ HEARTBEAT, GOODBYE, FAILED = b".", b"-", b"!"
 LAUNCHER_GRACE_SECONDS = 5.0
 CONNECT_TIMEOUT_SECONDS = 3.0
 MAX_STAGGER_SECONDS = 10
-MAX_HANDSHAKE_BYTES = 1000
-_SIOCGIFADDR = 0x8915  # ioctl of <linux/sockios.h>: get an interface's IPv4 address
+# While connections are accepted: time between two checks of their time limits.
+LISTENING_CHECK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -37,48 +37,28 @@ class Address:
     """Where rank 0 listens, and the timing that all ranks use.
 
     Attributes:
-        hosts: rank 0's IPv4 addresses; the first that answers is used.
-        port: TCP port.
+        endpoints: rank 0's IPv4 addresses and ports; the first that answers is used.
         token: secret of this run; connections without it (port scanners, other runs) are closed.
         name: rank 0's host name, for messages.
         period_seconds: time between two heartbeats.
         limit_seconds: time without a heartbeat after which the job ends.
     """
 
-    hosts: List[str]
-    port: int
+    endpoints: List[Endpoint]
     token: str
     name: str
     period_seconds: float
     limit_seconds: float
 
 
-def own_addresses() -> List[str]:
-    """Return the IPv4 addresses of this machine's interfaces, loopback last."""
-    addresses = []
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            request = struct.pack("256s", name.encode()[:15])
-            try:
-                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
-            except OSError:
-                continue  # an interface without an address
-            addresses.append(socket.inet_ntoa(answer[20:24]))
-    return sorted(addresses, key=lambda address: address.startswith("127."))
-
-
 @dataclass
 class _Peer:
-    """The other end of a connection; rank is None until its handshake is complete.
-
-    last_received is a time.monotonic() value in seconds.
-    """
+    """The other end of a connection; last_received is a time.monotonic() value in seconds."""
 
     connection: socket.socket
     last_received: float
-    rank: Optional[int] = None
-    host: str = ""
-    handshake: bytes = b""
+    rank: int
+    host: str
 
     def __str__(self) -> str:
         return f"rank {self.rank} on {self.host}"
@@ -100,29 +80,18 @@ class Watchdog:
         rank: this process's rank.
         period_seconds: time between two heartbeats.
         limit_seconds: time without a heartbeat after which this process ends.
-        listener: on rank 0 the listening socket, not blocking.
-        address: on rank 0 the address for the other ranks.
     """
 
-    def __init__(
-        self,
-        rank: int,
-        period_seconds: float,
-        limit_seconds: float,
-        listener: Optional[socket.socket] = None,
-        address: Optional[Address] = None,
-    ):
+    def __init__(self, rank: int, period_seconds: float, limit_seconds: float):
         self._rank = rank
         self._period_seconds = period_seconds
         # When rank 0 sends nothing, every other rank detects it. They end at different times, so
         # that only the first prints the cause: after its end the launcher ends the others.
         self._stagger_seconds = min(max(rank - 1, 0), MAX_STAGGER_SECONDS)
         self._limit_seconds = limit_seconds + self._stagger_seconds
-        self.address = address
-        self._listener = listener
+        self.address: Optional[Address] = None  # on rank 0 the address for the other ranks
+        self._listener: Optional[Listener] = None
         self._selector = selectors.DefaultSelector()
-        if listener:
-            self._selector.register(listener, selectors.EVENT_READ)
         self._peers: Dict[socket.socket, _Peer] = {}
         self._lock = threading.RLock()
         # Once another rank has failed: when to end this process (time.monotonic()), and the
@@ -139,12 +108,35 @@ class Watchdog:
     def num_connected_ranks(self) -> int:
         """Return the number of ranks that are connected now."""
         with self._lock:
-            return len(self._connected_peers())
+            return len(self._peers)
 
-    def add_peer(
-        self, connection: socket.socket, rank: Optional[int] = None, host: str = ""
-    ) -> None:
-        """Watch a connection; without a rank, its handshake is received first."""
+    def listen(self, hosts: Sequence[str], num_ranks: int) -> None:
+        """Accept the connections of the other ranks until stop_listening(); set `address`.
+
+        Call this before start().
+
+        Raises:
+            OSError: a socket cannot be created.
+        """
+        token = secrets.token_hex(16)
+        self._listener = Listener(hosts, token, num_ranks, self._selector)
+        self.address = Address(
+            endpoints=self._listener.endpoints,
+            token=token,
+            name=socket.gethostname(),
+            period_seconds=self._period_seconds,
+            limit_seconds=self._limit_seconds,
+        )
+
+    def stop_listening(self) -> None:
+        """Accept no more connections: all ranks have connected, or could not."""
+        with self._lock:
+            if self._listener:
+                self._listener.close()
+                self._listener = None
+
+    def add_peer(self, connection: socket.socket, rank: int, host: str) -> None:
+        """Watch the connection of a rank."""
         connection.setblocking(False)
         peer = _Peer(connection, time.monotonic(), rank, host)
         with self._lock:
@@ -177,7 +169,7 @@ class Watchdog:
         with self._lock:
             self._closing = True
             self._send_to_all(GOODBYE)
-            if not self._connected_peers():
+            if not self._peers:
                 return
         self._all_closed.wait()
 
@@ -186,7 +178,10 @@ class Watchdog:
         last_heartbeat = last_iteration = time.monotonic()
         while True:
             next_heartbeat = last_heartbeat + self._period_seconds
-            ready = self._selector.select(max(0.0, next_heartbeat - time.monotonic()))
+            wait = next_heartbeat - time.monotonic()
+            if self._listener:
+                wait = min(wait, LISTENING_CHECK_SECONDS)
+            ready = self._selector.select(max(0.0, wait))
             now = time.monotonic()
             with self._lock:
                 if now - last_iteration > 2 * self._period_seconds:
@@ -196,24 +191,22 @@ class Watchdog:
                         peer.last_received += now - last_iteration
                 last_iteration = now
                 for key, _ in ready:
-                    if key.data:
+                    if isinstance(key.data, _Peer):
                         self._on_readable(key.data, now)
-                    else:
-                        self._accept()
+                    elif self._listener:
+                        self._on_new_connection(self._listener, key.fileobj, now)
+                if self._listener:
+                    self._listener.check_times(now)
                 self._check_timeouts(now)
-                if self._closing and not self._connected_peers():
+                if self._closing and not self._peers:
                     self._all_closed.set()
                     return
                 if now >= next_heartbeat:
                     last_heartbeat = now
                     self._send_to_all(HEARTBEAT)
 
-    def _connected_peers(self) -> List[_Peer]:
-        """Return the peers whose handshake is complete."""
-        return [peer for peer in self._peers.values() if peer.rank is not None]
-
     def _send_to_all(self, message: bytes) -> None:
-        for peer in self._connected_peers():
+        for peer in self._peers.values():
             peer.send(message)
 
     def _drop(self, peer: _Peer) -> None:
@@ -221,12 +214,13 @@ class Watchdog:
         del self._peers[peer.connection]
         peer.connection.close()
 
-    def _accept(self) -> None:
-        # accept() fails when the connection is closed already, or when this process has too many
-        # open files. connect() then returns None on that rank, and rank 0 prints a note.
-        with contextlib.suppress(OSError):
-            if self._listener:
-                self.add_peer(self._listener.accept()[0])
+    def _on_new_connection(self, listener: Listener, connection: object, now: float) -> None:
+        """Handle a socket of the listener; watch the rank whose greeting is complete."""
+        if isinstance(connection, socket.socket):
+            greeted = listener.on_readable(connection, now)
+            if greeted:
+                self.add_peer(greeted.connection, greeted.rank, greeted.host)
+                self._peers[greeted.connection].send(HEARTBEAT)
 
     def _on_readable(self, peer: _Peer, now: float) -> None:
         """Receive from a peer; empty data means that it has closed its connection."""
@@ -237,9 +231,7 @@ class Watchdog:
         except OSError:
             received = b""
         peer.last_received = now
-        if peer.rank is None:
-            self._handshake(peer, received)
-        elif FAILED in received:
+        if FAILED in received:
             exit_at = now + LAUNCHER_GRACE_SECONDS
             self._exit_at = min(self._exit_at or exit_at, exit_at)
             self._exit_cause = None
@@ -252,31 +244,15 @@ class Watchdog:
                 self._exit_at = now + LAUNCHER_GRACE_SECONDS + self._stagger_seconds
                 self._exit_cause = f"{peer} closed its connection unexpectedly"
 
-    def _handshake(self, peer: _Peer, received: bytes) -> None:
-        """Read the peer's line "token rank host"; drop the peer when the token is wrong."""
-        peer.handshake += received
-        is_complete = b"\n" in peer.handshake or len(peer.handshake) >= MAX_HANDSHAKE_BYTES
-        if received and not is_complete:
-            return
-        fields = peer.handshake.decode(errors="replace").split() + ["", "", ""]
-        token, rank, host = fields[:3]
-        if not received or not self.address or token != self.address.token:
-            self._drop(peer)
-            return
-        peer.rank, peer.host = int(rank), host
-        peer.send(HEARTBEAT)
-
     def _check_timeouts(self, now: float) -> None:
         """End this process at _exit_at, or when a connected rank sent nothing for too long."""
         if self._exit_at is not None and now >= self._exit_at:
             self._end_process(self._exit_cause)
         silent = [
-            peer
-            for peer in self._connected_peers()
-            if now - peer.last_received > self._limit_seconds
+            peer for peer in self._peers.values() if now - peer.last_received > self._limit_seconds
         ]
         if silent:
-            names = ", ".join(map(str, sorted(silent, key=lambda peer: peer.rank or 0)))
+            names = ", ".join(map(str, sorted(silent, key=lambda peer: peer.rank)))
             self._end_process(
                 f"no heartbeat from {names} for {self._limit_seconds:g} s (--watchdog-limit): the "
                 "process was stopped or its network was cut"
@@ -292,24 +268,17 @@ class Watchdog:
         os._exit(1)
 
 
-def listen(num_ranks: int, period_seconds: float, limit_seconds: float) -> Watchdog:
+def listen(
+    hosts: Sequence[str], num_ranks: int, period_seconds: float, limit_seconds: float
+) -> Watchdog:
     """Start rank 0's watchdog and return it; its `address` is for the other ranks.
 
     Raises:
-        OSError: the socket cannot be created, or the limit of open files cannot be raised.
+        OSError: a socket cannot be created, or the limit of open files cannot be raised.
     """
-    _raise_open_files_limit(num_ranks)
-    listener = socket.create_server(("", 0), backlog=num_ranks + 10)
-    listener.setblocking(False)
-    address = Address(
-        hosts=own_addresses(),
-        port=listener.getsockname()[1],
-        token=secrets.token_hex(16),
-        name=socket.gethostname(),
-        period_seconds=period_seconds,
-        limit_seconds=limit_seconds,
-    )
-    watchdog = Watchdog(0, period_seconds, limit_seconds, listener, address)
+    _raise_open_files_limit(num_ranks + MAX_STRANGERS)
+    watchdog = Watchdog(0, period_seconds, limit_seconds)
+    watchdog.listen(hosts, num_ranks)
     watchdog.start()
     return watchdog
 
@@ -325,11 +294,9 @@ def _raise_open_files_limit(additional: int) -> None:
 
 def connect(rank: int, address: Address) -> Optional[Watchdog]:
     """Start the watchdog of a rank above 0; return None when rank 0 cannot be reached."""
-    for host in address.hosts:
+    for endpoint in address.endpoints:
         try:
-            connection = socket.create_connection(
-                (host, address.port), timeout=CONNECT_TIMEOUT_SECONDS
-            )
+            connection = socket.create_connection(endpoint, timeout=CONNECT_TIMEOUT_SECONDS)
             connection.sendall(f"{address.token} {rank} {socket.gethostname()}\n".encode())
             answer = connection.recv(1)
         except OSError:

@@ -26,7 +26,7 @@ from typing import (
 import numpy as np
 
 from mxresnet.errors import UserError
-from mxresnet.parallel import watchdog
+from mxresnet.parallel import listener, watchdog
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -321,7 +321,10 @@ def join(watchdog_period_seconds: float = 0, watchdog_limit_seconds: float = 0) 
     local = comm.Split_type(MPI.COMM_TYPE_SHARED)
     started_watchdog = None
     if watchdog_period_seconds and comm.Get_size() > 1:
-        started_watchdog = _start_watchdog(comm, watchdog_period_seconds, watchdog_limit_seconds)
+        hosts = listener.choose_hosts(_addresses_of_other_machines(comm, local), os.environ)
+        started_watchdog = _start_watchdog(
+            comm, hosts, watchdog_period_seconds, watchdog_limit_seconds
+        )
     signal.alarm(0)
     return World(
         comm.Get_rank(),
@@ -334,10 +337,17 @@ def join(watchdog_period_seconds: float = 0, watchdog_limit_seconds: float = 0) 
     )
 
 
+def _addresses_of_other_machines(comm: MPI.Comm, local: MPI.Comm) -> List[List[str]]:
+    """Return the addresses of each machine but this one, on rank 0; empty lists for other ranks."""
+    is_other = local.Get_rank() == 0 and comm.Get_rank() != 0
+    own = list(listener.interface_addresses().values()) if is_other else []
+    return comm.gather(own, root=0) or []
+
+
 def _start_watchdog(
-    comm: MPI.Intracomm, period_seconds: float, limit_seconds: float
+    comm: MPI.Intracomm, hosts: Sequence[str], period_seconds: float, limit_seconds: float
 ) -> Optional[watchdog.Watchdog]:
-    """Start the watchdog on every rank and connect it to rank 0's.
+    """Start the watchdog on every rank and connect it to rank 0's, which listens on `hosts`.
 
     Returns None on ranks without a watchdog: all ranks when rank 0 cannot listen, else those that
     cannot reach rank 0. Rank 0 prints a note about them.
@@ -346,7 +356,7 @@ def _start_watchdog(
     started, address = None, None
     if rank == 0:
         try:
-            started = watchdog.listen(comm.Get_size(), period_seconds, limit_seconds)
+            started = watchdog.listen(hosts, comm.Get_size(), period_seconds, limit_seconds)
             address = started.address
         except OSError as error:
             sys.stderr.write(f"note: the ranks run without a watchdog: {error}\n")
@@ -357,10 +367,13 @@ def _start_watchdog(
         started = watchdog.connect(rank, address)
     unreachable = None if started else f"rank {rank} on {socket.gethostname()}"
     names = [name for name in comm.allgather(unreachable) if name]
+    if rank == 0 and started:
+        started.stop_listening()
     if rank == 0 and names:
+        places = ", ".join(f"{host}:{port}" for host, port in address.endpoints)
         sys.stderr.write(
-            f"note: {', '.join(names)} cannot reach the watchdog on {address.name}, port "
-            f"{address.port}: if one of these ranks is stopped or loses its network, the run may "
+            f"note: {', '.join(names)} cannot reach the watchdog on {address.name} "
+            f"({places}): if one of these ranks is stopped or loses its network, the run may "
             "wait without end; allow TCP connections between the machines\n"
         )
     return started

@@ -10,6 +10,7 @@ import types
 import pytest
 
 from mxresnet.parallel import watchdog
+from mxresnet.parallel.listener import LOOPBACK
 
 # The fake end of a process ends the watchdog's thread with SystemExit.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -37,14 +38,14 @@ def exits(monkeypatch):
 
 @pytest.fixture
 def rank_0():
-    dog = watchdog.listen(3, PERIOD, LIMIT)
+    dog = watchdog.listen([LOOPBACK], 3, PERIOD, LIMIT)
     yield dog
-    dog._listener.close()
+    dog.stop_listening()
 
 
 def fake_rank(rank_0, rank, token=None):
     """Return a connection to rank 0 after the handshake of another rank."""
-    connection = socket.create_connection(("127.0.0.1", rank_0.address.port), PATIENCE_SECONDS)
+    connection = socket.create_connection(rank_0.address.endpoints[0], PATIENCE_SECONDS)
     connection.sendall(f"{token or rank_0.address.token} {rank} fakehost\n".encode())
     return connection
 
@@ -70,7 +71,7 @@ def test_a_rank_is_accepted_and_gets_heartbeats(rank_0):
     ids=["http", "long line", "wrong token"],
 )
 def test_a_connection_that_is_not_from_a_rank_is_closed(rank_0, line, exits):
-    connection = socket.create_connection(("127.0.0.1", rank_0.address.port), PATIENCE_SECONDS)
+    connection = socket.create_connection(rank_0.address.endpoints[0], PATIENCE_SECONDS)
     connection.sendall(line)
     with contextlib.suppress(ConnectionResetError):
         assert connection.recv(1) == b""
@@ -125,9 +126,9 @@ def test_ranks_close_together(exits, rank_0):
 
 
 def test_rank_0_that_cannot_be_reached_leaves_a_rank_without_a_watchdog():
-    with socket.create_server(("127.0.0.1", 0)) as unused:
+    with socket.create_server((LOOPBACK, 0)) as unused:
         port = unused.getsockname()[1]
-    address = watchdog.Address(["127.0.0.1"], port, "token", "host", PERIOD, LIMIT)
+    address = watchdog.Address([(LOOPBACK, port)], "token", "host", PERIOD, LIMIT)
     assert watchdog.connect(1, address) is None
 
 
