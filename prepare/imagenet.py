@@ -248,6 +248,8 @@ def run(arguments: argparse.Namespace) -> None:
             errors[prefix] = error
     if errors:
         raise ReportedError(errors)
+    for prefix in PREFIXES:
+        manifests.check_still_there(folder, prefix)
 
 
 def source_facts(split: sources.Split) -> manifests.SourceFacts:

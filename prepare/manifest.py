@@ -8,6 +8,7 @@ manifest last: a split without a manifest is not finished.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -300,6 +301,14 @@ def publish(folder: str, prefix: str, manifest: Manifest) -> None:
     os.replace(part_manifest, manifest_path(folder, prefix))
     _sync_folder(folder)
     remove_part_folder(folder, prefix)
+
+
+def check_still_there(folder: str, prefix: str) -> None:
+    """Raise OSError if a file of a finished split was removed while the command was running."""
+    for suffix in (*SUFFIXES, MANIFEST_SUFFIX):
+        path = os.path.join(folder, prefix + suffix)
+        if not os.path.exists(path):
+            raise OSError(errno.ENODEV, "was removed while this command was running", path)
 
 
 def remove_part_folder(folder: str, prefix: str) -> None:

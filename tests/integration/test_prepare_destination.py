@@ -14,7 +14,7 @@ from support import image_fixtures as images
 from support.conversions import convert, verify_records
 
 import prepare
-from prepare import journal, manifest
+from prepare import imagenet, journal, manifest
 
 # Exits, as if by kill -9, when the journal's first entry is written.
 PROGRAM_KILLED_AT_FIRST_ENTRY = """
@@ -250,3 +250,23 @@ def test_a_destination_that_is_removed_in_mid_run(
     assert not (out / "val.json").exists() and not (out / "val.rec").exists()
     shutil.rmtree(str(out), ignore_errors=True)
     assert convert(source, out).status == 0
+
+
+@pytest.mark.parametrize("removed", ["", "val.rec", "val.json"])
+def test_a_split_that_is_removed_while_the_other_is_written(tmp_path, source, monkeypatch, removed):
+    convert_split = imagenet.convert_split
+
+    def remove_and_convert(plan, folder, *arguments):
+        if plan.prefix == "train":
+            path = os.path.join(folder, removed)
+            if removed:
+                os.unlink(path)
+            else:
+                shutil.rmtree(path)
+        convert_split(plan, folder, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(imagenet, "convert_split", remove_and_convert)
+        result = convert(source, tmp_path / "out")
+    assert result.status == 4 and len(result.lines) == 1, result
+    assert "was removed while this command was running" in result.stderr
