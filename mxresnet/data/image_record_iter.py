@@ -67,7 +67,7 @@ class ImageRecordIterator:
         largest_size = -(-num_examples // shard.num_ranks)
         remaining = max(0, min(num_examples - shard.rank * largest_size, largest_size))
         if remaining:  # MXNet cannot create an iterator without images
-            self._iterator.reset()
+            self._reset()
         for _ in range(-(-remaining // shard.batch_size)):
             num_valid = min(shard.batch_size, remaining)
             remaining -= num_valid
@@ -122,6 +122,13 @@ class ImageRecordIterator:
         """Return the options for resizing the shorter side; the centre crop is MXNet's default."""
         return {"resize": self._config.resize}
 
+    def _reset(self) -> None:
+        """Go to the start of the shard. MXNet reads ahead: an error may be reported only here."""
+        try:
+            self._iterator.reset()
+        except mx.MXNetError as error:
+            raise self._shard.read_error(_reason(error)) from None
+
     def _next_batch(self, num_valid: int) -> Tuple[mx.nd.NDArray, mx.nd.NDArray]:
         """Return the next batch; start again at the end of the shard.
 
@@ -132,7 +139,7 @@ class ImageRecordIterator:
             try:
                 batch = self._iterator.next()
             except StopIteration:
-                self._iterator.reset()
+                self._reset()
                 batch = self._iterator.next()
         except mx.MXNetError as error:
             raise self._shard.read_error(_reason(error)) from None
