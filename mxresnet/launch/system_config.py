@@ -17,6 +17,7 @@ from typing import Dict, Iterable, List, Mapping, Sequence
 from mxresnet.config import FIELDS, flag_of
 from mxresnet.errors import UserError
 from mxresnet.launch.terminal import write_to_stderr
+from mxresnet.process_guard import end_with_parent
 
 PROJECT_FOLDER = pathlib.Path(__file__).absolute().parents[2]
 
@@ -83,6 +84,7 @@ def load_configuration(system: str, environ: Mapping[str, str]) -> Dict[str, str
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,
+            preexec_fn=end_with_parent,
         ).returncode
         exported, messages = (
             os.pread(f.fileno(), os.fstat(f.fileno()).st_size, 0) for f in (out, err)

@@ -193,6 +193,15 @@ def test_a_signal_removes_the_container(docker, tmp_path):
     assert done.returncode == 143 and docker_calls(tmp_path)[-1][:2] == ["rm", "--force"]
 
 
+def test_a_killed_script_leaves_no_container(docker, tmp_path):
+    process = docker(DGXSYSTEM="DGXA100", HANG="1")
+    wait_for(lambda: "run_and_time" in (tmp_path / "calls").read_text())
+    process.kill()
+    process.wait()
+    wait_for(lambda: docker_calls(tmp_path)[-1][:2] == ["rm", "--force"], seconds=3)
+    process.communicate()
+
+
 @pytest.mark.parametrize(
     "environ, message",
     [

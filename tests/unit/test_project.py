@@ -99,6 +99,7 @@ EDGES = {
         "launch.processes",
         "launch.run_log",
         "launch.system_config",
+        "process_guard",
     },
     "launch.backends.local": {
         "errors",
@@ -153,7 +154,7 @@ EDGES = {
         "results.log_reader",
     },
     "launch.run_log": {"errors"},
-    "launch.system_config": {"config", "errors", "launch.terminal"},
+    "launch.system_config": {"config", "errors", "launch.terminal", "process_guard"},
     "launch.topology": {"errors", "launch.processes"},
     "launch.trial_settings": {"errors", "launch.run_log", "launch.system_config"},
     "launch.trial_summary": {"launch.trial_settings", "results.log_reader"},

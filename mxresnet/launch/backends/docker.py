@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from typing import Dict, List, Mapping, Sequence
+from typing import Dict, List, Mapping, Optional, Sequence
 
 from mxresnet.errors import UserError
 from mxresnet.launch.backends.base import Backend, Trial
@@ -15,6 +15,7 @@ from mxresnet.launch.page_cache import DROP_CACHES_FILE, drop_page_cache
 from mxresnet.launch.processes import Stream, find_program, raise_if_stopped, run_to_end
 from mxresnet.launch.run_log import make_log_folder
 from mxresnet.launch.system_config import check_system, forwarded_env, load_configuration
+from mxresnet.process_guard import end_with_parent
 
 DATA_IN_CONTAINER = "/data"
 LOGDIR_IN_CONTAINER = "/results"
@@ -26,6 +27,11 @@ _NOT_FORWARDED = (
 )
 # At most this much shared memory, for NCCL and Open MPI: as in k8s/. Docker's default is 64 MiB.
 _SHARED_MEMORY = "16g"
+# Waits for a line or for the end of the process that writes to its standard input. In the second
+# case docker may just be making the container.
+_REMOVE_AT_END = """
+read -r line; docker rm --force "$0"; [ "$line" ] || { sleep 3; docker rm --force "$0"; }
+"""
 _RUN_PYTHON = '"$(./setup_env.sh)" "$@"'
 
 
@@ -42,7 +48,7 @@ class DockerBackend(Backend):
     def __init__(self, environ: Mapping[str, str]) -> None:
         super().__init__(environ)
         self._container = f"mxresnet_{os.getpid()}"
-        self._container_started = False
+        self._remover: Optional[subprocess.Popen] = None
         self._forwarded: Dict[str, str] = {}
 
     @property
@@ -116,7 +122,7 @@ class DockerBackend(Backend):
         Raises:
             UserError: docker cannot start it, or the image does not have this project.
         """
-        self._container_started = True
+        self._remover = self._start_remover()
         command = ["docker", "run", *self._run_options(data), "--entrypoint", "sleep", image]
         # Not run_to_end: it would end the process by which Podman, as docker, keeps a container.
         status = subprocess.run(
@@ -124,6 +130,7 @@ class DockerBackend(Backend):
             env=self.environ,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
+            preexec_fn=end_with_parent,
         ).returncode
         if status != 0:
             raise UserError(f"docker cannot start a container of CONT={image}")
@@ -131,16 +138,20 @@ class DockerBackend(Backend):
             raise_if_stopped()
             raise UserError(f"CONT={image} has no run_and_time.sh in its working directory")
 
+    def _start_remover(self) -> subprocess.Popen:
+        """Start a process that removes the container when this process ends, also by SIGKILL."""
+        return subprocess.Popen(
+            ["sh", "-c", _REMOVE_AT_END, self._container],
+            env=self.environ,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
     def close(self) -> None:
-        if self._container_started:
-            # Not run_to_end: after a signal it starts no command.
-            subprocess.run(
-                ["docker", "rm", "--force", self._container],
-                env=self.environ,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
+        if self._remover:
+            self._remover.communicate(b"close\n")
 
     def _docker(
         self, arguments: Sequence[str], stdout: Stream = None, stderr: Stream = None
