@@ -132,6 +132,7 @@ def run(flags: List[str], environ: Dict[str, str], rank: Optional[int]) -> int:
     """
     system_config.reject_log_file(flags, environ)
     refused_variables.check(environ)
+    run_log.check_names(environ)
     if rank is None and kubernetes.is_launcher(environ):
         return run_mpijob(flags, environ)
     environ, notes = configured_environment(flags, environ)

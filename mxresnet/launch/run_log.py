@@ -52,6 +52,12 @@ def check_name_part(variable: str, value: str) -> None:
     )
 
 
+def check_names(environ: Mapping[str, str]) -> None:
+    """Raise UserError if DATESTAMP or TRIAL cannot be a part of the name of a file."""
+    for variable in ("DATESTAMP", "TRIAL"):
+        check_name_part(variable, environ.get(variable, ""))
+
+
 def _stamps() -> Iterator[str]:
     """Yield the current time as a stamp, then the following seconds."""
     seconds = time.time()
@@ -86,8 +92,7 @@ def create_log(environ: Mapping[str, str]) -> str:
     """
     folder = environ.get("LOGDIR") or DEFAULT_LOGDIR
     stamp, trial = environ.get("DATESTAMP") or "", environ.get("TRIAL") or "1"
-    check_name_part("DATESTAMP", stamp)
-    check_name_part("TRIAL", trial)
+    check_names(environ)
     make_log_folder(folder)
     if stamp:
         path = f"{folder}/{stamp}_{trial}.log"

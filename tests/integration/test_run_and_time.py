@@ -50,6 +50,7 @@ def test_a_missed_target_prints_no_result(few, tmp_path):
         ([], {"SEED": "x"}, ["SEED", "x"]),
         (["--data-root", "/nowhere"], {}, ["/nowhere"]),
         ([], {"LOGDIR": "/proc/nothing"}, ["LOGDIR=/proc/nothing"]),
+        ([], {"DATESTAMP": "/../../../dev/full"}, ["DATESTAMP=/../../../dev/full", "names"]),
         (["--log-file", "x"], {}, ["--log-file", "LOGDIR"]),
         ([], {"LOG_FILE": "x"}, ["LOG_FILE=x", "LOGDIR"]),
         ([], {"DGXSYSTEM": "CPU_common"}, ["DGXSYSTEM=CPU_common"]),
