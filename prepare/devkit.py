@@ -5,14 +5,11 @@ from __future__ import annotations
 
 import io
 import os
-import tarfile
 from dataclasses import dataclass
 from typing import Dict, List, Optional
 
+from prepare.devkit_files import GROUND_TRUTH_FILE, META_FILE, is_archive, read_devkit_files
 from prepare.listing import SourceError
-from prepare.regular_file import open_regular
-
-GROUND_TRUTH_FILE, META_FILE = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 
 
 @dataclass
@@ -30,12 +27,7 @@ def is_devkit(path: str) -> bool:
 
     The other kinds of label files are text files.
     """
-    if os.path.isdir(path):
-        return True
-    try:
-        return tarfile.is_tarfile(path)
-    except Exception:  # each compression module raises its own exceptions for damaged files
-        return False
+    return os.path.isdir(path) or is_archive(path)
 
 
 def read_validation_synsets(path: str) -> List[str]:
@@ -96,24 +88,3 @@ def read_devkit(path: str) -> Devkit:
             f"{path}: cannot be read as the devkit "
             f"({GROUND_TRUTH_FILE} and {META_FILE} in data/): {reason}"
         ) from None
-
-
-def read_devkit_files(path: str) -> Dict[str, bytes]:
-    """Return {file name: content} of the ground truth and meta.mat; a missing member is absent."""
-    files = {}
-    if os.path.isdir(path):
-        for name in (GROUND_TRUTH_FILE, META_FILE):
-            with open_regular(os.path.join(path, "data", name)) as stream:
-                files[name] = stream.read()
-        return files
-    with tarfile.open(path) as archive:
-        for member in archive:
-            name = os.path.basename(member.name)
-            if name in (GROUND_TRUTH_FILE, META_FILE) and member.isfile():
-                content = archive.extractfile(member)
-                assert content is not None  # as the member is a regular file
-                files[name] = content.read()
-        # gzip verifies its checksum at the end of the file: SciPy may crash on a damaged table.
-        while archive.fileobj is not None and archive.fileobj.read(1 << 20):
-            pass
-    return files

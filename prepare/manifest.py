@@ -14,6 +14,8 @@ import json
 import os
 from typing import Any, Dict, Iterable, List, Optional, TypedDict, cast
 
+from prepare.bounded_read import TooLargeError, read_file
+
 SUFFIXES = (".rec", ".idx", ".lst", ".sums")  # of the data files
 MANIFEST_SUFFIX = ".json"
 JOURNAL_NAME = "journal"  # in the part folder
@@ -22,6 +24,7 @@ FORMAT, VERSION, VERSION_WITHOUT_SUM = "mxresnet-recordio", 2, 1
 # The last field of the file: the SHA-256 of all bytes before it (hexadecimal).
 SUM_BEGIN, SUM_END = b'\n "manifest_sha256": "', b'"\n}\n'
 MAX_FILE_BYTES = 1 << 62
+MAX_MANIFEST_BYTES = 64 << 20  # that of ImageNet has 0.1 MB
 FOLDERS = "folders"  # the kind of a source whose images are files
 
 
@@ -195,8 +198,10 @@ def load_manifest(folder: str, prefix: str) -> Manifest:
     path = manifest_path(folder, prefix)
     if not os.path.isfile(path):
         raise DestinationError(f"{path}: is not a file, so it is no manifest: move it away")
-    with open(path, "rb") as stream:
-        content = stream.read()
+    try:
+        content = read_file(path, MAX_MANIFEST_BYTES)
+    except TooLargeError as error:
+        raise DestinationError(f"{error}, so it is no manifest: move it away") from None
     try:
         manifest = json.loads(content.decode())
         form, version = manifest["format"], manifest["version"]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from array import array
 from collections import Counter
@@ -13,9 +14,13 @@ from typing import List, Tuple
 import numpy as np
 
 from prepare import recordio
+from prepare.bounded_read import TooLargeError, read_file
 from prepare.manifest import load_manifest, manifest_path
 
 HASH_BLOCK_BYTES = 1 << 20
+# The most that a record needs: two numbers of 64 bits; a number, a label and a path.
+MAX_INDEX_LINE_BYTES, MAX_LIST_LINE_BYTES = 44, 4200
+MIN_TABLE_LIMIT_BYTES = 64 << 20  # also for record files that were cut off
 
 
 class UnreadableTablesError(Exception):
@@ -105,16 +110,16 @@ class RecordSet:
     def _parse_index_and_list(self) -> array[int]:
         """Set keys, offsets, labels and paths; return the keys of the list."""
         try:
-            with open(self.path(".idx")) as stream:
-                index = np.array(array("q", map(int, stream.read().split()))).reshape(-1, 2)
+            content = self._read_table(".idx", MAX_INDEX_LINE_BYTES)
+            index = np.array(array("q", map(int, content.split()))).reshape(-1, 2)
             self.keys, self.offsets = index[:, 0], index[:, 1]
             listed_keys, labels, self.paths = array("q"), array("f"), []
-            with open(self.path(".lst"), encoding="utf-8") as stream:
-                for line in stream:
-                    key, label, path = line.rstrip("\n").split("\t")
-                    listed_keys.append(int(key))
-                    labels.append(float(label))
-                    self.paths.append(path)
+            content = self._read_table(".lst", MAX_LIST_LINE_BYTES)
+            for line in io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"):
+                key, label, path = line.rstrip("\n").split("\t")
+                listed_keys.append(int(key))
+                labels.append(float(label))
+                self.paths.append(path)
             self.labels = np.array(labels, dtype="<f4")
             if not np.isfinite(self.labels).all():
                 raise ValueError("a label is not a finite number")
@@ -123,6 +128,22 @@ class RecordSet:
                 f"{self.path('.idx')}: the index or the list cannot be read: {error}"
             ) from None
         return listed_keys
+
+    def _read_table(self, suffix: str, line_bytes: int) -> bytes:
+        """Return the content of one of the tables.
+
+        Args:
+            suffix: of the file.
+            line_bytes: the most that a record can need in it.
+
+        Raises:
+            UnreadableTablesError: it is larger than a table of this record file can be.
+        """
+        records = os.path.getsize(self.path(".rec")) // recordio.record_bytes(0) + 1
+        try:
+            return read_file(self.path(suffix), max(MIN_TABLE_LIMIT_BYTES, records * line_bytes))
+        except TooLargeError as error:
+            raise UnreadableTablesError(f"{error}, too many for this record file") from None
 
     def _check_offsets(self) -> None:
         """Raise UnreadableTablesError unless the offsets ascend from 0 within the file."""
@@ -150,8 +171,7 @@ class RecordSet:
 
     def _read_sums(self) -> np.ndarray:
         path = self.path(".sums")
-        with open(path, "rb") as stream:
-            sums = stream.read()
+        sums = self._read_table(".sums", 4)
         if len(sums) != 4 * len(self.keys):
             raise UnreadableTablesError(
                 f"{path}: has {len(sums)} bytes for {len(self.keys)} records, expected 4 for each"

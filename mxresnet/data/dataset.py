@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, Dict, List, Optional
 
+from mxresnet.bounded_read import read_file
 from mxresnet.config import Config
 from mxresnet.errors import UserError
 
@@ -24,6 +25,7 @@ _SUM_BEGIN, _SUM_END = b'\n "manifest_sha256": "', b'"\n}\n'
 CONVERT_COMMAND = "python -m prepare.imagenet SOURCE DESTINATION"
 _CONVERT_AGAIN = f"convert the data set again with: {CONVERT_COMMAND}"
 _MIN_INDEX_LINE_BYTES = len("0\t0\n")
+_MAX_MANIFEST_BYTES = 64 << 20  # that of ImageNet has 0.1 MB
 
 
 @dataclass(frozen=True)
@@ -142,8 +144,7 @@ def _read_manifest(path: str) -> Optional[_Manifest]:
         UserError: the file is not a manifest, or does not match the files in its folder.
     """
     try:
-        with open(path, "rb") as file:
-            content = file.read()
+        content = read_file(path, _MAX_MANIFEST_BYTES)
         manifest = json.loads(content.decode())
     except FileNotFoundError:
         return None

@@ -20,6 +20,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
+from mxresnet.bounded_read import read_file
 from mxresnet.data.shard import RecordShard
 from mxresnet.errors import UserError
 
@@ -27,6 +28,8 @@ _MAGIC = 0xCED7230A
 _PREFIX_BYTES = 8  # the two words before the data of a record
 _HEADER_BYTES = 24
 _MAX_LENGTH = 2**29 - 1
+_MAX_LINE_BYTES = 44  # of the index: two numbers of 64 bits
+_MIN_LIMIT_BYTES = 64 << 20  # of an index, also for a record file that was cut off
 
 
 class Index(NamedTuple):
@@ -74,8 +77,9 @@ def read_index(shard: RecordShard) -> Index:
         UserError: the index is not a list of pairs of numbers.
         OSError: the file cannot be read.
     """
-    with open(shard.index_path, "rb") as file:
-        content = file.read()
+    # No more lines than records of the smallest size fit in the file.
+    records = os.path.getsize(shard.records_path) // (_PREFIX_BYTES + _HEADER_BYTES)
+    content = read_file(shard.index_path, max(_MIN_LIMIT_BYTES, records * _MAX_LINE_BYTES))
     with warnings.catch_warnings():
         warnings.simplefilter("error", DeprecationWarning)  # NumPy's sign of text after a number
         try:

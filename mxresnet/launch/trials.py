@@ -161,7 +161,7 @@ class Trials:
         arguments = ["-m", "mxresnet.results.submission", self._remote_path(folder)]
         arguments += [self._remote_path(settings.log_path(number)) for number in numbers]
         platform = environ.get("SUBMISSION_PLATFORM", "")
-        if re.fullmatch("[A-Za-z0-9_.+-]+", platform):
+        if re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}", platform):
             arguments += ["--system", platform]
         arguments += ["--nodes", environ.get("DGXNNODES") or "1"]
         status = self._backend.run_python(arguments, stdout=subprocess.DEVNULL)

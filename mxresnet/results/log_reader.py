@@ -13,7 +13,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, NamedTuple, Optional
 
+from mxresnet.bounded_read import read_file
+
 PREFIX = b":::MLLOG "
+MAX_LOG_BYTES = 256 << 20  # a run on 4,216 GPUs has a log of a few MB
 # Keys of the events that the log of a complete run has.
 REQUIRED_KEYS = ("submission_org", "run_start", "eval_accuracy", "run_stop")
 
@@ -135,10 +138,9 @@ def read_log(path: str) -> RunLog:
     """Read a log file.
 
     Raises:
-        OSError: The file cannot be read.
+        OSError: The file cannot be read, or is larger than MAX_LOG_BYTES.
     """
-    with open(path, "rb") as file:
-        return parse_log(file.read())
+    return parse_log(read_file(path, MAX_LOG_BYTES))
 
 
 def has_evaluation(path: str) -> bool:

