@@ -4,13 +4,15 @@
 #   ./setup_env.sh                 for training and data preparation
 #   ./setup_env.sh --dev           also for the tests and the linters
 #   ./setup_env.sh --launcher-python
-#                                  print the path of a Python 3.8 or newer; create nothing
+#                                  print the path of a Python 3.8 or newer; create nothing, if
+#                                  the machine has one
 #   ./setup_env.sh --fingerprint   print the text that .venv/.ready must contain for .venv to count
 #                                  as complete (for an image that fills .venv by other means)
 #
 # If the active python already has mxnet and horovod (as in a container), this script prints its
 # path and installs nothing. Otherwise it installs packages from the Python package index and
-# compiles Horovod, for which the machine needs Python 3.9 to 3.12 and a C++ compiler.
+# compiles Horovod, for which the machine needs a C++ compiler. Python 3.9, 3.10, 3.11 or 3.12 is
+# used if the machine has it. Otherwise uv downloads Python 3.11 into .venv/python.
 # Progress goes to standard error, the output of each command to a file .venv/*.log.
 # The script can be interrupted at any time: the next call continues.
 set -euo pipefail
@@ -21,9 +23,9 @@ here=$(CDPATH='' cd -- "$(dirname -- "$script")" && pwd)
 venv=$here/.venv
 steps=3
 step=0
-python=""             # the Python that .venv is created with
-dev=false             # whether to install the packages for the tests and the linters
-declare -A running=() # process id of a guard -> name of the function that runs under it
+python="" # the Python that .venv is created with; empty if it has yet to be downloaded
+guard=""  # the Python that runs process_guard.py; empty if the machine has none
+dev=false # whether to install the packages for the tests and the linters
 
 log() { printf '%s\n' "$*" >&2; }
 
@@ -31,6 +33,10 @@ die() {
     log "setup_env.sh: $*"
     exit 1
 }
+
+source "$here/mxresnet/launch/setup_machine.sh"
+check_system
+declare -A running=() # process id of a guard -> name of the function that runs under it
 
 # Print a hash of the files that define the environment. When it changes, .venv is updated.
 fingerprint() {
@@ -40,55 +46,24 @@ fingerprint() {
 # Succeed if a marker file (.ready or .ready-dev) exists and has the current fingerprint.
 is_current() { [ "$(cat "$venv/$1" 2>/dev/null)" = "$(fingerprint)" ]; }
 
-# Print the path of a Python for .venv, that of the best tested version first. NumPy 1, which MXNet
-# 1.9.1 needs, and DALI 1.34 have no packages for Python 3.13 or newer.
-find_python() {
-    local candidate version found="" hint="(Debian 12: apt-get install python3 python3-venv)"
-    local show_version='import sys; print("%d.%d" % sys.version_info[:2])'
-    for candidate in python3.11 python3.10 python3.9 python3.12 python3; do
-        version=$("$candidate" -c "$show_version" 2>/dev/null) || continue
-        case $version in
-            3.9 | 3.10 | 3.11 | 3.12)
-                command -v "$candidate"
-                return
-                ;;
-            *) found="$found $version" ;;
-        esac
-    done
-    [ -n "$found" ] || die "no Python found: install Python 3.9, 3.10, 3.11 or 3.12 $hint"
-    die "Python 3.9, 3.10, 3.11 or 3.12 is needed, but only$found was found: MXNet 1.9.1 needs" \
-        "NumPy 1, which does not exist for newer Pythons $hint"
-}
-
-# The launchers need only the standard library, and run before the environment exists.
-launcher_python() {
+# Print the path of a Python 3.8 or newer, or nothing. It is enough for the launchers and the guard,
+# which run before the environment exists.
+any_python() {
     local candidate
-    for candidate in python python3 python3.11 python3.10 python3.9 python3.8; do
+    for candidate in python python3 python3.11 python3.10 python3.9 python3.8 python3.12 \
+        "$venv/bin/python"; do
         "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2>/dev/null || continue
         command -v "$candidate"
         return
     done
-    find_python
-}
-
-check_machine() {
-    [ "$(uname -sm)" = "Linux x86_64" ] ||
-        die "MXNet and DALI exist for Linux x86_64 only, but this machine is $(uname -sm)"
-    "$python" -c 'import ensurepip, venv' 2>/dev/null ||
-        die "$python has no venv module: apt-get install python3-venv"
-    case $venv in
-        *[[:space:]]*)
-            die "the path $here contains a space, and Horovod cannot be built in such a path:" \
-                "move the folder"
-            ;;
-    esac
-    command -v c++ >/dev/null ||
-        die "no C++ compiler (c++) found, which is needed to build Horovod: apt-get install g++"
 }
 
 # Replace this subshell with a command under a guard, which ends the command and all its child
 # processes when this script ends, also by SIGKILL.
-guarded() { exec "$python" -I -S "$here/mxresnet/process_guard.py" --new-session $$ "$@"; }
+guarded() {
+    [ -n "$guard" ] || exec "$@"
+    exec "$guard" -I -S "$here/mxresnet/process_guard.py" --new-session $$ "$@"
+}
 
 # End the commands that still run. A guard ends when no process of its command is left. Not by the
 # ids in "running": the signal may have come before they were noted there.
@@ -131,8 +106,11 @@ run_step() {
 }
 
 report_failure() {
-    local text=$1 file=$2
-    log ""
+    local text=$1 file=$2 cause
+    [ ! -t 2 ] || log ""
+    case $file in */fetch_python.log) die "$(explain_missing_python "$file")" ;; esac
+    cause=$(explain_failure "$file")
+    [ -z "$cause" ] || die "step '$text' failed: $cause (output: $file)"
     tail -n 15 "$file" >&2
     die "step '$text' failed; the complete output is in $file." \
         "Fix the cause and run this command again: it continues."
@@ -242,8 +220,14 @@ assert hvd.mpi_built(), "Horovod was built without MPI"'
 
 install_dev_packages() { pip_install_locked dev.txt; }
 
-make_environment() {
+# Check the machine, and let only one process at a time work in .venv.
+lock_environment() {
     check_machine
+    find_python
+    guard=${python:-$(any_python)}
+    if [ -z "$python$guard" ] && ! command -v uv >/dev/null; then
+        die "$(python_is_missing), nor uv to download it: $(ways_to_a_python)"
+    fi
     # mkdir shows the reason.
     mkdir -p "$venv" && [ -w "$venv" ] ||
         die "$venv cannot be written, and the environment is not complete:" \
@@ -261,8 +245,27 @@ make_environment() {
         guarded flock 9 &
         wait $!
     fi
+}
+
+# Set python to a suitable one, which uv downloads if the machine has none.
+provide_python() {
+    [ -n "$python" ] || find_python
+    [ -z "$python" ] || return 0
+    log "$(python_is_missing): uv downloads Python 3.11 into $standalone" \
+        "(30 MB from ${UV_PYTHON_INSTALL_MIRROR:-$releases})"
+    steps=$((steps + 1))
+    run_step "Python 3.11, for this folder only" fetch_python
+    rm -rf "$venv/uv" "$venv/uv-cache"
+    find_python
+    [ -n "$python" ] || die "the Python that uv downloaded into $standalone does not run here:" \
+        "$(ways_to_a_python)"
+}
+
+make_environment() {
+    lock_environment
     if ! is_current .ready; then
         rm -f "$venv/.ready" "$venv/.ready-dev"
+        provide_python
         log "Making the environment in $venv with $("$python" --version)" \
             "(about 1.7 GB, 1 to 3 minutes; only once)"
         run_step "MXNet, Open MPI and build tools" install_build_requirements
@@ -291,7 +294,13 @@ raise SystemExit(not (u.find_spec("mxnet") and u.find_spec("horovod.mxnet")))'
             return
             ;;
         --launcher-python)
-            launcher_python
+            python=$(any_python)
+            if [ -z "$python" ]; then
+                steps=0
+                lock_environment
+                provide_python
+            fi
+            echo "$python"
             return
             ;;
         --step) # for this script only: run one function of a step
@@ -303,6 +312,7 @@ raise SystemExit(not (u.find_spec("mxnet") and u.find_spec("horovod.mxnet")))'
         "") ;;
         *) die "$1 is not an option: use --dev, --launcher-python or --fingerprint" ;;
     esac
+    share_certificates
     active=$(command -v python || command -v python3 || true)
     if [ -n "$active" ] && [ "${active#"$venv"/}" = "$active" ] &&
         "$active" -c "$has_both" 2>/dev/null; then
@@ -310,7 +320,6 @@ raise SystemExit(not (u.find_spec("mxnet") and u.find_spec("horovod.mxnet")))'
         return
     fi
     if ! is_current .ready || { $dev && ! is_current .ready-dev; }; then
-        python=$(find_python) || exit 1
         make_environment
     fi
     echo "$venv/bin/python"

@@ -16,7 +16,7 @@ start_launcher() {
     fi
     # Relative paths are relative to the caller's folder.
     export CALLER_FOLDER=$PWD
-    CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
+    CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." || exit
     python=$(./setup_env.sh --launcher-python)
     # Signals during the start of Python stay pending until it has its own handlers
     # (coreutils 8.31).

@@ -3,13 +3,12 @@
 
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
 
 import pytest
-from support.commands import ROOT
+from support.scripts import copy_setup_env
 
 
 def write_wheel(folder, content):
@@ -34,8 +33,7 @@ def checkout(tmp_path):
     folder = tmp_path / "checkout"
     (folder / "wheels").mkdir(parents=True)
     (folder / "requirements").mkdir()
-    for name in ("setup.py", "setup_env.sh"):
-        shutil.copy(ROOT / name, folder)
+    copy_setup_env(folder)
     digest = write_wheel(folder / "wheels", "GOOD = True\n")
     (folder / "requirements" / "build.txt").write_text(f"demo==1.0 --hash=sha256:{digest}\n")
     return folder

@@ -2,10 +2,28 @@
 """Run the project's shell scripts as processes, in a clean environment."""
 
 import os
+import pathlib
+import shutil
 import subprocess
 import time
 
 from support.commands import ROOT
+
+# What setup_env.sh reads besides requirements/.
+SETUP_FILES = (
+    "setup.py",
+    "setup_env.sh",
+    "mxresnet/launch/setup_machine.sh",
+    "mxresnet/process_guard.py",
+)
+
+
+def copy_setup_env(folder):
+    """Copy setup_env.sh, with the files that it reads, to a folder that has no requirements/."""
+    for name in SETUP_FILES:
+        path = pathlib.Path(folder, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, path)
 
 
 def start_script(command, folder, **environ):

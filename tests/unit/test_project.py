@@ -30,7 +30,9 @@ def relative(path):
 
 MODULES = files("mxresnet/**/*.py", "prepare/**/*.py")
 PYTHON_FILES = sorted([*MODULES, *files("setup.py", "tests/**/*.py", "benchmarks/**/*.py")])
-SHELL_FILES = files("*.sh", "run.sub", ".ci/*", "k8s/**/*.sh", "k8s/image/sshd")
+SHELL_FILES = files(
+    *("*.sh", "run.sub", ".ci/*", "k8s/**/*.sh", "k8s/image/sshd", "mxresnet/**/*.sh")
+)
 SOURCE_FILES = sorted(
     [*PYTHON_FILES, *SHELL_FILES, *files("mxresnet/**/*.h", "mxresnet/**/*.cc", "tests/**/*.cc")]
 )

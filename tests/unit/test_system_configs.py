@@ -12,6 +12,7 @@ import sys
 import pytest
 from support.commands import ROOT
 from support.launchers import exported
+from support.scripts import copy_setup_env
 
 from mxresnet.config_parser import parse
 from mxresnet.errors import UserError
@@ -220,8 +221,7 @@ def test_a_configuration_of_several_machines_is_not_started_on_one():
 def test_an_environment_made_by_an_image_is_used_unchanged(tmp_path):
     """As in Dockerfile: .venv first on PATH, no compiler, an MXNet that needs a GPU to import."""
     shutil.copytree(ROOT / "requirements", tmp_path / "requirements")
-    for name in ("setup.py", "setup_env.sh"):
-        shutil.copy(ROOT / name, tmp_path)
+    copy_setup_env(tmp_path)
     python_path = tmp_path / ".venv" / "bin" / "python"
     python_path.parent.mkdir(parents=True)
     python_path.symlink_to("/usr/bin/false")
