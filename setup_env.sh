@@ -149,7 +149,9 @@ restore_numpy_bool() {
 
 # Write a wrapper around cmake, because Horovod's build has no option for these:
 # - remove the argument VERBOSE=1, which ninja does not accept;
-# - compile several source files at once and without debug information: less than half the time.
+# - compile several source files at once and without debug information: less than half the time;
+# - compile with g++ 13, which does not include two headers that Horovod relies on, and with g++ 14,
+#   which refuses an assignment to a constant member in FlatBuffers, although it is never used.
 write_cmake_wrapper() {
     cat >"$1" <<'EOF'
 #!/bin/sh
@@ -157,8 +159,12 @@ for argument do
     shift
     [ "$argument" = VERBOSE=1 ] || set -- "$@" "$argument"
 done
-[ "$1" = --build ] ||
-    set -- "$@" -DCMAKE_UNITY_BUILD=ON -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O3 -DNDEBUG"
+if [ "$1" != --build ]; then
+    sed -i 's/const size_type count_;/size_type count_;/' \
+        "$1/third_party/flatbuffers/include/flatbuffers/stl_emulation.h"
+    set -- "$@" -DCMAKE_UNITY_BUILD=ON \
+        -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O3 -DNDEBUG -include cstdint -include stdexcept"
+fi
 exec cmake "$@"
 EOF
     chmod +x "$1"
@@ -257,8 +263,8 @@ provide_python() {
     run_step "Python 3.11, for this folder only" fetch_python
     rm -rf "$venv/uv" "$venv/uv-cache"
     find_python
-    [ -n "$python" ] || die "the Python that uv downloaded into $standalone does not run here:" \
-        "$(ways_to_a_python)"
+    [ -n "$python" ] || die "the Python that uv downloaded into $standalone does not run here" \
+        "(found: ${rejected:-none}): $(ways_to_a_python)"
 }
 
 make_environment() {

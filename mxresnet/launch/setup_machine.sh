@@ -131,7 +131,7 @@ ways_to_a_python() {
     case $rejected in
         *"without its module ensurepip"*) package=python3-venv ;;
     esac
-    echo "install one with its venv module (apt-get install $package), set" \
+    echo "install $pythons and its venv module (apt-get install $package), or set" \
         "UV_PYTHON_INSTALL_MIRROR to a copy of $releases, or use the image of Dockerfile.cpu"
 }
 
@@ -140,6 +140,10 @@ ways_to_a_python() {
 find_uv() {
     local candidate folder=$venv/uv
     ! command -v uv || return 0
+    if "$folder/bin/uv" --version >/dev/null 2>&1; then # from a call that failed later
+        echo "$folder/bin/uv"
+        return
+    fi
     for candidate in python3 python; do
         rm -rf "$folder"
         if "$candidate" -c 'import ensurepip, venv' 2>/dev/null; then
@@ -182,12 +186,12 @@ explain_failure() {
     elif [ -n "${PIP_NO_INDEX-}" ] && grep -q "No matching distribution found for" "$1"; then
         name=$(sed -n 's/.*No matching distribution found for \([^ ]*\).*/\1/p' "$1" | tail -n 1)
         echo "PIP_NO_INDEX is set, and PIP_FIND_LINKS=${PIP_FIND_LINKS-} has no file of $name for" \
-            "this Python: docs/launching.md shows how to fill that folder"
+            "this Python: docs/setup.md shows how to fill that folder"
     elif grep -q "No matching distribution found for" "$1" &&
         grep -qiE "connection (broken|refused|reset)|timed out|resolv|Name or service not known|\
 unreachable|no route to host|ProxyError" "$1"; then
         echo "the package index cannot be reached: set https_proxy to a proxy or PIP_INDEX_URL to" \
-            "a mirror, or install from a folder of packages (docs/launching.md)"
+            "a mirror, or install from a folder of packages (docs/setup.md)"
     fi
 }
 
