@@ -11,6 +11,7 @@ from typing import Container, List, Optional, Tuple
 
 from prepare.cpus import parallel_map
 from prepare.listing import (
+    LOST_AND_FOUND,
     FileId,
     Folder,
     Listing,
@@ -87,6 +88,8 @@ def scan_folder(top: str, pending: PendingFolder) -> FolderScan:
                     scan_file(entry, path, scan)
     except OSError as error:
         raise_if_outage(error, absolute, top)
+        if relative == LOST_AND_FOUND:
+            return scan
         scan.problems.append(
             Problem(absolute, f"cannot be listed: {error.strerror}", skippable=False)
         )

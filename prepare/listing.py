@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
 FileId = Tuple[int, int]  # device and inode
+# At the top of a mounted file system; usually empty, and only root may list it.
+LOST_AND_FOUND = "lost+found"
 EXTENSIONS = (".jpeg", ".jpg", ".png")  # compared in lower case, as im2rec does
 
 

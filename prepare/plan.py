@@ -15,7 +15,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from prepare import recordio
-from prepare.listing import EXTENSIONS, Folder, Listing, Problem, SourceError
+from prepare.listing import EXTENSIONS, LOST_AND_FOUND, Folder, Listing, Problem, SourceError
 
 # A worker reads this much at a time: large enough for low overhead, small enough for CPU caches.
 PIECE_BYTES = 4 << 20
@@ -167,7 +167,7 @@ def empty_class_problems(listing: Listing, folders: Sequence[Folder]) -> List[Pr
         for folder in folders
         if not folder.names
         and not folder.has_folders
-        and folder.path
+        and folder.path not in ("", LOST_AND_FOUND)
         and f"{top}/{folder.path}" not in named
     ]
 

@@ -165,6 +165,16 @@ def test_a_class_folder_that_may_not_be_listed_in_both_splits_is_not_skipped(sou
     assert os.waitpid(process, 0)[1] == 0
 
 
+def test_the_folder_of_a_file_system_check_is_no_class(source):
+    """Each split may be a file system of its own; only root may list this folder."""
+    for split in ("train", "val"):
+        (source / split / "lost+found").mkdir()
+    assert convert(source, source.parent / "out").status == 0
+    write_files(source, {"train/lost+found/1.jpg": jpeg(), "val/lost+found/1.jpg": jpeg()})
+    assert convert(source, source.parent / "other").status == 0  # images are never ignored
+    assert "lost+found/1.jpg" in (source.parent / "other" / "val.lst").read_text()
+
+
 @pytest.mark.parametrize(
     "member",
     [
