@@ -11,7 +11,7 @@ import os
 import secrets
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any, List, NoReturn, Optional, Sequence, TextIO, Tuple
+from typing import TYPE_CHECKING, Any, Callable, List, NoReturn, Optional, Sequence, TextIO, Tuple
 
 from mxresnet import config_parser
 from mxresnet.config import Config
@@ -206,11 +206,23 @@ def join_or_exit(config: Config) -> World:
         exit_now(ExitStatus.FAILURE)  # without MPI's cleanup, which may wait for the other ranks
 
 
-def run_rank(config: Config, config_error: Optional[UserError], world: World) -> ExitStatus:
-    """Train and return the exit status; on an error, print it and end all ranks."""
+def run_rank(
+    config: Config,
+    config_error: Optional[UserError],
+    world: World,
+    work: Optional[Callable[[Config, World], Optional[bool]]] = None,
+) -> ExitStatus:
+    """Do the work of a rank and return the exit status; on an error, print it and end all ranks.
+
+    Args:
+        config: the settings.
+        config_error: what is wrong with the settings of this rank.
+        world: the ranks.
+        work: returns False when the target was missed. Default: train().
+    """
     try:
         world.raise_if_any_failed(config_error)
-        missed = train(config, world) is False
+        missed = (work or train)(config, world) is False
         return ExitStatus.TARGET_MISSED if missed else ExitStatus.SUCCESS
     except CollectiveUserError as error:
         # Every rank gets this error; only rank 0 prints it. When MPI has not connected the ranks,

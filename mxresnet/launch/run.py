@@ -29,6 +29,7 @@ from mxresnet.launch import (
     hardware,
     kubernetes,
     mpi,
+    nccl_test,
     nsys,
     processes,
     refused_variables,
@@ -68,11 +69,19 @@ class Run:
         return [self.python, "-m", "mxresnet", *self.flags]
 
     @property
+    def measures_bandwidth(self) -> bool:
+        """Whether the ranks measure the bandwidth between them instead of training."""
+        return nccl_test.is_wanted(self.environ)
+
+    @property
     def bound_command(self) -> List[str]:
         """The command of a rank, bound to CPUs and profiled where the settings ask for it."""
-        bind = self.environ.get("BIND", "").split()
+        words = self.environ.get("BIND", "").split()
+        bind = ["./bind.sh", *words, "--"] if words else []
+        if self.measures_bandwidth:
+            return [*bind, self.python, "-m", nccl_test.MODULE, *self.flags]
         profile = [self.python, "-m", nsys.__name__] if nsys.is_wanted(self.environ) else []
-        return [*(["./bind.sh", *bind, "--"] if bind else []), *profile, *self.train_command]
+        return [*bind, *profile, *self.train_command]
 
 
 def main() -> int:
@@ -149,10 +158,14 @@ def run(flags: List[str], environ: Dict[str, str], rank: Optional[int]) -> int:
         processes.replace_process(context.train_command, environ)
     if rank:
         processes.replace_process(context.bound_command, environ)
-    nsys.check(environ)
+    if not context.measures_bandwidth:
+        nsys.check(environ)
     check_number_of_ranks(context)
     check_settings(context)
-    return run_timed(context)
+    mpirun = mpi.find_mpirun(context.python, environ) if rank is None else ""
+    if context.measures_bandwidth:
+        return run_ranks(context, mpirun, environ)
+    return run_timed(context, mpirun)
 
 
 def run_mpijob(flags: List[str], environ: Dict[str, str]) -> int:
@@ -261,28 +274,39 @@ def check_settings(context: Run) -> None:
         raise processes.CommandFailedError(status)
 
 
-def run_timed(context: Run) -> int:
+def run_timed(context: Run, mpirun: str) -> int:
     """Run the ranks of this machine, or rank 0 as this process's child; print RESULT.
 
     Returns:
         The exit status.
     """
     started = time.time()
-    mpirun = ""
     if context.rank is None:
-        mpirun = mpi.find_mpirun(context.python, context.environ)
         builtin_data.make_builtin_data(NAME, context.python, context.environ)
     log_file = run_log.create_log(context.environ)
-    environ = {**context.environ, "LOG_FILE": log_file}
-    mpirun_result = None
     print_to_stderr(timing_lines.start_line(started))
+    status = run_ranks(context, mpirun, {**context.environ, "LOG_FILE": log_file})
+    ended = time.time()
+    if status in (ExitStatus.SUCCESS, ExitStatus.TARGET_MISSED):
+        print_to_stderr(timing_lines.end_line(ended))
+    if not run_log.remove_empty(log_file):
+        print_to_stderr(f"log: {log_file}")
+    # A run without an evaluation has no result: --synth-data, --profile, too few epochs.
+    if status == 0 and has_evaluation(log_file):
+        write_to_stdout(os.fsencode(timing_lines.result_line(started, ended)) + b"\n")
+    return status
+
+
+def run_ranks(context: Run, mpirun: str, environ: Mapping[str, str]) -> int:
+    """Run the ranks of this machine, or rank 0 as this process's child; explain their end.
+
+    Returns:
+        The exit status.
+    """
+    mpirun_result = None
     if context.rank is None:
-        mpirun_result = mpi.run_local_ranks(
-            mpirun,
-            context.bound_command,
-            int(environ["DGXNGPU"]),
-            environ,
-        )
+        ranks = int(environ["DGXNGPU"])
+        mpirun_result = mpi.run_local_ranks(mpirun, context.bound_command, ranks, environ)
         status = mpirun_result.status
     else:
         # In the process group of this rank, which mpirun or Slurm ends.
@@ -292,14 +316,6 @@ def run_timed(context: Run) -> int:
         cause = mpi.explain_exit(status, environ, mpirun_result)
         if cause:
             report(cause)
-    ended = time.time()
-    if status in (ExitStatus.SUCCESS, ExitStatus.TARGET_MISSED):
-        print_to_stderr(timing_lines.end_line(ended))
-    if not run_log.remove_empty(log_file):
-        print_to_stderr(f"log: {log_file}")
-    # A run without an evaluation has no result: --synth-data, --profile, too few epochs.
-    if status == 0 and has_evaluation(log_file):
-        write_to_stdout(os.fsencode(timing_lines.result_line(started, ended)) + b"\n")
     return status
 
 

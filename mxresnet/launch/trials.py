@@ -20,7 +20,7 @@ import sys
 from typing import Callable, Dict, List, Mapping, Sequence
 
 from mxresnet.errors import ExitStatus, UserError
-from mxresnet.launch import caller_paths, processes, refused_variables, run_log
+from mxresnet.launch import caller_paths, nccl_test, processes, refused_variables, run_log
 from mxresnet.launch.backends.base import Backend, Trial
 from mxresnet.launch.backends.docker import DockerBackend
 from mxresnet.launch.backends.local import LocalBackend
@@ -60,6 +60,8 @@ class Trials:
             CommandFailedError: mxresnet rejects the settings; it has printed the reason.
         """
         self._backend, self._flags = backend, list(flags)
+        self._measures_bandwidth = nccl_test.is_wanted(backend.environ)
+        backend.environ.pop(nccl_test.VARIABLE, None)  # not for the trials
         self._settings = read_trial_settings(flags, backend.environ, backend.logdir)
         self._results: List[TrialResult] = []
         # Check them before anything is changed on the machine.
@@ -96,6 +98,8 @@ class Trials:
     def _run_all(self) -> int:
         """Run the trials until one fails; return the exit status."""
         program, count = self._backend.program, len(self._settings.seeds)
+        if self._measures_bandwidth:
+            self._measure_bandwidth()
         for number, seed in enumerate(self._settings.seeds, start=1):
             print_to_stderr(f"trial {number} of {count}, seed {seed}")
             trial = self._trial(number, self._clear_caches())
@@ -113,6 +117,18 @@ class Trials:
         if not all(result.compliant for result in self._results):
             return LOG_REFUSED
         return ExitStatus.SUCCESS
+
+    def _measure_bandwidth(self) -> None:
+        """Run the ranks once to measure the bandwidth between them.
+
+        Raises:
+            CommandFailedError: They failed, and have printed the reason.
+        """
+        trial = dataclasses.replace(self._trial(0, cache_cleared=False), measures_bandwidth=True)
+        status = self._backend.run_trial(trial, self._flags)
+        processes.raise_if_stopped()
+        if status != 0:
+            raise CommandFailedError(status)
 
     def _evaluate_trial(self, number: int, status: int) -> TrialResult:
         """Return the result of a trial that ended with status 0 or 3."""

@@ -236,3 +236,20 @@ def test_copy_dataset_from_a_folder_without_records_starts_no_container(docker, 
     done = finish(docker(DGXSYSTEM="DGXA100", COPY_DATASET=str(tmp_path)))
     assert done.returncode == 2 and f"COPY_DATASET={tmp_path} has no train.rec" in done.stderr
     assert not (tmp_path / "calls").exists()
+
+
+def trials_of(calls):
+    """Return the variables of each call of run_and_time.sh that is not a check of the settings."""
+    runs = [call for call in calls if "./run_and_time.sh" in call and "--print-config" not in call]
+    return [
+        dict(call[i + 1].split("=", 1) for i, word in enumerate(call) if word == "-e")
+        for call in runs
+    ]
+
+
+def test_the_bandwidth_is_measured_once_before_the_trials(docker, tmp_path):
+    done = finish(docker(DGXSYSTEM="DGXA100", NCCL_TEST="1"))
+    assert done.returncode == 0, done.stderr
+    bandwidth, *trials = trials_of(docker_calls(tmp_path))
+    assert bandwidth["NCCL_TEST"] == "1" and len(trials) == 2
+    assert not any("NCCL_TEST" in variables for variables in trials)

@@ -64,6 +64,7 @@ OWNERS = {
 EDGES = {
     "__init__": {"numpy_bool"},
     "__main__": {"cli"},
+    "bandwidth": {"cli", "config", "config_parser", "device", "errors", "parallel.world"},
     "cli": {
         "config",
         "config_parser",
@@ -92,11 +93,12 @@ EDGES = {
     "data.shard": {"config", "data.dataset", "errors", "parallel.world"},
     "data.synthetic": {"config", "data.dataset", "data.shard"},
     "device": {"config", "errors", "parallel.world"},
-    "launch.backends.base": {"errors", "launch.processes", "launch.run_log"},
+    "launch.backends.base": {"errors", "launch.nccl_test", "launch.processes", "launch.run_log"},
     "launch.backends.docker": {
         "errors",
         "launch.backends.base",
         "launch.copy_dataset",
+        "launch.nccl_test",
         "launch.page_cache",
         "launch.processes",
         "launch.run_log",
@@ -146,6 +148,7 @@ EDGES = {
         "launch.hardware",
         "launch.kubernetes",
         "launch.mpi",
+        "launch.nccl_test",
         "launch.nsys",
         "launch.processes",
         "launch.refused_variables",
@@ -167,6 +170,7 @@ EDGES = {
         "launch.backends.local",
         "launch.backends.slurm",
         "launch.caller_paths",
+        "launch.nccl_test",
         "launch.processes",
         "launch.refused_variables",
         "launch.run_log",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Dict, Mapping, Sequence
 
 from mxresnet.errors import UserError
+from mxresnet.launch import nccl_test
 from mxresnet.launch.processes import Stream
 from mxresnet.launch.run_log import DEFAULT_LOGDIR
 
@@ -21,14 +22,17 @@ class Trial:
     stamp: str  # DATESTAMP
     logdir: str  # folder of the logs on this machine
     cache_cleared: bool  # whether the page cache was dropped before the trial
+    measures_bandwidth: bool = False  # NCCL_TEST: the ranks do not train
 
     def variables(self) -> Dict[str, str]:
         """Return the environment variables of the trial, without LOGDIR."""
+        bandwidth = {nccl_test.VARIABLE: "1"} if self.measures_bandwidth else {}
         return {
             "SEED": str(self.seed),
             "TRIAL": str(self.number),
             "DATESTAMP": self.stamp,
             "CACHE_CLEARED": str(int(self.cache_cleared)),
+            **bandwidth,
         }
 
 

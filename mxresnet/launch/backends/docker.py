@@ -9,6 +9,7 @@ import subprocess
 from typing import Dict, List, Mapping, Optional, Sequence
 
 from mxresnet.errors import UserError
+from mxresnet.launch import nccl_test
 from mxresnet.launch.backends.base import Backend, Trial
 from mxresnet.launch.copy_dataset import copy_dataset
 from mxresnet.launch.page_cache import DROP_CACHES_FILE, drop_page_cache
@@ -22,7 +23,7 @@ LOGDIR_IN_CONTAINER = "/results"
 # Variables that differ between trials, whose path differs in the container, or that name network
 # interfaces and adapters of the machine, which the container does not have.
 _NOT_FORWARDED = (
-    *("LOG_FILE", "LOGDIR", "SEED", "TRIAL", "DATESTAMP"),
+    *("LOG_FILE", "LOGDIR", "SEED", "TRIAL", "DATESTAMP", nccl_test.VARIABLE),
     *("NCCL_SOCKET_IFNAME", "NCCL_IB_HCA", "UCX_NET_DEVICES"),
 )
 # At most this much shared memory, for NCCL and Open MPI: as in k8s/. Docker's default is 64 MiB.
