@@ -43,6 +43,7 @@ OWNERS = {
     "mlperf_logging": {"mllog"},
     "nvidia": {"data.dali_graph"},
     "mxnet": {
+        "bandwidth",
         "device",
         "model.initializers",
         "model.loss",
