@@ -151,7 +151,7 @@ def _check_file_sizes(folder: str, prefix: str, manifest: Manifest) -> None:
             found = "is missing" if size is None else f"has {size} bytes"
             raise DestinationError(
                 f"{path}: {found}, expected {facts['bytes']} bytes: "
-                f"remove {manifest_path(folder, prefix)} to make the {prefix} split again"
+                f"remove {prefix}{{.rec,.idx,.lst,.sums,.json}} to make the split again"
             )
 
 
@@ -209,7 +209,7 @@ def load_manifest(folder: str, prefix: str) -> Manifest:
         form, version = None, None
     if form != FORMAT or version not in (VERSION, VERSION_WITHOUT_SUM):
         raise DestinationError(f"{path}: is not a manifest of {FORMAT} version {VERSION}")
-    again = f"remove the file to make the {prefix} split again"
+    again = f"remove {prefix}{{.rec,.idx,.lst,.sums,.json}} to make the split again"
     field = _find_invalid_field(manifest, [prefix + suffix for suffix in SUFFIXES])
     if field:
         raise DestinationError(

@@ -270,3 +270,21 @@ def test_a_split_that_is_removed_while_the_other_is_written(tmp_path, source, mo
         result = convert(source, tmp_path / "out")
     assert result.status == 4 and len(result.lines) == 1, result
     assert "was removed while this command was running" in result.stderr
+
+
+@pytest.mark.parametrize("damage", [lambda path: os.truncate(path, 9), os.unlink])
+@pytest.mark.parametrize("name", ["val.idx", "val.json"])
+def test_the_advice_for_a_damaged_split_works(tmp_path, source, name, damage):
+    out = tmp_path / "out"
+    assert convert(source, out).status == 0
+    before = images.read_files(out)
+    damage(out / name)
+    result = convert(source, out)
+    assert result.status == 3 and len(result.lines) == 1, result
+    if name != "val.json":
+        assert "remove val{.rec,.idx,.lst,.sums,.json} to make the split again" in result.stderr
+    for suffix in (".rec", ".idx", ".lst", ".sums", ".json"):
+        (out / f"val{suffix}").unlink(missing_ok=True)
+    result = convert(source, out)
+    assert result.status == 0 and "train: done" not in result.stdout
+    assert images.read_files(out) == before
