@@ -1,7 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """python -m mxresnet: run one rank of a training run."""
 
-from mxresnet.cli import exit_now, main
+import os
+import sys
+
+from mxresnet.environment import check_python_path, explain
+from mxresnet.errors import ExitStatus, UserError, exit_now
+
+
+def main() -> ExitStatus:
+    """Import the program, run it and return its exit status."""
+    try:
+        check_python_path(os.environ)
+        from mxresnet import cli
+    except UserError as error:
+        reason = str(error)
+    except Exception as error:
+        explanation = explain(error)
+        if explanation is None:
+            raise
+        reason = explanation
+    else:
+        return cli.main()
+    sys.stderr.write(f"mxresnet: {reason}\n")
+    return ExitStatus.USER_ERROR
+
 
 if __name__ == "__main__":
     # All ranks have finalized MPI: nothing would end a rank that hangs in a library's cleanup.

@@ -18,7 +18,7 @@ from typing import List
 
 from mxresnet import cli, config_parser
 from mxresnet.config import Config
-from mxresnet.errors import ExitStatus
+from mxresnet.errors import ExitStatus, exit_now
 from mxresnet.parallel.world import World, catch_user_error, start_horovod
 
 SIZE_BYTES = 51_200_000
@@ -79,8 +79,8 @@ def main() -> ExitStatus:
     """Run one rank and return its exit status."""
     parsed, error = catch_user_error(lambda: config_parser.parse(sys.argv[1:], os.environ))
     config = parsed[0] if parsed else Config()
-    return cli.run_rank(config, error, cli.join_or_exit(config), work=measure)
+    return cli.run_rank(config, error, cli.join_or_exit(config, error), work=measure)
 
 
 if __name__ == "__main__":
-    cli.exit_now(main())
+    exit_now(main())

@@ -11,11 +11,11 @@ import os
 import secrets
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any, Callable, List, NoReturn, Optional, Sequence, TextIO, Tuple
+from typing import TYPE_CHECKING, Any, Callable, List, Optional, Sequence, TextIO, Tuple
 
-from mxresnet import config_parser
+from mxresnet import config_parser, environment
 from mxresnet.config import Config
-from mxresnet.errors import ExitStatus, UserError
+from mxresnet.errors import ExitStatus, UserError, exit_now
 from mxresnet.parallel.world import (
     CollectiveUserError,
     World,
@@ -188,22 +188,21 @@ def train(config: Config, world: World) -> Optional[bool]:
     return reached
 
 
-def exit_now(status: ExitStatus) -> NoReturn:
-    """End the process without the cleanup of Python and its libraries, which takes a second."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
-def join_or_exit(config: Config) -> World:
+def join_or_exit(config: Config, config_error: Optional[UserError]) -> World:
     """Return this rank's World. When MPI cannot start, end the process."""
     try:
         return join(config.watchdog_period, config.watchdog_limit)
-    except Exception:
-        sys.stderr.write(
-            f"mxresnet: rank {launched_rank()} failed to join the others:\n{traceback.format_exc()}"
-        )
-        exit_now(ExitStatus.FAILURE)  # without MPI's cleanup, which may wait for the other ranks
+    except Exception as error:
+        reason = config_error or environment.explain(error)
+        if reason:
+            sys.stderr.write(f"mxresnet: {reason}\n")
+        else:
+            sys.stderr.write(
+                f"mxresnet: rank {launched_rank()} failed to join the others:\n"
+                f"{traceback.format_exc()}"
+            )
+        # Without MPI's cleanup, which may wait for the other ranks.
+        exit_now(ExitStatus.USER_ERROR if reason else ExitStatus.FAILURE)
 
 
 def run_rank(
@@ -239,6 +238,11 @@ def run_rank(
         return ExitStatus.USER_ERROR
     except BaseException as error:
         world.wait_if_secondary_failure(error)
+        reason = environment.explain(error)
+        if reason:
+            sys.stderr.write(f"mxresnet: rank {world.rank}: {reason}\n")
+            world.abort(ExitStatus.USER_ERROR)
+            return ExitStatus.USER_ERROR
         sys.stderr.write(f"mxresnet: rank {world.rank} failed:\n{traceback.format_exc()}")
         world.abort(ExitStatus.FAILURE)
         return ExitStatus.FAILURE
@@ -248,11 +252,13 @@ def main(argv: Optional[Sequence[str]] = None) -> ExitStatus:
     """Run the command line and return its exit status."""
     arguments = sys.argv[1:] if argv is None else argv
     parsed, config_error = catch_user_error(lambda: config_parser.parse(arguments, os.environ))
+    if config_error is None:
+        _, config_error = catch_user_error(lambda: environment.check_environment(os.environ))
     # A rank with wrong settings still joins the others, so that all ranks end together.
     config, only_print = parsed or (Config(), False)
-    if only_print:
+    if only_print and config_error is None:
         print(config_parser.to_json(config))
         return ExitStatus.SUCCESS
     if config_error is None:
         _, config_error = catch_user_error(lambda: start_log(config, launched_rank() or 0))
-    return run_rank(config, config_error, join_or_exit(config))
+    return run_rank(config, config_error, join_or_exit(config, config_error))

@@ -17,21 +17,25 @@ from dataclasses import dataclass
 from typing import Optional, Tuple
 
 from mxresnet.config_field import (
-    above,
+    EPOCHS,
+    FUSED,
+    GPU,
+    NOT_NEGATIVE,
+    NVIDIA_MXNET,
+    PIXELS,
+    POSITIVE,
+    THREADS,
     at_least,
     between,
     one_of,
+    parse_file_name,
     parse_gpu_list,
     parse_image_shape,
+    parse_int,
     parse_lr_step_epochs,
     setting,
+    zero_or_between,
 )
-
-# Where a setting has an effect (`requires`). Elsewhere it is accepted, and the run reports that it
-# has none.
-NVIDIA_MXNET = "NVIDIA's MXNet"
-FUSED = "NVIDIA's MXNet or this project's batch norms on a GPU"
-GPU = "GPU"
 
 # The reference's networks compute the same function with different operators. Its network "basic"
 # is not listed: it has no residual units.
@@ -65,7 +69,7 @@ class Config:
         50, "NUM_LAYERS", "layers of the network", one_of(18, 34, 50, 101, 152, 200, 269)
     )
     num_classes: int = setting(
-        0, "NUM_CLASSES", "classes; 0: as in the manifest, else 1000 (own)", at_least(0)
+        0, "NUM_CLASSES", "classes; 0: as in the manifest, else 1000 (own)", between(0, 2**24)
     )
     image_shape: Tuple[int, int, int] = setting(
         (3, 224, 224),
@@ -91,7 +95,7 @@ class Config:
     pooling_layout: str = setting(
         "NCHW", "POOLING_LAYOUT", "layout of poolings", one_of("NCHW", "NHWC")
     )
-    batchnorm_eps: float = setting(1e-5, "BATCHNORM_EPS", "batch-norm epsilon", above(0))
+    batchnorm_eps: float = setting(1e-5, "BATCHNORM_EPS", "batch-norm epsilon", POSITIVE)
     batchnorm_mom: float = setting(
         0.9, "BATCHNORM_MOM", "momentum of the batch-norm running statistics", between(0, 1)
     )
@@ -143,8 +147,8 @@ class Config:
     optimizer: str = setting(
         "sgd", "OPTIMIZER", "optimizer", one_of("sgd", "sgdwlars", "sgdwfastlars", "sgdwfastlarsv2")
     )
-    batch_size: int = setting(1664, "BATCHSIZE", "images per rank and step", at_least(1))
-    lr: float = setting(0.6, "LR", "peak learning rate", above(0))
+    batch_size: int = setting(1664, "BATCHSIZE", "images per rank and step", between(1, 2**20))
+    lr: float = setting(0.6, "LR", "peak learning rate", POSITIVE)
     lr_step_epochs: str = setting(
         "30,60,80",
         "LRSCHED",
@@ -152,10 +156,10 @@ class Config:
         parse=parse_lr_step_epochs,
     )
     lr_factor: float = setting(
-        0.1, "LR_FACTOR", "factor of each drop; 1 or more: the rate never changes", above(0)
+        0.1, "LR_FACTOR", "factor of each drop; 1 or more: the rate never changes", POSITIVE
     )
     num_epochs: int = setting(
-        90, "NUMEPOCHS", "maximum epochs, and length of the learning-rate schedule", at_least(1)
+        90, "NUMEPOCHS", "maximum epochs, and length of the learning-rate schedule", EPOCHS
     )
     warmup_epochs: int = setting(5, "WARMUP_EPOCHS", "epochs of learning-rate warm-up", at_least(0))
     warmup_strategy: str = setting(
@@ -165,9 +169,9 @@ class Config:
         one_of("linear", "constant"),
     )
     mom: float = setting(0.9, "MOM", "momentum", between(0, 1))
-    wd: float = setting(1e-4, "WD", "weight decay", at_least(0))
-    lars_eta: float = setting(0.001, "LARSETA", "LARS trust coefficient", above(0))
-    lars_eps: float = setting(0.0, "LARS_EPS", "LARS epsilon", at_least(0))
+    wd: float = setting(1e-4, "WD", "weight decay", NOT_NEGATIVE)
+    lars_eta: float = setting(0.001, "LARSETA", "LARS trust coefficient", POSITIVE)
+    lars_eps: float = setting(0.0, "LARS_EPS", "LARS epsilon", NOT_NEGATIVE)
     label_smoothing: float = setting(
         0.0, "LABELSMOOTHING", "label smoothing, as a fraction", between(0, 1)
     )
@@ -227,10 +231,7 @@ class Config:
         flag="--lazy_init_sanity",
     )
     resize: int = setting(
-        256,
-        "RESIZE",
-        "shorter side of validation images before the crop, pixels (own)",
-        at_least(1),
+        256, "RESIZE", "shorter side of validation images before the crop, pixels (own)", PIXELS
     )
     min_random_area: float = setting(
         0.05, "MIN_RANDOM_AREA", "minimum area of the random crop, as a fraction", between(0.001, 1)
@@ -239,15 +240,13 @@ class Config:
         1.0, "MAX_RANDOM_AREA", "maximum area of the random crop, as a fraction", between(0.001, 1)
     )
     min_random_aspect_ratio: float = setting(
-        3 / 4, "MIN_RANDOM_ASPECT_RATIO", "minimum width/height of the random crop", above(0)
+        3 / 4, "MIN_RANDOM_ASPECT_RATIO", "minimum width/height of the random crop", POSITIVE
     )
     max_random_aspect_ratio: float = setting(
-        4 / 3, "MAX_RANDOM_ASPECT_RATIO", "maximum width/height of the random crop", above(0)
+        4 / 3, "MAX_RANDOM_ASPECT_RATIO", "maximum width/height of the random crop", POSITIVE
     )
     rand_mirror: bool = setting(True, "RAND_MIRROR", "mirror half of the training images (own)")
-    dali_threads: int = setting(
-        3, "DALI_THREADS", "CPU threads of each input pipeline", at_least(1)
-    )
+    dali_threads: int = setting(3, "DALI_THREADS", "CPU threads of each input pipeline", THREADS)
     dali_prefetch_queue: int = setting(
         2, "DALI_PREFETCH_QUEUE", "batches that each input pipeline prefetches", at_least(1)
     )
@@ -299,25 +298,25 @@ class Config:
 
     # The run
     seed: Optional[int] = setting(
-        None, "SEED", "random seed; empty: rank 0 draws one", between(0, 2**31 - 1), parse=int
+        None, "SEED", "random seed; empty: rank 0 draws one", between(0, 2**31 - 1), parse=parse_int
     )
     log_file: str = setting(
         "", "LOG_FILE", "file to which rank 0 appends MLPerf log and progress; empty: none (own)"
     )
     expected_ranks: int = setting(
-        0, "EXPECTED_RANKS", "number of ranks to require; 0: any (own)", at_least(0)
+        0, "EXPECTED_RANKS", "number of ranks to require; 0: any (own)", between(0, 2**20)
     )
     watchdog_period: float = setting(
         2.0,
         "WATCHDOG_PERIOD",
         "seconds between heartbeats of a rank; 0: hanging ranks are not detected (own)",
-        at_least(0),
+        zero_or_between(0.01, 3600),
     )
     watchdog_limit: float = setting(
         40.0,
         "WATCHDOG_LIMIT",
         "seconds without a heartbeat, or of waiting for a rank to start, that end the run (own)",
-        above(0),
+        between(0.1, 604800),
     )
     disp_batches: int = setting(
         20, "DISP_BATCHES", "steps between two progress lines; 0: one line per epoch", at_least(0)
@@ -332,6 +331,7 @@ class Config:
         "",
         "PROFILE_WORKER_SUFFIX",
         "write MXNet's profile to rank<N>_<suffix> in the current folder; empty: no profile",
+        parse=parse_file_name,
     )
     time_tags: int = setting(
         0, "TIME_TAGS", "above 0: time the parts of each step; 4 epochs, 2 of warm-up", at_least(0)
@@ -379,13 +379,8 @@ class Config:
 
     def path(self, name: str) -> str:
         """Return the path of data_train, data_train_idx, data_val or data_val_idx."""
-        default = {
-            "data_train": "train.rec",
-            "data_train_idx": "train.idx",
-            "data_val": "val.rec",
-            "data_val_idx": "val.idx",
-        }
-        return getattr(self, name) or f"{self.data_root}/{default[name]}"
+        _, split, *index = name.split("_")
+        return getattr(self, name) or f"{self.data_root}/{split}.{'idx' if index else 'rec'}"
 
 
 FIELDS = {f.name: f for f in dataclasses.fields(Config)}

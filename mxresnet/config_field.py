@@ -3,27 +3,75 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import field
-from typing import Any, Callable, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
-# A predicate on the parsed value, and the error message when it is false ("must be at least 1").
+# Where a setting has an effect (`requires`). Elsewhere it is accepted, and the run reports that it
+# has none.
+NVIDIA_MXNET = "NVIDIA's MXNet"
+FUSED = "NVIDIA's MXNet or this project's batch norms on a GPU"
+GPU = "GPU"
+
+# A predicate on the parsed value, and the error message when it is false ("must be from 1 to 8").
 Check = Tuple[Callable[[Any], bool], str]
 
-
-def at_least(low: float) -> Check:
-    return (lambda value: value >= low), f"must be at least {low:g}"
-
-
-def above(low: float) -> Check:
-    return (lambda value: value > low), f"must be above {low:g}"
+MAX_INT = 2**31 - 1  # the libraries behind the settings take 32-bit integers
+MAX_EPOCHS = 100_000
+MAX_PIXELS = 16384  # width or height of an image
 
 
 def between(low: float, high: float) -> Check:
-    return (lambda value: low <= value <= high), f"must be from {low:g} to {high:g}"
+    return (lambda value: low <= value <= high), f"must be from {_format(low)} to {_format(high)}"
+
+
+def at_least(low: int) -> Check:
+    """Return the check of an integer that has no upper limit of its own."""
+    return between(low, MAX_INT)
+
+
+def zero_or_between(low: float, high: float) -> Check:
+    return (
+        lambda value: value == 0 or low <= value <= high,
+        f"must be 0 or from {_format(low)} to {_format(high)}",
+    )
+
+
+def _format(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
+
+
+EPOCHS = between(1, MAX_EPOCHS)
+PIXELS = between(1, MAX_PIXELS)
+THREADS = between(1, 1024)
+# Factors are limited so that float32 holds their products.
+POSITIVE = between(1e-9, 1e9)
+NOT_NEGATIVE = between(0, 1e9)
 
 
 def one_of(*choices: Any) -> Check:
     return (lambda value: value in choices), "must be one of " + ", ".join(map(str, choices))
+
+
+def parse_int(text: str) -> int:
+    """Parse a decimal integer; raise ValueError for what else Python accepts, such as "1_000"."""
+    if not re.fullmatch(r"\s*[+-]?[0-9]+\s*", text, re.ASCII):
+        raise ValueError(text)
+    return int(text)
+
+
+def parse_float(text: str) -> float:
+    """Parse a decimal number that float32 can hold, as the libraries do.
+
+    Raises:
+        ValueError: text is not a number, is infinite or NaN, or has too large or small an exponent.
+    """
+    if not re.fullmatch(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?\s*", text, re.I | re.A):
+        raise ValueError(text)
+    value = float(text)
+    if value != 0 and not 2.0**-126 <= abs(value) < 2.0**128:
+        raise ValueError(text)
+    return value
 
 
 def parse_switch(text: str) -> bool:
@@ -41,26 +89,44 @@ def parse_switch(text: str) -> bool:
 
 def parse_image_shape(text: str) -> Tuple[int, int, int]:
     """Parse "channels,height,width". Raises ValueError."""
-    channels, height, width = (int(part) for part in text.split(","))
+    channels, height, width = (parse_int(part) for part in text.split(","))
+    if max(height, width) > MAX_PIXELS:
+        raise ValueError(text)
     return channels, height, width
 
 
 def parse_lr_step_epochs(text: str) -> str:
-    """Return text when it names a polynomial ("pow2") or lists epochs ("30,60,80").
+    """Return text when it is "pow2" or lists epochs ("30,60,80").
 
     Raises:
-        ValueError: an item of the list is not an integer.
+        ValueError: an item of the list is not the number of an epoch.
     """
-    if "pow" not in text and text:
-        [int(part) for part in text.split(",")]
+    epochs = [] if text in ("", "pow2") else [parse_int(part) for part in text.split(",")]
+    if any(not 0 <= epoch <= MAX_EPOCHS for epoch in epochs):
+        raise ValueError(text)
     return text
 
 
 def parse_gpu_list(text: str) -> str:
     """Return text when it lists GPU numbers ("0,1"). Raises ValueError."""
-    if any(int(part) < 0 for part in text.split(",")):
+    if any(not 0 <= parse_int(part) <= MAX_INT for part in text.split(",")):
         raise ValueError(text)
     return text
+
+
+def parse_file_name(text: str) -> str:
+    """Return text when it can be part of the name of a file. Raises ValueError."""
+    if "/" in text:
+        raise ValueError(text)
+    return text
+
+
+_PARSERS: Dict[type, Callable[[str], Any]] = {
+    bool: parse_switch,
+    int: parse_int,
+    float: parse_float,
+    str: str,
+}
 
 
 def setting(
@@ -86,7 +152,7 @@ def setting(
         flag: name of the flag. Empty: the field's name with dashes.
     """
     if parse is None:
-        parse = parse_switch if isinstance(default, bool) else type(default)
+        parse = _PARSERS[type(default)]
     return field(
         default=default,
         metadata={

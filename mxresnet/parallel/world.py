@@ -70,7 +70,7 @@ def launched_rank() -> Optional[int]:
     This works before MPI is initialized.
     """
     for name in _RANK_VARIABLES:
-        if os.environ.get(name, "").isdigit():
+        if os.environ.get(name, "").isdecimal():
             return int(os.environ[name])
     return None
 

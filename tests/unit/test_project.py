@@ -64,7 +64,7 @@ OWNERS = {
 # What each module of mxresnet may import from mxresnet; a module that is not listed: nothing.
 EDGES = {
     "__init__": {"numpy_bool"},
-    "__main__": {"cli"},
+    "__main__": {"cli", "environment", "errors"},
     "bandwidth": {"cli", "config", "config_parser", "device", "errors", "parallel.world"},
     "cli": {
         "config",
@@ -84,7 +84,8 @@ EDGES = {
         "trainer",
     },
     "config": {"config_field"},
-    "config_parser": {"config", "errors"},
+    "config_combinations": {"config", "errors"},
+    "config_parser": {"config", "config_combinations", "errors"},
     "data.dali": {"config", "data.dali_graph", "data.record_file", "data.shard"},
     "data.dali_graph": {"config", "data.shard"},
     "data.dataset": {"bounded_read", "config", "errors"},
@@ -94,6 +95,8 @@ EDGES = {
     "data.shard": {"config", "data.dataset", "errors", "parallel.world"},
     "data.synthetic": {"config", "data.dataset", "data.shard"},
     "device": {"config", "errors", "parallel.world"},
+    "environment": {"errors"},
+    "launch.backends.base": {"errors", "launch.processes", "launch.run_log"},
     "launch.backends.base": {"errors", "launch.nccl_test", "launch.processes", "launch.run_log"},
     "launch.backends.docker": {
         "errors",
