@@ -13,6 +13,8 @@ def main() -> ExitStatus:
     try:
         check_python_path(os.environ)
         from mxresnet import cli
+
+        return cli.main()
     except UserError as error:
         reason = str(error)
     except Exception as error:
@@ -20,8 +22,6 @@ def main() -> ExitStatus:
         if explanation is None:
             raise
         reason = explanation
-    else:
-        return cli.main()
     sys.stderr.write(f"mxresnet: {reason}\n")
     return ExitStatus.USER_ERROR
 

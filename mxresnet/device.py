@@ -10,6 +10,7 @@ import mxnet as mx
 
 from mxresnet.config import Config
 from mxresnet.errors import UserError
+from mxresnet.memory import memory_of_rank
 from mxresnet.parallel.world import World
 
 _CUDA_DRIVER = "libcuda.so.1"
@@ -39,6 +40,14 @@ def choose_device(config: Config, world: World) -> Any:
             "see --gpus"
         )
     return mx.gpu(gpus[index])
+
+
+def memory_bytes(device: Any, world: World) -> int:
+    """Return the memory of this rank's device, on a CPU the rank's share of it."""
+    if device.device_type == "cpu":
+        return memory_of_rank(world.local_size)
+    _, total = mx.context.gpu_memory_info(device.device_id)
+    return int(total)
 
 
 def _cpu(config: Config) -> Any:

@@ -15,7 +15,9 @@ import numpy as np
 
 from mxresnet.config import Config
 from mxresnet.data.loader import Batch
+from mxresnet.device import memory_bytes
 from mxresnet.lars import DECAYS_BIAS, Lars
+from mxresnet.memory import check_memory
 from mxresnet.metrics import AccuracyCounter, Score, sum_over_ranks
 from mxresnet.model import resnet
 from mxresnet.model.initializers import initializer
@@ -77,12 +79,15 @@ class Trainer:
         """Build the network of an operator backend (select_ops()) on an MXNet context.
 
         Raises:
-            UserError: --bn-group does not divide the ranks of a machine.
+            UserError: --bn-group does not divide the ranks of a machine, or the batch does not fit
+                in memory.
         """
         self._config, self._plan, self._world, self._device = config, plan, world, device
         batch_norms = [bn for _, bn in resnet.layer_names(config.num_layers)]
         set_group_sum_functions(world.group_sum_functions(config.bn_group, batch_norms))
-        self._module = mx.mod.Module(resnet.build(ops, config, num_classes), context=device)
+        network = resnet.build(ops, config, num_classes)
+        check_memory(config, network, memory_bytes(device, world))
+        self._module = mx.mod.Module(network, context=device)
         self._evaluator = self._module
         evaluation_ops = ops.for_evaluation()
         if evaluation_ops is not ops:

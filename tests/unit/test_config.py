@@ -120,9 +120,9 @@ def test_a_switch_may_stand_alone_or_have_a_value():
     "argv, environ, words",
     [
         (["--learning-rate", "3"], {}, ["--learning-rate"]),
-        (["--lr", "-1"], {}, ["--lr", "-1", "above 0"]),
+        (["--lr", "-1"], {}, ["--lr", "-1", "from 1e-09 to 1e+09"]),
         (["--lr", "fast"], {}, ["--lr", "fast"]),
-        ([], {"BATCHSIZE": "0"}, ["BATCHSIZE", "0", "at least 1"]),
+        ([], {"BATCHSIZE": "0"}, ["BATCHSIZE", "0", "from 1 to 1048576"]),
         (["--optimizer", "adam"], {}, ["--optimizer", "adam", "sgdwfastlars"]),
         (["--image-shape", "224,224"], {}, ["--image-shape", "224,224"]),
         (["--image-shape", "1,224,224"], {}, ["--image-shape", "3 or 4 channels"]),
@@ -147,6 +147,35 @@ def test_a_user_error_is_one_line_that_names_the_setting_and_the_value(argv, env
     assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
+
+
+HOSTILE = [
+    *("inf", "-inf", "nan", "1e12", "1e400", "1e-45", "-1e-320", "9" * 30, "-" + "9" * 30),
+    *("9" * 5000, "-7", "abc", "1,5", "0x10", "1_000", "\u0663", "1\n2", "", " ", "1e", "--"),
+]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_hostile_values_are_refused_or_within_the_bounds_of_the_setting(name):
+    """Every numeric setting has a lower and an upper bound, and no infinity."""
+    metadata = FIELDS[name].metadata
+    for text in HOSTILE:
+        try:
+            value = getattr(parse([], {metadata["env"]: text})[0], name)
+        except UserError as error:
+            assert str(error).isprintable() and len(str(error)) < 3000
+            assert metadata["env"] in str(error) or flag_of(name) in str(error)
+            continue
+        if isinstance(value, (int, float)):
+            assert abs(value) < 2**31 and (value == 0 or abs(value) > 1e-37), text
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_numbers_have_bounds_that_fit_the_libraries(name):
+    field = FIELDS[name]
+    if type(field.default) in (int, float):
+        is_valid, text = field.metadata["check"]
+        assert not is_valid(2**31) and not is_valid(-(2**31)) and "must be " in text
 
 
 def test_print_config_shows_the_effective_values_and_nothing_else():
