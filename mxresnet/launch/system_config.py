@@ -12,7 +12,7 @@ import pathlib
 import re
 import shlex
 import subprocess
-from typing import Dict, Iterable, List, Mapping, Sequence
+from typing import Container, Dict, Iterable, List, Mapping, Sequence
 
 from mxresnet.config import FIELDS, flag_of
 from mxresnet.errors import UserError
@@ -30,6 +30,8 @@ _LAUNCHER_VARIABLES = (
 )
 # Further variables of the launchers that a configuration may set.
 _CONFIGURATION_VARIABLES = ("WALLTIME", "BUILTIN_DATA", "SBATCH_NETWORK")
+# Hyperparameters that a configuration may leave to the caller, and their flags.
+_CHOSEN_BY_CALLER = {"NUMEPOCHS": flag_of("num_epochs")}
 _LIBRARY_PREFIXES = (
     *("MXNET_", "HOROVOD_", "NCCL_", "OMP_", "DALI_", "UCX_"),
     *("MALLOC_", "DMLC_"),
@@ -147,7 +149,30 @@ def overridden_settings(
             f"note: {name}={before[name]} from the environment is overridden by "
             f"config_{system}.sh ({change}): {advice}"
         )
-    return notes
+    return notes + _kept_settings(system, before, after, given)
+
+
+def _kept_settings(
+    system: str, before: Mapping[str, str], after: Mapping[str, str], given: Container[str]
+) -> List[str]:
+    """Return a note for each hyperparameter of the caller that replaces the configuration's own.
+
+    It may be left over from another configuration that was sourced in the caller's shell.
+    """
+    kept = [
+        name
+        for name, flag in _CHOSEN_BY_CALLER.items()
+        if before.get(name) and before[name] == after.get(name) and flag not in given
+    ]
+    if not kept:
+        return []
+    own = load_configuration(system, {k: v for k, v in before.items() if k not in kept})
+    return [
+        f"note: {name}={before[name]} from the environment replaces {name}={own[name]} of "
+        f"config_{system}.sh"
+        for name in kept
+        if own.get(name, before[name]) != before[name]
+    ]
 
 
 def forwarded_env(environ: Mapping[str, str], also: Iterable[str] = ()) -> List[str]:

@@ -87,10 +87,10 @@ def test_bashrc_does_not_change_a_configuration(tmp_path):
     assert after["LR"] == "4" and after["PATH"] == before["PATH"]
 
 
-def notes(flags=(), **variables):
+def notes(flags=(), system="CPU_digits", **variables):
     before = clean(**variables)
-    after = system_config.load_configuration("CPU_digits", before)
-    return system_config.overridden_settings("CPU_digits", before, after, flags)
+    after = system_config.load_configuration(system, before)
+    return system_config.overridden_settings(system, before, after, flags)
 
 
 def test_a_setting_that_a_configuration_overrides_is_reported_with_its_flag():
@@ -104,6 +104,19 @@ def test_a_setting_that_a_configuration_overrides_is_reported_with_its_flag():
 def test_a_variable_without_a_flag_is_reported_without():
     (note,) = notes(MXNET_ENGINE_TYPE="ThreadedEngine")
     assert note.endswith("config_CPU_digits.sh (MXNET_ENGINE_TYPE=NaiveEngine): change it there")
+
+
+def test_epochs_of_the_caller_that_replace_those_of_a_configuration_are_reported():
+    """They may be left of another configuration that was sourced in the same shell."""
+    note = "note: NUMEPOCHS=90 from the environment replaces NUMEPOCHS=37 of config_DGXA100.sh"
+    assert notes(system="DGXA100", NUMEPOCHS="90") == [note]
+    assert not notes(system="DGXA100", NUMEPOCHS="37")
+    assert not notes(["--num-epochs", "9"], system="DGXA100", NUMEPOCHS="90")
+
+
+def test_a_variable_that_a_configuration_unsets_is_reported():
+    (note,) = notes(system="DGXA100", NCCL_GRAPH_REGISTER="1")
+    assert "config_DGXA100.sh (unset NCCL_GRAPH_REGISTER): change it there" in note
 
 
 def test_what_is_not_overridden_is_not_reported():
