@@ -9,7 +9,8 @@ For each of this project's published configurations it has
 - "flags": the effective flags that the benchmark wrote to the submitted log ("start with
   arguments"); NVIDIA's own logs do not have that line;
 - "keys": the hyperparameters in the MLPerf lines of the log, in their order;
-- "evaluated": the epochs that the log evaluates.
+- "evaluated": the epochs that the log evaluates;
+- "start": the keys of all lines up to the first epoch, without repetitions in a row.
 
     git clone https://github.com/mlcommons/training_results_v2.1
     python tests/golden/make_published_configs.py training_results_v2.1 \
@@ -17,6 +18,7 @@ For each of this project's published configurations it has
 """
 
 import ast
+import itertools
 import json
 import re
 import subprocess
@@ -117,6 +119,11 @@ def logged_events(text: str) -> list:
     return [(event["key"], event["value"], event["metadata"]) for event in events]
 
 
+def start_of_log(keys: list) -> list:
+    """Return the keys up to the first epoch, each run of equal keys as one."""
+    return [key for key, _ in itertools.groupby(keys[: keys.index("epoch_start") + 1])]
+
+
 def describe(repository: str, machines: int, ranks: int, files: list, logs: list) -> dict:
     """Return the published facts of one configuration."""
     result = {"nodes": machines, "gpus": ranks, "files": files, "logs": []}
@@ -131,6 +138,7 @@ def describe(repository: str, machines: int, ranks: int, files: list, logs: list
                 "flags": logged_flags(text),
                 "keys": [[key, value] for key, value, _ in events if not OTHER_KEYS.match(key)],
                 "evaluated": evaluated,
+                "start": " ".join(start_of_log([key for key, _, _ in events])),
             }
         )
     return result

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """run_and_time.sh as a user starts it: results, exit statuses, messages, signals."""
 
+import itertools
+import json
 import os
 import pathlib
 import re
@@ -17,6 +19,8 @@ from support.mlperf_log import check_compliance, log_lines
 from mxresnet.launch import processes
 from mxresnet.launch.builtin_data import make_builtin_data
 
+PUBLISHED = json.loads((ROOT / "tests" / "golden" / "published_configs.json").read_text())
+
 
 def test_a_run_to_its_target_ends_with_one_result_line_and_a_compliant_log(few, tmp_path):
     env = environment(few, tmp_path, SEED="3", DATESTAMP="today", TRIAL="7")
@@ -32,6 +36,9 @@ def test_a_run_to_its_target_ends_with_one_result_line_and_a_compliant_log(few, 
     log = tmp_path / "results" / "today_7.log"
     text = log.read_text()
     assert '"status": "success"' in text and '"key": "seed", "value": 3' in text
+    keys = [line["key"] for line in log_lines(text)]
+    start = [key for key, _ in itertools.groupby(keys[: keys.index("epoch_start") + 1])]
+    assert start == PUBLISHED["DGXA100"]["logs"][0]["start"].split()
     log.write_text(re.sub(r'("eval_accuracy", "value": )[\d.]+', r"\g<1>0.76", text))
     checked = check_compliance(log)
     assert checked.returncode == 0, checked.stdout + checked.stderr
