@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compare the speed of prepare.imagenet with MXNet's im2rec and with cat, on the same files.
+"""Compare the speed of prepare.imagenet with MXNet's im2rec, with cat, and with the usual recipe.
 
-Writes a data set with one folder per class, and archives of it. Nothing decodes the images, so they
-are random bytes between the first and last bytes of a JPEG. Warms the page cache, runs all
-contenders one after the other in each round, compares their output byte by byte, and prints medians
-and ratios. With --delay-ms every read of prepare sleeps, and the program instead measures how more
+Writes a data set with one folder per class, and the official archives of it. Nothing decodes the
+images, so they are random bytes between the first and last bytes of a JPEG. Warms the page cache,
+runs all contenders one after the other in each round, compares their output byte by byte, and
+prints medians and ratios. The recipe is what users do without prepare: unpack both archives and the
+class archives, move the validation images into class folders with valprep.sh, and run im2rec for
+both splits. With --delay-ms every read of prepare sleeps, and the program instead measures how more
 workers hide this latency.
 """
 
@@ -26,7 +28,11 @@ from typing import Dict, List, Tuple
 import numpy as np
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+VAL_SHARE = 50000 / 1281167  # ImageNet's number of validation images for each training image
 JPEG_START, JPEG_END = b"\xff\xd8\xff\xe0\x00\x04xx\xff\xda", b"\xff\xd9"
+
+OUTPUTS = ("im2rec", "recipe", "folders", "archives", "cat")
+SUFFIXES = (".rec", ".idx", ".lst")
 
 # argv: delay in seconds, arguments of prepare.imagenet.
 PROGRAM_WITH_SLOW_READS = f"""
@@ -42,31 +48,32 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-def write_sources(folder: str, images: int, kilobytes: float, classes: int) -> int:
-    """Write both splits to folders/ and archives/; return the bytes of the training images.
+def write_sources(folder: str, images: int, kilobytes: float, classes: int) -> Tuple[int, int]:
+    """Write both splits to folders/ and archives/; return the number and bytes of all images.
 
     Args:
         folder: Parent of folders/ and archives/.
         images: Number of training images.
         kilobytes: Mean size of an image; sizes vary as those of photographs do.
-        classes: Number of classes, and of validation images.
+        classes: Number of classes.
     """
     folders, archives = os.path.join(folder, "folders"), os.path.join(folder, "archives")
-    generator, train_bytes = np.random.RandomState(0), 0
-    for split, count in (("train", images), ("val", classes)):
+    generator, num_bytes = np.random.RandomState(0), 0
+    val_images = max(classes, int(images * VAL_SHARE))
+    for split, count in (("train", images), ("val", val_images)):
         for number in range(count):
             name = f"n{number % classes:08d}"
-            path = os.path.join(folders, split, name, f"{name}_{number}.JPEG")
+            image = f"{name}_{number}" if split == "train" else f"ILSVRC2012_val_{number + 1:08d}"
+            path = os.path.join(folders, split, name, f"{image}.JPEG")
             os.makedirs(os.path.dirname(path), exist_ok=True)
             body = generator.bytes(int(generator.gamma(4, kilobytes * 1000 / 4)))
             with open(path, "wb") as stream:
                 stream.write(JPEG_START + body + JPEG_END)
-            if split == "train":
-                train_bytes += len(JPEG_START) + len(body) + len(JPEG_END)
+            num_bytes += len(JPEG_START) + len(body) + len(JPEG_END)
     os.makedirs(archives)
     write_train_archive(os.path.join(folders, "train"), archives)
-    shutil.copytree(os.path.join(folders, "val"), os.path.join(archives, "val"))
-    return train_bytes
+    write_val_archive(os.path.join(folders, "val"), archives)
+    return images + val_images, num_bytes
 
 
 def write_train_archive(class_folders: str, archives: str) -> None:
@@ -81,6 +88,20 @@ def write_train_archive(class_folders: str, archives: str) -> None:
             os.remove(inner)
 
 
+def write_val_archive(class_folders: str, archives: str) -> None:
+    """Write an archive like the official validation archive, and a valprep.sh."""
+    classes = sorted(os.listdir(class_folders))
+    class_of = {
+        image: name for name in classes for image in os.listdir(os.path.join(class_folders, name))
+    }
+    with tarfile.open(os.path.join(archives, "ILSVRC2012_img_val.tar"), "w") as tar:
+        for image in sorted(class_of):
+            tar.add(os.path.join(class_folders, class_of[image], image), arcname=image)
+    with open(os.path.join(archives, "valprep.sh"), "w") as stream:
+        stream.write("".join(f"mkdir -p {name}\n" for name in classes))
+        stream.write("".join(f"mv {image} {class_of[image]}/\n" for image in sorted(class_of)))
+
+
 def measure_seconds(command: List[str], output: str) -> float:
     """Return the run time of a command that writes into the new folder `output`."""
     shutil.rmtree(output, ignore_errors=True)
@@ -93,49 +114,74 @@ def measure_seconds(command: List[str], output: str) -> float:
     return time.perf_counter() - start
 
 
-def im2rec_command(source: str, output: str, threads: int) -> List[str]:
-    """Return the command for both steps of im2rec, in one shell."""
+def im2rec_lines(source: str, output: str, threads: int) -> List[str]:
+    """Return both steps of im2rec for both splits as lines of a shell script."""
     import mxnet
 
     script = os.path.join(os.path.dirname(mxnet.__file__), "tools", "im2rec.py")
     steps = (["--list", "--recursive"], ["--pass-through", "--num-thread", str(threads)])
-    paths = [f"{output}/train", f"{source}/train"]
-    lines = [shlex.join([sys.executable, script, *step, *paths]) for step in steps]
-    return ["sh", "-c", " && ".join(lines)]
+    return [
+        shlex.join([sys.executable, script, *step, f"{output}/{split}", f"{source}/{split}"])
+        for split in ("train", "val")
+        for step in steps
+    ]
+
+
+def recipe_lines(archives: str, output: str, threads: int) -> List[str]:
+    """Return the usual way from the official archives to records, as lines of a shell script."""
+    raw = os.path.join(output, "raw")
+    return [
+        f"mkdir -p {raw}/train {raw}/val",
+        f"tar -xf {archives}/ILSVRC2012_img_train.tar -C {raw}/train",
+        f"cd {raw}/train",
+        'for archive in *.tar; do mkdir "${archive%.tar}"',
+        'tar -xf "$archive" -C "${archive%.tar}"; rm "$archive"; done',
+        f"tar -xf {archives}/ILSVRC2012_img_val.tar -C {raw}/val",
+        f"cd {raw}/val",
+        f"bash {archives}/valprep.sh",
+        *im2rec_lines(raw, output, threads),
+    ]
+
+
+def shell(lines: List[str]) -> List[str]:
+    """Return the command that runs a shell script up to its first failure."""
+    return ["sh", "-ec", "\n".join(lines)]
 
 
 def contenders_in(folder: str, threads: List[int]) -> Dict[str, Tuple[List[str], str]]:
-    """Return {name: (command, output folder)} of im2rec, cat, and prepare from both sources."""
+    """Return {name: (command, output folder)} of all contenders."""
     folders, archives = os.path.join(folder, "folders"), os.path.join(folder, "archives")
-    outputs = {
-        name: os.path.join(folder, "out", name) for name in ("im2rec", "folders", "archives", "cat")
-    }
+    outputs = {name: os.path.join(folder, "out", name) for name in OUTPUTS}
     prepare = [sys.executable, "-m", "prepare.imagenet"]
     contenders = {
         f"im2rec --num-thread {count}": (
-            im2rec_command(folders, outputs["im2rec"], count),
+            shell(im2rec_lines(folders, outputs["im2rec"], count)),
             outputs["im2rec"],
         )
         for count in threads
     }
-    cat = f"find {folders}/train -type f | xargs cat > {outputs['cat']}/all"
-    contenders["cat"] = (["sh", "-c", cat], outputs["cat"])
+    contenders["recipe"] = (
+        shell(recipe_lines(archives, outputs["recipe"], threads[0])),
+        outputs["recipe"],
+    )
+    cat = f"find {folders} -type f | xargs cat > {outputs['cat']}/all"
+    contenders["cat"] = (shell([cat]), outputs["cat"])
     for kind, source in (("folders", folders), ("archives", archives)):
         contenders[f"prepare, {kind}"] = ([*prepare, source, outputs[kind]], outputs[kind])
     return contenders
 
 
 def check_same_files(folder: str) -> None:
-    """Raise RuntimeError unless prepare and im2rec have written the same bytes."""
-    for suffix in (".rec", ".idx", ".lst"):
-        expected = os.path.join(folder, "out", "im2rec", f"train{suffix}")
-        for kind in ("folders", "archives"):
-            found = os.path.join(folder, "out", kind, f"train{suffix}")
-            if not filecmp.cmp(expected, found, shallow=False):
-                raise RuntimeError(f"train{suffix} differs between im2rec and prepare from {kind}")
+    """Raise RuntimeError unless prepare, im2rec and the recipe have written the same bytes."""
+    for name in [f"{split}{suffix}" for split in ("train", "val") for suffix in SUFFIXES]:
+        reference = os.path.join(folder, "out", "recipe", name)
+        for kind in ("folders", "archives", "im2rec"):
+            found = os.path.join(folder, "out", kind, name)
+            if not filecmp.cmp(reference, found, shallow=False):
+                raise RuntimeError(f"{name} differs between the recipe and {kind}")
 
 
-def compare(folder: str, train_bytes: int, images: int, rounds: int, threads: List[int]) -> None:
+def compare(folder: str, num_bytes: int, images: int, rounds: int, threads: List[int]) -> None:
     """Run all contenders in turn and print their speeds."""
     contenders = contenders_in(folder, threads)
     seconds: Dict[str, List[float]] = {name: [] for name in contenders}
@@ -149,12 +195,12 @@ def compare(folder: str, train_bytes: int, images: int, rounds: int, threads: Li
         spread = f"{min(seconds[name]):.2f}-{max(seconds[name]):.2f}"
         print(
             f"{name:24} {median:6.2f} s ({spread})  {images / median:6.0f} images/s  "
-            f"{train_bytes / 1e6 / median:5.0f} MB/s"
+            f"{num_bytes / 1e6 / median:5.0f} MB/s"
         )
     best_im2rec = min((name for name in medians if name.startswith("im2rec")), key=medians.get)
     from_folders, from_archives = medians["prepare, folders"], medians["prepare, archives"]
     print("byte-identical: yes")
-    for name, digits in ((best_im2rec, 1), ("cat", 2)):
+    for name, digits in ((best_im2rec, 1), ("recipe", 1), ("cat", 2)):
         print(
             f"ratio to {name}: folders {medians[name] / from_folders:.{digits}f}, "
             f"archives {medians[name] / from_archives:.{digits}f}"
@@ -213,19 +259,18 @@ def main() -> None:
     arguments = parse_arguments()
     folder = tempfile.mkdtemp(dir=arguments.folder)
     try:
-        train_bytes = write_sources(
+        images, num_bytes = write_sources(
             folder, arguments.images, arguments.kilobytes, arguments.classes
         )
         print(
-            f"{arguments.images} images, {train_bytes / 1e9:.2f} GB, "
-            f"{len(os.sched_getaffinity(0))} CPUs",
+            f"{images} images, {num_bytes / 1e9:.2f} GB, {len(os.sched_getaffinity(0))} CPUs",
             flush=True,
         )
         if arguments.delay_ms:
             delay_seconds = arguments.delay_ms / 1000
-            measure_slow_storage(folder, arguments.images, delay_seconds, arguments.workers)
+            measure_slow_storage(folder, images, delay_seconds, arguments.workers)
         else:
-            compare(folder, train_bytes, arguments.images, arguments.rounds, arguments.threads)
+            compare(folder, num_bytes, images, arguments.rounds, arguments.threads)
     finally:
         shutil.rmtree(folder)
 

@@ -13,57 +13,57 @@ import numpy as np
 
 from prepare import manifest as manifests
 from prepare import recordio
+from prepare.image_check import ImageCheck
 from prepare.journal import Journal
-from prepare.listing import BadImagesError, Problem, SourceError
+from prepare.listing import BadImagesError, Problem
 from prepare.manifest import DestinationError, Manifest, Options, SourceFacts
-from prepare.pieces import MAX_IN_FLIGHT, ImageCheck, Piece, Release, build_pieces
+from prepare.pieces import MAX_IN_FLIGHT, Piece, Release, build_pieces
 from prepare.plan import Plan, check_no_class_lost
 from prepare.record_writer import RecordWriter
-from prepare.resume import ConversionState, OnProgress, resume
+from prepare.resume import (
+    ConversionState,
+    OnProgress,
+    bad_images_now,
+    is_complete,
+    journal_entry,
+    resume,
+)
 
-
-def _hash_up_to_piece(state: ConversionState, views: List[memoryview]) -> str:
-    """Add a piece to the SHA-256 sum of the record file; return the sum up to its end."""
-    for view in views:
-        state.sha256.update(view)
-    return state.sha256.hexdigest()
+MAX_UNHASHED_BLOCKS = 8  # of a piece that is copied in several blocks
 
 
 def copy_pieces(
     pieces: Iterator[Tuple[Piece, Release]],
+    plan: Plan,
     writer: RecordWriter,
     journal: Journal,
     state: ConversionState,
-    skip_bad_images: bool,
     progress: OnProgress,
 ) -> None:
-    """Append the pieces to the record file.
-
-    Without `skip_bad_images`, nothing is written after the first bad image; the remaining images
-    are read only to find the other bad ones.
-    """
+    """Append the pieces to the record file; bad images are left out and collected in `state`."""
     in_flight: Deque[Tuple[Piece, Release, Future[str], int]] = deque()
 
     def complete_oldest() -> None:
         piece, release, sha256, end = in_flight.popleft()
-        # Do not rename the keys: they are in the journals of interrupted conversions.
-        entry = {"sha256": sha256.result(), "cuts": piece.magic_splits, "bad": piece.bad}
-        journal.add(entry, end)
+        journal.add(journal_entry(plan, piece, sha256.result()), end)
         journal.write_flushed(writer.flushed)
-        release(piece.buffer)
+        release(piece)
 
     with ThreadPoolExecutor(1) as hasher:
         for piece, release in pieces:
-            state.add(piece.first, piece.last, piece.lengths, piece.sums, piece.bad)
-            if state.bad and not skip_bad_images:
-                release(piece.buffer)
-            else:
-                sha256 = hasher.submit(_hash_up_to_piece, state, piece.views)
-                for view in piece.views:
-                    writer.write(view)
-                in_flight.append((piece, release, sha256, writer.position))
-                if len(in_flight) == MAX_IN_FLIGHT - 1:
-                    complete_oldest()
+            hashed: Deque[Future[None]] = deque()
+            for block in piece.blocks:
+                hashed.append(hasher.submit(state.sha256.update, block))
+                writer.write(block)
+                if len(hashed) > MAX_UNHASHED_BLOCKS:
+                    hashed.popleft().result()
+            state.add(piece.first, piece.last, piece.lengths, piece.sums)
+            state.bad.update(piece.bad)
+            state.unusual.update(piece.unusual)
+            sha256 = hasher.submit(state.sha256.hexdigest)  # after the updates
+            in_flight.append((piece, release, sha256, writer.position))
+            if len(in_flight) == MAX_IN_FLIGHT - 1:
+                complete_oldest()
             progress(piece.last - piece.first, piece.image_bytes)
         while in_flight:
             complete_oldest()
@@ -78,14 +78,16 @@ def convert(
     options: Options,
     progress: OnProgress,
 ) -> Manifest:
-    """Write the files of a split to `folder`, resuming an interrupted run; return the manifest.
+    """Write the files of a split to `folder`, resuming an unfinished run; return the manifest.
 
     Args:
+        plan: The records of the split.
+        folder: The destination.
         workers: Number of reading threads.
-        check: Returns the bad images among those it is called with.
+        check: Finds bad and unusual images.
         source: Description of the source, for the manifest.
-        options: Written to the manifest. With on_error "skip" bad images get no record; with "fail"
-            all of them are found and nothing is kept.
+        options: Written to the manifest. Bad images get no record; with on_error "fail" the split
+            remains unfinished when there are any, and a later run continues it.
         progress: Called with the images and bytes that were added.
 
     Raises:
@@ -93,35 +95,22 @@ def convert(
         DestinationError: The destination has other content, or another conversion is using it.
         OSError: Writing failed or the source went away; what is written is kept.
     """
-    prefix, skip_bad_images = plan.prefix, options["on_error"] == "skip"
+    prefix = plan.prefix
     part = manifests.part_folder(folder, prefix)
-    journal = Journal(part, {"digest": plan.digest, "check": options["check"]})
+    header = {"digest": plan.digest, "source": source["path"], "check": options["check"]}
+    journal = Journal(part, header)
     try:
         # Another process may have finished this split before this one took the lock.
         if manifests.is_finished(folder, prefix, source, plan.digest, options):
             manifests.remove_part_folder(folder, prefix)
             return manifests.load_manifest(folder, prefix)
         manifests.roll_back_publish(folder, prefix)
-        state, ranges = ConversionState(plan), plan.pieces()
-        path = os.path.join(part, prefix + ".rec")
-        kept_pieces, end = resume(plan, ranges, journal, path, state, progress)
-        writer = RecordWriter(path, end)
-        try:
-            pieces = build_pieces(plan, ranges[kept_pieces:], workers, check)
-            copy_pieces(pieces, writer, journal, state, skip_bad_images, progress)
-            if state.bad and not skip_bad_images:
-                raise BadImagesError(_bad_image_problems(plan, state))
-            writer.finish()
-        finally:
-            writer.close()
+        state = _write_records(plan, part, workers, check, journal, options, progress)
         manifest = _write_tables(plan, part, state, source, options)
         if not journal.is_in_place():
             raise OSError(errno.ENODEV, "was removed while it was being written", part)
         manifests.publish(folder, prefix, manifest)
         return manifest
-    except SourceError:
-        manifests.remove_part_folder(folder, prefix)
-        raise
     except DestinationError:
         if not journal.entries:  # no earlier run left a finished piece
             manifests.remove_part_folder(folder, prefix)
@@ -130,10 +119,42 @@ def convert(
         journal.close()
 
 
-def _bad_image_problems(plan: Plan, state: ConversionState) -> List[Problem]:
+def _write_records(
+    plan: Plan,
+    part: str,
+    workers: int,
+    check: ImageCheck,
+    journal: Journal,
+    options: Options,
+    progress: OnProgress,
+) -> ConversionState:
+    """Write the record file to the folder `part`; arguments and errors as of `convert`."""
+    state, ranges = ConversionState(plan), plan.pieces()
+    still_bad = None
+    if options["on_error"] != "skip":
+        still_bad = bad_images_now(plan, ranges, journal, workers, check)
+        if still_bad and is_complete(plan, ranges, journal):
+            raise BadImagesError(_problems(plan, still_bad))
+    path = os.path.join(part, plan.prefix + ".rec")
+    kept_pieces, end = resume(plan, ranges, journal, path, state, still_bad, progress)
+    writer = RecordWriter(path, end)
+    try:
+        pieces = build_pieces(plan, ranges[kept_pieces:], workers, check)
+        copy_pieces(pieces, plan, writer, journal, state, progress)
+        writer.finish()
+        journal.write_flushed(writer.flushed)
+    finally:
+        writer.close()
+    if state.bad and options["on_error"] != "skip":
+        raise BadImagesError(_problems(plan, state.bad))
+    return state
+
+
+def _problems(plan: Plan, bad: Dict[int, str]) -> List[Problem]:
+    """Return a problem for each bad image; `bad` is {record: reason}."""
     return [
-        Problem(os.path.join(plan.top, plan.source_path(record)), state.bad[record])
-        for record in sorted(state.bad)
+        Problem(os.path.join(plan.top, plan.source_path(record)), bad[record])
+        for record in sorted(bad)
     ]
 
 
@@ -181,6 +202,10 @@ def _write_tables(
         "options": options,
         "ignored": plan.ignored,
         "skipped": skipped,
+        "unusual": [
+            {"path": plan.paths[record], "description": state.unusual[record]}
+            for record in sorted(state.unusual)
+        ],
     }
 
 

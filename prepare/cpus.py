@@ -13,6 +13,7 @@ from typing import Callable, List, Optional, Sequence, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+MAX_WORKERS = 512  # threads; a conversion needs up to 16 MiB of memory for each
 SAMPLE_CALLS = 4  # measured by parallel_map to decide whether threads help
 
 
@@ -82,18 +83,25 @@ def read_words(path: str) -> List[str]:
         return []
 
 
-def positive(text: str) -> int:
-    """Convert a command-line argument to a whole number of at least 1.
+def default_workers() -> int:
+    """Return how many threads to read with: enough to hide the latency of a network share."""
+    return min(4 * usable_cpus(), MAX_WORKERS)
+
+
+def worker_count(text: str) -> int:
+    """Convert a command-line argument to a number of threads.
 
     Raises:
-        argparse.ArgumentTypeError: the argument is anything else.
+        argparse.ArgumentTypeError: the argument is not a whole number from 1 to MAX_WORKERS.
     """
     try:
         number = int(text)
     except ValueError:
         number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number above 0, not {text!r}")
+    if not 1 <= number <= MAX_WORKERS:
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number from 1 to {MAX_WORKERS}, not {text!r}"
+        )
     return number
 
 

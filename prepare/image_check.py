@@ -1,72 +1,160 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check that bytes are an image: by its first and last bytes, or by decoding it with DALI.
+"""Check that bytes are an image: by its first and last bytes, or by decoding it.
 
-A check is a function check(raw, begins, sizes) that returns [(image index, reason)] of bad images:
-`raw` (uint8) contains the images, which begin at `begins` and have `sizes` bytes (int64 arrays).
+An image whose ends are unusual is decoded as in training: if that succeeds it is kept and noted, so
+that no harmless oddity ends a conversion of hours.
 """
 
 from __future__ import annotations
 
-import re
-import threading
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Dict, NamedTuple, Optional
 
 import numpy as np
 
+from prepare.decode_process import DECODED, FAILED, NOT_TRIED, Verdict
+from prepare.decoder import Decoder
+
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+END_BYTES = 8  # of each end of an image, enough to recognize its format
 SCAN_MARKER = 0xDA
-DECODE_BATCH = 32  # images
-# Group 1 is DALI's message without the positions in DALI's source code.
-DALI_ERROR = re.compile(r"Error in thread \d+: (?:\[[^]]*\] )*(.*)")
-
-BadImage = Tuple[int, str]  # image index and reason
+CHECKS = ("none", "ends", "decode")
 
 
-def check_nothing(raw: np.ndarray, begins: np.ndarray, sizes: np.ndarray) -> List[BadImage]:
-    """Accept any bytes."""
-    return []
+class Findings(NamedTuple):
+    """What a check has found: {index of the image: description}."""
+
+    bad: Dict[int, str]
+    unusual: Dict[int, str]  # can be decoded
 
 
-def check_ends(raw: np.ndarray, begins: np.ndarray, sizes: np.ndarray) -> List[BadImage]:
-    """Return the images that are neither complete JPEGs nor complete PNGs.
+class Ends(NamedTuple):
+    """What is unusual about the ends of an image."""
 
-    A vectorized test accepts nearly every JPEG; only the other images are examined one by one.
+    description: str
+    is_cut: bool = False  # has no end: the last pixels may be missing
+    may_be_whole: bool = True  # as far as is known without decoding it
 
-    Args:
-        raw: the bytes of all images (uint8).
-        begins: index of each image's first byte in `raw`.
-        sizes: bytes of each image.
-    """
-    accepted = sizes > 4
+
+class ImageCheck:
+    """A check of images, for any number of threads; a context manager."""
+
+    def __init__(self, kind: str) -> None:
+        """Prepare the check; no decoder is started yet.
+
+        Args:
+            kind: one of CHECKS. "none": accept any bytes; "ends": decode only images with unusual
+                ends; "decode": decode all images.
+        """
+        self._kind = kind
+        self._decoder = Decoder()
+
+    def __enter__(self) -> ImageCheck:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._decoder.close()
+
+    def require_decoder(self) -> None:
+        """Raise ImportError if all images are to be decoded, and DALI is not installed."""
+        if self._kind == "decode" and self._decoder.name() != "DALI":
+            raise ImportError("it is not installed")
+
+    def accepts_ends(self, begin: bytes, end: bytes) -> bool:
+        """Return whether an image with these ends, of END_BYTES each, need not be checked."""
+        if self._kind == "ends":
+            return is_jpeg(begin, end) or is_png(begin, end)
+        return self._kind == "none"
+
+    def __call__(self, raw: np.ndarray, begins: np.ndarray, sizes: np.ndarray) -> Findings:
+        """Check images.
+
+        Args:
+            raw: the bytes of all images (uint8).
+            begins: index of each image's first byte in `raw`.
+            sizes: bytes of each image.
+        """
+        findings = Findings({}, {})
+        if self._kind == "none":
+            return findings
+
+        def image(index: int) -> memoryview:
+            return raw[begins[index] : begins[index] + sizes[index]].data
+
+        ends: Dict[int, Ends] = {}
+        for index in np.flatnonzero(~has_jpeg_ends(raw, begins, sizes)).tolist():
+            unusual = inspect_ends(bytes(image(index)))
+            if unusual is not None:
+                ends[index] = unusual
+        indices = list(ends) if self._kind == "ends" else range(len(sizes))
+        to_decode = [index for index in indices if sizes[index]]
+        is_cut = [index in ends and ends[index].is_cut for index in to_decode]
+        verdicts = self._decoder.check([image(index) for index in to_decode], is_cut)
+        for index, verdict in zip(to_decode, verdicts):
+            add_finding(findings, index, ends.get(index), verdict)
+        findings.bad.update({index: "empty" for index in indices if not sizes[index]})
+        return findings
+
+
+def has_jpeg_ends(raw: np.ndarray, begins: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return for each image whether it begins and ends as a JPEG; arguments as of ImageCheck."""
+    accepted = sizes > len(JPEG_START + JPEG_END) - 1
     for positions, byte in zip((begins, begins + 1, begins + 2), JPEG_START):
         accepted &= raw.take(positions, mode="clip") == byte
     for positions, byte in zip((begins + sizes - 2, begins + sizes - 1), JPEG_END):
         accepted &= raw.take(positions, mode="clip") == byte
-    bad = []
-    for index in np.flatnonzero(~accepted).tolist():
-        reason = image_problem(raw[begins[index] : begins[index] + sizes[index]].tobytes())
-        if reason is not None:
-            bad.append((index, reason))
-    return bad
+    return accepted
 
 
-def image_problem(image: bytes) -> Optional[str]:
-    """Return why these bytes are not a complete JPEG or PNG, or None if they are.
+def is_jpeg(begin: bytes, end: bytes) -> bool:
+    """Return whether the ends of an image are those of a JPEG."""
+    return begin.startswith(JPEG_START) and end.endswith(JPEG_END)
 
-    Bytes after the end of the image are allowed.
+
+def is_png(begin: bytes, end: bytes) -> bool:
+    """Return whether the ends of an image are those of a PNG."""
+    return begin.startswith(PNG_START) and end.endswith(PNG_END)
+
+
+def add_finding(findings: Findings, index: int, ends: Optional[Ends], verdict: Verdict) -> None:
+    """Add what is known about an image that was, or could not be, decoded.
+
+    Args:
+        findings: where to add it.
+        index: of the image.
+        ends: what is unusual about its ends; None: nothing.
+        verdict: the decoder's.
     """
-    if not image:
-        return "empty"
+    result, text = verdict
+    if ends is None:
+        if result != DECODED:
+            selected = findings.bad if result == FAILED else findings.unusual
+            selected[index] = text
+    elif result == DECODED or result == NOT_TRIED and ends.may_be_whole:
+        findings.unusual[index] = f"{ends.description}; {text}"
+    else:
+        cut = "truncated: " if ends.is_cut else ""
+        findings.bad[index] = f"{cut}{ends.description}; {text}"
+
+
+def inspect_ends(image: bytes) -> Optional[Ends]:
+    """Return what is unusual about the ends of an image; None: it is a complete JPEG or PNG."""
+    if is_jpeg(image, image) or is_png(image, image):
+        return None
     if image.startswith(JPEG_START):
         scan = find_first_scan(image)
-        if scan is None or image.rfind(JPEG_END) < scan:
-            return "truncated: a JPEG without its end marker"
-        return None
+        end = image.rfind(JPEG_END)
+        if scan is None or end < scan:
+            return Ends("a JPEG without its end marker", True, may_be_whole=scan is not None)
+        rest = len(image) - end - len(JPEG_END)
+        return Ends(f"a JPEG with {rest} bytes after its end marker")
     if image.startswith(PNG_START):
-        return None if PNG_END in image else "truncated: a PNG without its end"
-    begin = " ".join(f"{byte:02x}" for byte in image[:8])
-    return f"neither a JPEG nor a PNG: it begins with {begin}"
+        end = image.rfind(PNG_END)
+        if end < 0:
+            return Ends("a PNG without its end", True, may_be_whole=False)
+        return Ends(f"a PNG with {len(image) - end - len(PNG_END)} bytes after its end")
+    begin = " ".join(f"{byte:02x}" for byte in image[:END_BYTES])
+    return Ends(f"neither a JPEG nor a PNG: it begins with {begin}", may_be_whole=False)
 
 
 def find_first_scan(jpeg: bytes) -> Optional[int]:
@@ -87,66 +175,3 @@ def find_first_scan(jpeg: bytes) -> Optional[int]:
         else:
             at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
     return None
-
-
-class DecodeCheck:
-    """A check that decodes every image that passes check_ends, with DALI on the CPU.
-
-    Each thread that calls it has its own pipeline.
-    """
-
-    def __init__(self) -> None:
-        """Define the pipeline.
-
-        Raises:
-            ImportError: DALI is not installed.
-        """
-        from nvidia.dali import fn, pipeline_def
-
-        # No prefetching: the pipeline would need more batches than it is fed.
-        settings: Dict[str, Any] = {
-            "batch_size": DECODE_BATCH,
-            "num_threads": 1,
-            "device_id": None,
-            "prefetch_queue_depth": 1,
-            "exec_async": False,
-            "exec_pipelined": False,
-        }
-
-        @pipeline_def(**settings)
-        def decode() -> Any:
-            return fn.shapes(fn.decoders.image(fn.external_source(name="jpegs"), device="cpu"))
-
-        self._make_pipeline = decode
-        self._thread_state = threading.local()
-
-    def __call__(self, raw: np.ndarray, begins: np.ndarray, sizes: np.ndarray) -> List[BadImage]:
-        """Return the images that cannot be decoded; arguments as in check_ends."""
-        bad = check_ends(raw, begins, sizes)
-        bad_indices = {index for index, _ in bad}
-        remaining = [index for index in range(len(sizes)) if index not in bad_indices]
-        for first in range(0, len(remaining), DECODE_BATCH):
-            batch = remaining[first : first + DECODE_BATCH]
-            images = [raw[begins[index] : begins[index] + sizes[index]] for index in batch]
-            if self._decode_problem(images) is None:
-                continue
-            for index, image in zip(batch, images):
-                reason = self._decode_problem([image])
-                if reason is not None:
-                    bad.append((index, f"cannot be decoded: {reason}"))
-        return bad
-
-    def _decode_problem(self, images: Sequence[np.ndarray]) -> Optional[str]:
-        """Return why DALI cannot decode a batch of images, or None if it can."""
-        state = self._thread_state
-        if getattr(state, "pipeline", None) is None:
-            state.pipeline = self._make_pipeline()
-            state.pipeline.build()
-        try:
-            state.pipeline.feed_input("jpegs", images)
-            state.pipeline.run()
-        except RuntimeError as error:
-            state.pipeline = None  # a pipeline cannot be used after a failure
-            match = DALI_ERROR.search(str(error))
-            return match.group(1) if match else str(error).split("\n", 1)[0]
-        return None

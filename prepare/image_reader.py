@@ -58,12 +58,13 @@ class ImageReader:
             os.close(descriptor)
         self._descriptors = []
 
-    def read(self, record: int, view: memoryview) -> None:
-        """Fill `view` with the image of one record.
+    def read(self, record: int, view: memoryview, begin: int = 0) -> None:
+        """Fill `view` with bytes of the image of one record.
 
         Args:
             record: the record's index in the plan.
-            view: a writable buffer of exactly the image's size.
+            view: a writable buffer for all of the image, or for a part of it.
+            begin: offset of the part in the image, bytes.
 
         Raises:
             SourceError: the image's size has changed since it was listed.
@@ -71,10 +72,10 @@ class ImageReader:
         """
         plan = self._plan
         if not plan.archives:
-            self._read_file(self._path(record), view)
+            self._read_file(record, view, begin)
             return
         archive_index = plan.archive_indices[record]
-        offset = int(plan.offsets[record])
+        offset = int(plan.offsets[record]) + begin
         if self._descriptors:
             read_exactly(self._descriptors[archive_index], view, offset)
         else:
@@ -95,16 +96,20 @@ class ImageReader:
             real_folder = os.path.dirname(os.path.realpath(path))
             raise_if_outage(error, path, self._plan.top, real_folder)
 
+    def path(self, record: int) -> str:
+        """Return the file that contains the image of a record: its own, or an archive."""
+        plan = self._plan
+        return plan.archives[plan.archive_indices[record]] if plan.archives else self._path(record)
+
     def _path(self, record: int) -> str:
         return self._top + self._plan.source_path(record)
 
-    @staticmethod
-    def _read_file(path: str, view: memoryview) -> None:
+    def _read_file(self, record: int, view: memoryview, begin: int) -> None:
         # Without waiting for the writer of a named pipe that has taken the place of the file.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        descriptor = os.open(self._path(record), os.O_RDONLY | os.O_NONBLOCK)
         try:
-            read_exactly(descriptor, view, 0)
-            if os.fstat(descriptor).st_size != len(view):
+            read_exactly(descriptor, view, begin)
+            if os.fstat(descriptor).st_size != self._plan.sizes[record]:
                 raise SourceError("longer than when it was listed")
         finally:
             os.close(descriptor)

@@ -9,10 +9,10 @@ import os
 import shutil
 import sys
 import traceback
-from typing import Callable, Dict, Optional, Sequence
+from typing import Dict, Optional, Sequence
 
-from prepare import image_check, sources
 from prepare import manifest as manifests
+from prepare import sources
 from prepare.command_paths import (
     WrongPathError,
     check_destination_outside,
@@ -22,20 +22,16 @@ from prepare.command_paths import (
     wrong_source_is_usage_error,
 )
 from prepare.convert import convert
-from prepare.cpus import positive, usable_cpus
+from prepare.cpus import MAX_WORKERS, default_workers, worker_count
 from prepare.exit_status import ExitStatus, exit_status_help
+from prepare.image_check import CHECKS, ImageCheck
 from prepare.listing import BadImagesError, SourceError
-from prepare.pieces import ImageCheck
 from prepare.plan import Plan
 from prepare.planning import PREFIXES, make_plans
 from prepare.progress_bar import Progress, escape_unencodable_output, print_line
 from prepare.rerun import check_unchanged
 
-CHECKS: Dict[str, Callable[[], ImageCheck]] = {
-    "none": lambda: image_check.check_nothing,
-    "ends": lambda: image_check.check_ends,
-    "decode": image_check.DecodeCheck,
-}
+MAX_UNUSUAL_SHOWN = 20  # images of a split
 DESCRIPTION = """\
 Convert ImageNet, or any data set with a folder for each class, to MXNet RecordIO. The files are
 identical to those of MXNet's im2rec (--list --recursive, then --pass-through).
@@ -53,7 +49,7 @@ EXIT_STATUS_HELP = exit_status_help(
         ),
         ExitStatus.BAD_DESTINATION: "the destination has other content, which was not changed",
         ExitStatus.IO_ERROR: (
-            "writing failed, the source went away, or there is not enough space; "
+            "writing failed, the source went away, or there is not enough space or memory; "
             "run it again to resume"
         ),
         ExitStatus.INTERNAL_ERROR: (
@@ -96,14 +92,17 @@ def parse_arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
         "found automatically if it is in SRC",
     )
     parser.add_argument(
-        "--workers", type=positive, default=None, help="reading threads (default: 4 per usable CPU)"
+        "--workers",
+        type=worker_count,
+        default=None,
+        help=f"reading threads, at most {MAX_WORKERS} (default: 4 per usable CPU)",
     )
     parser.add_argument(
         "--check",
         choices=CHECKS,
         default="ends",
-        help="how to check that a file is an image: its first and last bytes (ends, the default), "
-        "DALI can decode it (decode), or no check (none)",
+        help="how to check that a file is an image: by its first and last bytes, and by decoding "
+        "it if these are unusual (ends, the default); by decoding it with DALI (decode); none",
     )
     parser.add_argument(
         "--on-error",
@@ -148,7 +147,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return report_error(
             ExitStatus.INTERRUPTED, "interrupted; run the same command again to resume"
         )
-    except Exception:  # out of memory, or a bug
+    except Exception as error:
+        if isinstance(error, MemoryError) or "can't start new thread" in str(error):
+            return report_error(
+                ExitStatus.IO_ERROR,
+                "not enough memory: use fewer --workers; run the same command again to resume",
+            )
         traceback.print_exc()
         return report_error(
             ExitStatus.INTERNAL_ERROR,
@@ -187,7 +191,8 @@ def report_count(errors: Dict[str, SourceError]) -> ExitStatus:
         problems = f"{count} problem{'' if count == 1 else 's'}"
         report_error(
             ExitStatus.BAD_DATA,
-            f"{problems}, so the {records} were not written: fix the source{advice}",
+            f"{problems}, so the {records} were not written: fix the source{advice}; "
+            "the same command continues from there",
         )
     return ExitStatus.BAD_DATA
 
@@ -209,7 +214,7 @@ def run(arguments: argparse.Namespace) -> None:
         if not faulty and manifests.is_finished(folder, prefix, facts[prefix], None, options)
     ]
     unfinished = [prefix for prefix in PREFIXES if prefix not in finished]
-    workers = arguments.workers or 4 * usable_cpus()
+    workers = arguments.workers or default_workers()
     # A changed archive is noticed without a list of its images.
     if unfinished or any(split.kind == manifests.FOLDERS for split in splits.values()):
         plans = make_plans(
@@ -228,7 +233,8 @@ def run(arguments: argparse.Namespace) -> None:
     if not unfinished:
         print_line(f"{folder}: already complete from an earlier run")
         return
-    check = CHECKS[arguments.check]()
+    check = ImageCheck(arguments.check)
+    check.require_decoder()
     needed_bytes = sum(
         plans[prefix].output_bytes() - manifests.bytes_written(folder, prefix)
         for prefix in unfinished
@@ -240,12 +246,13 @@ def run(arguments: argparse.Namespace) -> None:
         return
     make_destination(folder)
     errors: Dict[str, SourceError] = {}
-    for prefix in unfinished:
-        try:
-            convert_split(plans[prefix], folder, workers, check, facts[prefix], options)
-        except SourceError as error:
-            report_messages(error)  # now, because the other split may take hours
-            errors[prefix] = error
+    with check:
+        for prefix in unfinished:
+            try:
+                convert_split(plans[prefix], folder, workers, check, facts[prefix], options)
+            except SourceError as error:
+                report_messages(error)  # now, because the other split may take hours
+                errors[prefix] = error
     if errors:
         raise ReportedError(errors)
     for prefix in PREFIXES:
@@ -286,8 +293,14 @@ def convert_split(
     """Write the files of one split and show the progress."""
     with Progress(plan.prefix, len(plan.paths), int(plan.sizes.sum())) as progress:
         manifest = convert(plan, folder, workers, check, source, options, progress)
-    skipped = len(manifest["skipped"])
-    print_line(f"{plan.prefix}: done: {progress.summary()}, {skipped} left out")
+    unusual = manifest.get("unusual", [])
+    for image in unusual[:MAX_UNUSUAL_SHOWN]:
+        print_line(f"{plan.prefix}: kept: {image['path']}: {image['description']}")
+    if len(unusual) > MAX_UNUSUAL_SHOWN:
+        more = len(unusual) - MAX_UNUSUAL_SHOWN
+        print_line(f"{plan.prefix}: kept: and {more} more, in {plan.prefix}.json")
+    counts = f"{len(manifest['skipped'])} left out, {len(unusual)} unusual but kept"
+    print_line(f"{plan.prefix}: done: {progress.summary()}, {counts}")
 
 
 if __name__ == "__main__":

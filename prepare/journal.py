@@ -19,7 +19,8 @@ class Journal:
 
     The header identifies the source and the options. An entry holds the SHA-256 of the record file
     up to the end of the piece, and is valid only if the file has this hash. Therefore a conversion
-    needs no fsync before its end: data that a power failure loses is written again.
+    needs no fsync before its end: data that a power failure loses is written again. It also holds a
+    digest of what was planned for the piece, because files of the source may have changed since.
 
     Attributes:
         entries: The entries that the file held when it was opened.
@@ -72,11 +73,10 @@ class Journal:
             self._file.truncate(0)
             self._append(header)
             return []
-        if lines[0] != header:
+        if not _is_same_conversion(lines[0], header):
             raise DestinationError(
-                f"{self._folder}: holds the unfinished conversion of another source, with other "
-                "options, or of files that have changed since: finish that conversion, or remove "
-                "this folder to start over"
+                f"{self._folder}: holds the unfinished conversion of another source, or with "
+                "other options: finish that conversion, or remove this folder to start over"
             )
         entries = []
         for line in lines[1:]:
@@ -108,6 +108,17 @@ class Journal:
     def close(self) -> None:
         """Close the file, which releases the lock."""
         self._file.close()
+
+
+def _is_same_conversion(found: Any, header: Entry) -> bool:
+    """Return whether the header of a journal belongs to the conversion with `header`.
+
+    Either the source folder is the same, although files in it may have changed since, or all its
+    files are the same, although it was moved.
+    """
+    if not isinstance(found, dict) or found.get("check") != header.get("check"):
+        return False
+    return any(found.get(key) == header.get(key) for key in ("digest", "source"))
 
 
 def _parse_line(line: bytes) -> Optional[Any]:

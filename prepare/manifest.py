@@ -54,6 +54,13 @@ class SkippedImage(TypedDict):
     reason: str
 
 
+class UnusualImage(TypedDict):
+    """An image with unusual ends that has a record; the path is that of the list."""
+
+    path: str
+    description: str
+
+
 class SourceFacts(TypedDict):
     """The source of a split; the identity is a digest of names, sizes and modification times."""
 
@@ -85,6 +92,7 @@ class Manifest(TypedDict):
     options: Options
     ignored: Dict[str, int]
     skipped: List[SkippedImage]
+    unusual: List[UnusualImage]
 
 
 def part_folder(folder: str, prefix: str) -> str:
@@ -262,6 +270,8 @@ def _find_invalid_field(manifest: Dict[str, Any], names: List[str]) -> Optional[
         "options": is_record(manifest.get("options"), check=str, on_error=str),
         "source": is_record(manifest.get("source"), path=str, identity=str),
         "skipped": is_list_of(manifest.get("skipped"), path=str, reason=str),
+        # Earlier versions had no such field.
+        "unusual": is_list_of(manifest.get("unusual", []), path=str, description=str),
     }
     return next((name for name, is_valid in valid.items() if not is_valid), None)
 

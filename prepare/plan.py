@@ -20,6 +20,7 @@ from prepare.listing import EXTENSIONS, LOST_AND_FOUND, Folder, Listing, Problem
 # A worker reads this much at a time: large enough for low overhead, small enough for CPU caches.
 PIECE_BYTES = 4 << 20
 PIECE_RECORDS = 256
+ARRAYS = ("keys", "labels", "sizes", "offsets", "archive_indices", "mtimes_ns")  # of a Plan
 SHUFFLE_SEED = 100  # im2rec's, for the training and the validation split alike
 
 
@@ -38,6 +39,7 @@ class Plan:
     sizes: np.ndarray  # of the image
     offsets: np.ndarray  # of the image in its archive
     archive_indices: np.ndarray  # index into `archives`; -1: the image is its own file
+    mtimes_ns: np.ndarray  # modification time of the image or its archive
     archives: List[str]
     classes: List[str]
     # By class: the folder that its images are in, relative to the top; None: the class folders.
@@ -71,10 +73,7 @@ class Plan:
 
     def select(self, records: Sequence[int]) -> Plan:
         """Return the plan of only these records (indices); it has no digest."""
-        arrays = {
-            name: getattr(self, name)[records]
-            for name in ("keys", "labels", "sizes", "offsets", "archive_indices")
-        }
+        arrays = {name: getattr(self, name)[records] for name in ARRAYS}
         return replace(self, paths=[self.paths[record] for record in records], digest="", **arrays)
 
     def output_bytes(self) -> int:
@@ -129,6 +128,7 @@ def make_plan(prefix: str, listing: Listing, allow_empty: bool = False) -> Plan:
         sizes=columns["size"][order],
         offsets=columns["offset"][order],
         archive_indices=np.array(archive_of_class, dtype=np.int32)[labels],
+        mtimes_ns=columns["mtime_ns"][order],
         archives=archives,
         classes=[folder.path or "." for folder in folders],
         image_folders=image_folders(folders),
@@ -138,7 +138,7 @@ def make_plan(prefix: str, listing: Listing, allow_empty: bool = False) -> Plan:
         left_out=len(paths) - len(order),
         digest="",
     )
-    plan.digest = plan_digest(plan, columns["mtime_ns"][order])
+    plan.digest = plan_digest(plan)
     return plan
 
 
@@ -295,21 +295,24 @@ def check_no_class_lost(plan: Plan, kept_labels: np.ndarray) -> None:
         )
 
 
-def plan_digest(plan: Plan, mtimes_ns: np.ndarray) -> str:
+def plan_digest(plan: Plan) -> str:
     """Return a SHA-256 of everything that determines the output, and of modification times."""
     digest = hashlib.sha256()
     lines = [plan.prefix, *plan.classes]
     digest.update("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
-    for array in (
-        plan.keys,
-        plan.labels,
-        plan.sizes,
-        plan.offsets,
-        plan.archive_indices,
-        mtimes_ns,
-    ):
-        digest.update(array.tobytes())
+    for name in ARRAYS:
+        digest.update(getattr(plan, name).tobytes())
     for begin in range(0, len(plan.paths), 65536):
         paths = "\n".join(plan.paths[begin : begin + 65536])
         digest.update(paths.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def piece_digest(plan: Plan, first: int, last: int) -> str:
+    """Return a SHA-256 of what determines the records `first` to `last` - 1 of a plan."""
+    digest = hashlib.sha256()
+    for name in ARRAYS:
+        digest.update(getattr(plan, name)[first:last].tobytes())
+    paths = "\n".join(plan.paths[first:last])
+    digest.update(paths.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

@@ -14,7 +14,8 @@ from typing import Callable, Iterator, List, Optional, Set, Tuple
 
 import numpy as np
 
-from prepare import image_check, recordio
+from prepare import recordio
+from prepare.image_check import ImageCheck
 from prepare.pieces import Piece, build_pieces
 from prepare.plan import Plan
 from prepare.record_set import RecordSet
@@ -205,16 +206,17 @@ def compare_with_source(records: RecordSet, plan: Plan, workers: int, progress: 
             f"{plan.top}: does not hold the images that {records.path('.lst')} lists{details}"
         )
         return
-    pieces = build_pieces(plan, plan.pieces(), workers, image_check.check_nothing)
-    with io.FileIO(records.path(".rec")) as stream:
-        for piece, release in pieces:
+    with ImageCheck("none") as check, io.FileIO(records.path(".rec")) as stream:
+        for piece, release in build_pieces(plan, plan.pieces(), workers, check):
             begin, end = int(records.offsets[piece.first]), int(records.ends[piece.last - 1])
-            size = _readable_bytes(records, piece.first, piece.last)
-            data = _read_fully(stream, memoryview(bytearray(size)))
-            expected = b"".join(piece.views)
-            if data != expected:
-                _compare_piece(records, piece, data, memoryview(expected))
-            release(piece.buffer)
+            stream.seek(begin)
+            if piece.last - piece.first == 1:
+                _compare_record(records, piece, stream)
+            else:
+                size = _readable_bytes(records, piece.first, piece.last)
+                data = _read_fully(stream, memoryview(bytearray(size)))
+                _compare_piece(records, piece, data)
+            release(piece)
             progress(piece.last - piece.first, end - begin)
 
 
@@ -239,15 +241,37 @@ def _path_tails(path: str) -> List[str]:
     return ["/".join(parts[start:]) for start in range(len(parts))]
 
 
-def _compare_piece(
-    records: RecordSet, piece: Piece, data: memoryview, expected: memoryview
-) -> None:
+def _compare_record(records: RecordSet, piece: Piece, stream: io.FileIO) -> None:
+    """Compare a piece of one record, which may be large, with the source a block at a time.
+
+    Args:
+        records: The split; an error is added to it.
+        piece: The piece as built from the source.
+        stream: The record file, at the beginning of the record.
+    """
+    record = piece.first
+    if record in piece.bad:
+        reason = piece.bad[record]
+        records.add_record_error(record, f"the source cannot be read: {reason}")
+        return
+    is_same = piece.lengths[0] == records.ends[record] - records.offsets[record]
+    for block in piece.blocks:
+        is_same = is_same and _read_fully(stream, memoryview(bytearray(len(block)))) == block
+    if not is_same:
+        records.add_record_error(record, "its bytes differ from the source")
+
+
+def _compare_piece(records: RecordSet, piece: Piece, data: memoryview) -> None:
     """Find the records of a piece that differ from the source.
 
     Args:
+        records: The split; errors are added to it.
+        piece: The piece as built from the source.
         data: The piece as it is in the record file.
-        expected: The piece as built from the source.
     """
+    expected = memoryview(b"".join(piece.blocks))
+    if data == expected:
+        return
     at = 0
     for record, length in zip(range(piece.first, piece.last), piece.lengths.tolist()):
         begin = int(records.offsets[record] - records.offsets[piece.first])

@@ -15,7 +15,7 @@ Source of the format: dmlc-core's include/dmlc/recordio.h, and IRHeader in mxnet
 from __future__ import annotations
 
 import struct
-from typing import Dict, Iterator, List, Sequence, TypeVar, Union
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, TypeVar, Union
 
 import numpy as np
 
@@ -29,6 +29,7 @@ LENGTH_MASK = (1 << KIND_SHIFT) - 1
 MAX_IMAGE_BYTES = LENGTH_MASK - IMAGE_HEADER_BYTES
 SPLIT_GROWTH_BYTES = 4  # a split drops the 4 bytes of the magic word and adds a frame of 8
 WHOLE, FIRST, MIDDLE, LAST = 0, 1, 2, 3
+BLOCK_WORDS = 1 << 18  # of a record that is handled a block at a time
 ROWS_PER_BLOCK = 65536  # of the index and list files
 
 Buffer = Union[bytes, bytearray, memoryview]
@@ -69,48 +70,104 @@ def write_prefixes(
     words[at + 7] = 0
 
 
-def find_magic_splits(words: np.ndarray, starts: np.ndarray) -> Dict[int, List[int]]:
-    """Find the magic words inside records, at which the records must be split.
+def count_magic_splits(words: np.ndarray, starts: np.ndarray) -> Dict[int, int]:
+    """Count the magic words inside records, at which the records must be split.
 
     Args:
-        words: Unsplit records, uint32.
-        starts: Byte offset in `words` at which each record starts.
+        words: Unsplit records without gaps between them, uint32.
+        starts: Offset of each record in `words`, in bytes.
 
     Returns:
-        Positions of the magic words inside each record, by index of the record. A position counts
-        4-byte words from the record's start. Records without a magic word are absent.
+        Number of a record -> number of its magic words. Records without one are absent.
     """
     is_magic = words == MAGIC
-    if np.count_nonzero(is_magic) == len(starts):
+    if np.count_nonzero(is_magic) == len(starts):  # those of the frames
         return {}
-    magic_splits: Dict[int, List[int]] = {}
-    at = starts // 4
-    for word in np.flatnonzero(is_magic):
-        record = int(np.searchsorted(at, word, side="right")) - 1
-        if word != at[record]:
-            magic_splits.setdefault(record, []).append(int(word - at[record]))
-    return magic_splits
+    counts = np.add.reduceat(is_magic, starts // 4, dtype=np.int64) - 1
+    return {number: int(counts[number]) for number in np.flatnonzero(counts).tolist()}
 
 
-def split_record(record: Buffer, split_words: Sequence[int]) -> bytes:
-    """Split a record at its magic words.
+def word_blocks(words: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield an array in blocks of BLOCK_WORDS."""
+    for begin in range(0, len(words), BLOCK_WORDS):
+        yield words[begin : begin + BLOCK_WORDS]
+
+
+def _magic_words(words: np.ndarray, at: int) -> np.ndarray:
+    """Return the indices of the magic words in a block of a record, but not that of its frame.
 
     Args:
-        record: An unsplit record, frame included.
-        split_words: Offsets of the magic words from the start of the record, in words.
+        words: The block, uint32.
+        at: Index of the block's first word in the record.
     """
-    length = struct.unpack_from("<I", record, 4)[0] & LENGTH_MASK
-    content = bytes(record[FRAME_BYTES : FRAME_BYTES + length])
-    edges = [word * 4 - FRAME_BYTES for word in split_words]
-    begins = [0] + [edge + 4 for edge in edges]
-    ends = edges + [length]
-    parts = []
-    for number, (begin, end) in enumerate(zip(begins, ends)):
-        kind = FIRST if number == 0 else LAST if number == len(edges) else MIDDLE
-        frame = struct.pack("<II", MAGIC, kind << KIND_SHIFT | (end - begin))
-        parts.append(frame + content[begin:end])
-    parts[-1] += b"\0" * (-length % 4)
-    return b"".join(parts)
+    found = np.flatnonzero(words == MAGIC)
+    return found[1:] if at == 0 else found
+
+
+def first_magic_words(blocks: Iterable[np.ndarray]) -> Tuple[List[Optional[int]], int]:
+    """Find the places where `split_blocks` splits a record.
+
+    Args:
+        blocks: An unsplit record, frame included, in consecutive blocks (uint32).
+
+    Returns:
+        For each block the index of its first magic word in the record (None: it has none), and
+        the number of magic words in all blocks.
+    """
+    firsts: List[Optional[int]] = []
+    at = count = 0
+    for words in blocks:
+        found = _magic_words(words, at)
+        firsts.append(at + int(found[0]) if len(found) else None)
+        count += len(found)
+        at += len(words)
+    return firsts, count
+
+
+def split_blocks(
+    blocks: Iterable[np.ndarray], firsts: Sequence[Optional[int]], content_bytes: int
+) -> Iterator[np.ndarray]:
+    """Split a record at its magic words, a block at a time.
+
+    A split leaves the magic word in its place, as the first word of the next part's frame, and
+    inserts that frame's second word after it.
+
+    Args:
+        blocks: The unsplit record, in the blocks that `first_magic_words` was called with.
+        firsts: What `first_magic_words` returned.
+        content_bytes: Size of the image header and the image.
+
+    Yields:
+        Blocks of the split record, uint32.
+
+    Raises:
+        ValueError: The blocks are not those that `first_magic_words` was called with.
+    """
+    following: List[Optional[int]] = []  # the first magic word after each block
+    for first in reversed(firsts):
+        following.append(first if first is not None else following[-1] if following else None)
+    following = [*following[-2::-1], None]
+    content_end, at = FRAME_BYTES + content_bytes, 0
+    for words, first, next_magic in zip(blocks, firsts, following):
+        found = _magic_words(words, at)
+        if (at + int(found[0]) if len(found) else None) != first:
+            raise ValueError("the record differs between two reads")
+        ends = np.full(len(found), content_end if next_magic is None else 4 * next_magic)
+        ends[:-1] = 4 * (at + found[1:])
+        frame_words = (MIDDLE << KIND_SHIFT) + ends - 4 * (at + found + 1)
+        if next_magic is None:
+            frame_words[-1:] += (LAST - MIDDLE) << KIND_SHIFT
+        inserted = found + 1 + np.arange(len(found))
+        is_kept = np.ones(len(words) + len(found), bool)
+        is_kept[inserted] = False
+        split = np.empty(len(is_kept), WORD)
+        split[is_kept] = words
+        split[inserted] = frame_words
+        first_magic = first if first is not None else next_magic
+        if at == 0 and first_magic is not None:
+            split[1] = (FIRST << KIND_SHIFT) + 4 * first_magic - FRAME_BYTES
+        at += len(words)
+        yield split
 
 
 def join_record(record: Buffer) -> bytes:
@@ -119,6 +176,9 @@ def join_record(record: Buffer) -> bytes:
     Raises:
         ValueError: The framing is invalid; the message describes the error.
     """
+    joined = _join_valid_record(record)
+    if joined is not None:
+        return joined
     parts: List[bytes] = []
     at = 0
     while True:
@@ -139,6 +199,36 @@ def join_record(record: Buffer) -> bytes:
     if at != len(record):
         raise ValueError("its length field is smaller than the space up to the next record")
     return struct.pack("<I", MAGIC).join(parts)
+
+
+def _join_valid_record(record: Buffer) -> Optional[bytes]:
+    """Return the content of a record as writers split it; None: it is invalid or split otherwise.
+
+    A record may have millions of parts. The magic words in it are those of its frames.
+    """
+    if len(record) % 4:
+        return None
+    words = np.frombuffer(record, WORD)
+    begins = np.flatnonzero(words == MAGIC)
+    if not len(begins) or begins[0] or begins[-1] + 1 == len(words):
+        return None
+    frames = words[begins + 1]
+    lengths = (frames & LENGTH_MASK).astype(np.int64)
+    kinds = np.full(len(begins), MIDDLE)
+    kinds[0], kinds[-1] = (FIRST, LAST) if len(begins) > 1 else (WHOLE, WHOLE)
+    ends = begins + FRAME_BYTES // 4 + (lengths + 3) // 4
+    if (
+        ends[-1] != len(words)
+        or (ends[:-1] != begins[1:]).any()
+        or (lengths[:-1] % 4).any()
+        or (frames >> KIND_SHIFT != kinds).any()
+    ):
+        return None
+    is_content = np.ones(len(words), bool)
+    is_content[0] = False
+    is_content[begins + 1] = False
+    content_bytes = int(lengths.sum()) + 4 * (len(begins) - 1)
+    return words[is_content].tobytes()[:content_bytes]
 
 
 def word_sums(words: np.ndarray, starts: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import List, Optional, Sequence
 
 from prepare import record_check, sources
 from prepare.command_paths import path_argument
-from prepare.cpus import positive, usable_cpus
+from prepare.cpus import MAX_WORKERS, default_workers, worker_count
 from prepare.exit_status import ExitStatus, exit_status_help
 from prepare.listing import SourceError
 from prepare.manifest import VERSION_WITHOUT_SUM, DestinationError, manifest_path
@@ -63,7 +63,10 @@ def parse_arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
         help="read no images: only the index, the list and each record's header",
     )
     parser.add_argument(
-        "--workers", type=positive, default=None, help="reading threads (default: 4 per usable CPU)"
+        "--workers",
+        type=worker_count,
+        default=None,
+        help=f"reading threads, at most {MAX_WORKERS} (default: 4 per usable CPU)",
     )
     return parser.parse_args(argv)
 
@@ -87,7 +90,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 def verify(arguments: argparse.Namespace) -> ExitStatus:
     """Check both splits and print the errors found; return the exit status."""
     os.listdir(arguments.folder)  # raises the OSError of a wrong path
-    workers = arguments.workers or 4 * usable_cpus()
+    workers = arguments.workers or default_workers()
     source = (
         sources.find_splits(arguments.against, arguments.val_labels) if arguments.against else {}
     )

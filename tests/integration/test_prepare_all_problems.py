@@ -45,7 +45,8 @@ def test_a_good_split_is_kept_when_the_other_has_bad_images(source):
     result = assert_refused(source, named=["val/cb/x.JPEG"])
     assert "1 problem, so the val records were not written: " in result.lines[-1]
     names = sorted(path.name for path in (source.parent / "out").iterdir())
-    assert names == [f"train{suffix}" for suffix in (".idx", ".json", ".lst", ".rec", ".sums")]
+    suffixes = (".idx", ".json", ".lst", ".rec", ".sums")
+    assert names == [*(f"train{suffix}" for suffix in suffixes), "val.part"]
     (source / "val" / "cb" / "x.JPEG").unlink()
     result = convert(source, source.parent / "out")
     assert result.status == 0 and "train: done" not in result.stdout

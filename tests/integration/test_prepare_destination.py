@@ -171,10 +171,13 @@ def test_foreign_files_in_the_part_folder_are_kept(tmp_path, source):
     assert (out / "val.part" / "notes").read_bytes() == b"mine"
     assert (out / "train.part" / "sub" / "notes").read_bytes() == b"mine"
     assert sorted(os.listdir(str(out / "val.part"))) == ["notes"]
-    # A problem of the source ends the conversion of the other splits, too.
+    # What a run with bad images has copied is used, and then removed, by the next one.
     images.write_files(tmp_path / "bad", {**images.small_dataset(), "val/n01440764/x.jpg": b"bad"})
     images.write_files(tmp_path / "other", {"val.part/notes": b"mine"})
     assert convert(tmp_path / "bad", tmp_path / "other").status == 1
+    names = sorted(os.listdir(str(tmp_path / "other" / "val.part")))
+    assert names == ["journal", "notes", "val.rec"]
+    assert convert(tmp_path / "bad", tmp_path / "other", "--on-error=skip").status == 0
     assert os.listdir(str(tmp_path / "other" / "val.part")) == ["notes"]
 
 

@@ -102,9 +102,9 @@ sys.exit(imagenet.main(sys.argv[1:]))
 def test_an_unexpected_error_has_an_exit_status_of_its_own(tmp_path, monkeypatch, capsys):
     """Python would exit with 1, which means bad archives to the data pod."""
 
-    def raise_memory_error(arguments):
-        raise MemoryError("no more")
+    def raise_unexpected_error(arguments):
+        raise RuntimeError("no more")
 
-    monkeypatch.setattr(imagenet, "run", raise_memory_error)
+    monkeypatch.setattr(imagenet, "run", raise_unexpected_error)
     assert imagenet.main([str(tmp_path), str(tmp_path / "out")]) == 70
-    assert "MemoryError: no more" in capsys.readouterr().err
+    assert "RuntimeError: no more" in capsys.readouterr().err

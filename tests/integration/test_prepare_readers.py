@@ -99,7 +99,7 @@ def test_decode_check_finds_damage_between_the_ends(grey_images, tmp_path):
     result = images.run_prepare(source, tmp_path / "out", "--check=decode")
     assert result.returncode == 1, result.stderr
     lines = [line for line in result.stderr.splitlines() if line.startswith("prepare.imagenet")]
-    assert len(lines) == 2 and "train/c1/scrambled.jpg: cannot be decoded: " in lines[0]
+    assert len(lines) == 2 and "train/c1/scrambled.jpg: DALI cannot decode it: " in lines[0]
     skipping = images.run_prepare(source, tmp_path / "out", "--check=decode", "--on-error=skip")
     assert skipping.returncode == 0
     assert json.loads((tmp_path / "out" / "train.json").read_text())["examples"] == 12

@@ -34,7 +34,7 @@ class FakeReader:
     def __init__(self, image_list):
         self._images = image_list
 
-    def read(self, record, view):
+    def read(self, record, view, begin=0):
         view[:] = self._images[record]
 
 
@@ -50,6 +50,7 @@ def make_plan(image_list):
         sizes=np.array([len(content) for content in image_list], np.int64),
         offsets=zeros,
         archive_indices=zeros - 1,
+        mtimes_ns=zeros,
         archives=[],
         classes=["."],
         image_folders=None,
@@ -66,14 +67,14 @@ def frame(image_list):
     plan, count = make_plan(image_list), len(image_list)
     buffer = np.full(recordio.record_bytes(plan.sizes).sum() // 4, 0xFFFFFFFF, recordio.WORD)
     reader = FakeReader(image_list)
-    return pieces.build_piece(plan, 0, count, buffer, reader, image_check.check_nothing)
+    return pieces.build_piece(plan, 0, count, buffer, reader, image_check.ImageCheck("none"))
 
 
 @FEW
 @given(st.lists(contents, min_size=1, max_size=5))
 def test_framed_records_can_be_joined(image_list):
     piece = frame(image_list)
-    data = b"".join(piece.views)
+    data = b"".join(piece.blocks)
     assert piece.lengths.sum() == len(data)
     assert recordio.record_sums(data, piece.lengths).tolist() == piece.sums.tolist()
     end = 0
@@ -90,7 +91,7 @@ def test_framed_records_can_be_joined(image_list):
 def test_mxnet_reads_framed_records(image_list):
     mx = pytest.importorskip("mxnet")
     with tempfile.NamedTemporaryFile(suffix=".rec") as stream:
-        stream.write(b"".join(frame(image_list).views))
+        stream.write(b"".join(frame(image_list).blocks))
         stream.flush()
         reader = mx.recordio.MXRecordIO(stream.name, "r")
         for number, image in enumerate(image_list):

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process that decodes images for `prepare.decoder`.
+
+A request on standard input is a line of JSON with the sizes of the images, followed by their bytes.
+A reply on standard output is a line of JSON. The process ends when its standard input ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+
+import numpy as np
+
+from prepare.cpus import usable_cpus
+
+DECODED, FAILED, NOT_TRIED = "decoded", "failed", "not tried"  # what became of an image
+MAX_PIXELS = 1 << 26  # decoded at the same time; 192 MiB
+MAX_BATCH = 32  # images
+JPEG_END = b"\xff\xd9"
+# Continues an incomplete JPEG. It contains no marker, because it has no byte of 255.
+NOISE = np.random.RandomState(0).randint(0, 255, 1 << 16).astype(np.uint8).tobytes()
+# DALI's message without the positions in DALI's source code.
+DALI_ERROR = re.compile(r"Error in thread \d+: (?:\[[^]]*\] )*(.*)")
+
+Verdict = Tuple[str, str]  # what became of an image, and a text with the decoder's name or a reason
+
+
+class DecodeError(Exception):
+    """An image cannot be decoded; the message is the decoder's reason."""
+
+
+class Dali:
+    """DALI's decoder on the CPU."""
+
+    name = "DALI"
+
+    def __init__(self) -> None:
+        """Define the pipelines. Raises ImportError if DALI is not installed."""
+        from nvidia.dali import fn, pipeline_def
+
+        # No prefetching: the pipeline would need more batches than it is fed.
+        settings: Dict[str, Any] = {
+            "batch_size": MAX_BATCH,
+            "num_threads": usable_cpus(),
+            "device_id": None,
+            "prefetch_queue_depth": 1,
+            "exec_async": False,
+            "exec_pipelined": False,
+        }
+
+        @pipeline_def(**settings)
+        def decode() -> Any:
+            return fn.decoders.image(fn.external_source(name="images"), device="cpu")
+
+        @pipeline_def(**settings)
+        def peek() -> Any:
+            return fn.peek_image_shape(fn.external_source(name="images"))
+
+        self._definitions = {"decode": decode, "peek": peek}
+        self._pipelines: Dict[str, Any] = {}
+
+    def count_pixels(self, images: Sequence[np.ndarray]) -> List[int]:
+        """Return the number of pixels of images, from their headers. Raises DecodeError."""
+        return [int(height * width) for height, width, _ in self._run("peek", images)]
+
+    def decode(self, images: Sequence[np.ndarray]) -> List[np.ndarray]:
+        """Return the pixels of images. Raises DecodeError."""
+        return self._run("decode", images)
+
+    def _run(self, kind: str, images: Sequence[np.ndarray]) -> List[np.ndarray]:
+        if kind not in self._pipelines:
+            self._pipelines[kind] = self._definitions[kind]()
+            self._pipelines[kind].build()
+        pipeline = self._pipelines[kind]
+        try:
+            pipeline.feed_input("images", images)
+            (output,) = pipeline.run()
+        except RuntimeError as error:
+            del self._pipelines[kind]  # it cannot be used after a failure
+            raise DecodeError(dali_reason(str(error))) from None
+        return [np.asarray(output.at(index)) for index in range(len(images))]
+
+
+def dali_reason(message: str) -> str:
+    """Return the reason in DALI's message as a part of a sentence."""
+    match = DALI_ERROR.search(message)
+    reason = match.group(1) if match else message.split("\n", 1)[0]
+    if reason.startswith("Assert on"):  # a condition in DALI's source code
+        return "its data are damaged or incomplete"
+    return reason.rstrip(".")
+
+
+class OpenCv:
+    """OpenCV's decoder."""
+
+    name = "OpenCV"
+
+    def __init__(self) -> None:
+        """Import the library. Raises ImportError if it is not installed."""
+        os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(MAX_PIXELS)
+        import cv2
+
+        self._cv2: Any = cv2
+
+    def count_pixels(self, images: Sequence[np.ndarray]) -> List[int]:
+        """Return zeros: OpenCV checks the limit itself."""
+        return [0] * len(images)
+
+    def decode(self, images: Sequence[np.ndarray]) -> List[np.ndarray]:
+        """Return the pixels of images. Raises DecodeError."""
+        try:
+            decoded = [self._cv2.imdecode(image, self._cv2.IMREAD_COLOR) for image in images]
+        except self._cv2.error as error:
+            raise DecodeError(str(error).strip().split("\n", 1)[0]) from None
+        if any(pixels is None for pixels in decoded):
+            raise DecodeError("it is damaged, or has an unknown format")
+        return decoded
+
+
+ImageDecoder = Union[Dali, OpenCv]
+
+
+def find_decoder() -> Optional[ImageDecoder]:
+    """Return the decoder that training would use here, or None if none is installed."""
+    for decoder in (Dali, OpenCv):
+        try:
+            return decoder()
+        except ImportError:
+            pass
+    return None
+
+
+def check_images(
+    decoder: ImageDecoder, images: Sequence[np.ndarray], is_cut: Sequence[bool]
+) -> List[Verdict]:
+    """Decode images, few enough at a time to limit the memory.
+
+    Args:
+        decoder: what decodes them.
+        images: the bytes of each.
+        is_cut: whether the image is a JPEG without an end marker.
+    """
+    verdicts: Dict[int, Verdict] = {}
+    batches: List[List[int]] = []
+    room = 0  # pixels that fit into the last batch
+    for index, pixels in enumerate(call_for_each(decoder.count_pixels, images)):
+        if isinstance(pixels, DecodeError):
+            verdicts[index] = (FAILED, f"{decoder.name} cannot decode it: {pixels}")
+        elif pixels > MAX_PIXELS:
+            verdicts[index] = (NOT_TRIED, f"not decoded, because it has {pixels} pixels")
+        else:
+            if not batches or pixels > room or len(batches[-1]) == MAX_BATCH:
+                batches.append([])
+                room = MAX_PIXELS
+            batches[-1].append(index)
+            room -= pixels
+    for batch in batches:
+        results = call_for_each(decoder.decode, [images[index] for index in batch])
+        for index, result in zip(batch, results):
+            if isinstance(result, DecodeError):
+                verdicts[index] = (FAILED, f"{decoder.name} cannot decode it: {result}")
+            elif is_cut[index] and lacks_pixels(decoder, images[index].tobytes()):
+                verdicts[index] = (FAILED, "its last pixels are missing")
+            else:
+                verdicts[index] = (DECODED, f"{decoder.name} decodes it")
+        del results
+    return [verdicts[index] for index in range(len(images))]
+
+
+def call_for_each(
+    function: Callable[[Sequence[np.ndarray]], List[Any]], images: Sequence[np.ndarray]
+) -> List[Any]:
+    """Return what `function` returns for images, or a DecodeError in place of a result."""
+    results: List[Any] = []
+    for begin in range(0, len(images), MAX_BATCH):
+        batch = images[begin : begin + MAX_BATCH]
+        try:
+            results += function(batch)
+        except DecodeError as error:
+            if len(batch) == 1:
+                results.append(error)
+            else:
+                results += [
+                    result for image in batch for result in call_for_each(function, [image])
+                ]
+    return results
+
+
+def lacks_pixels(decoder: ImageDecoder, jpeg: bytes) -> bool:
+    """Return whether the data of a JPEG without an end marker end before its last pixel.
+
+    A decoder replaces what is missing. Then the pixels depend on the bytes that follow the data;
+    those of an image that lacks nothing but the end marker do not.
+    """
+    data = jpeg.rstrip(b"\xff")  # the first byte of the end marker, or a part of a code
+    continued = [np.frombuffer(data + more + JPEG_END, np.uint8) for more in (b"", NOISE)]
+    try:
+        pixels, others = [decoder.decode([image])[0].copy() for image in continued]
+    except DecodeError:
+        return False
+    return not np.array_equal(pixels, others)
+
+
+def main() -> None:
+    """Answer requests until standard input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process decides when to end
+    requests, replies = sys.stdin.buffer, sys.stdout.buffer
+    sys.stdout = sys.stderr  # a library's own messages are no replies
+    decoder = find_decoder()
+    reply: Dict[str, Any] = {"name": decoder.name if decoder else None}
+    while True:
+        replies.write(json.dumps(reply).encode() + b"\n")
+        replies.flush()
+        line = requests.readline()
+        if not line or decoder is None:
+            return
+        request = json.loads(line)
+        images = [np.frombuffer(requests.read(size), np.uint8) for size in request["sizes"]]
+        reply = {"verdicts": check_images(decoder, images, request["is_cut"])}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decode images as training would, in a process of its own.
+
+A separate process, because a damaged image may end it or make a library print to standard error,
+and because its memory is limited and released apart from that of the conversion.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from typing import Any, Dict, List, Optional, Sequence
+
+from prepare.decode_process import FAILED, NOT_TRIED, Verdict
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+NO_DECODER = "not decoded, because neither DALI nor OpenCV is installed"
+MAX_REQUEST_BYTES = 16 << 20  # of several images; a larger one is sent alone
+
+
+class ProcessEndedError(Exception):
+    """The decoder's process has ended; the message describes how."""
+
+
+class Decoder:
+    """Decode images with DALI, or with OpenCV where DALI is not installed; for many threads.
+
+    Where DALI is not installed, training uses MXNet's ImageRecordIter, which decodes with OpenCV.
+    """
+
+    def __init__(self) -> None:
+        """Start no process yet: most conversions need none."""
+        self._lock = threading.Lock()
+        self._process: Optional[subprocess.Popen[bytes]] = None
+        self._name: Optional[str] = None
+
+    def name(self) -> Optional[str]:
+        """Return the name of the decoder that is installed, or None if there is none."""
+        with self._lock:
+            try:
+                self._start()
+            except ProcessEndedError:
+                return None
+            return self._name
+
+    def check(self, images: Sequence[memoryview], is_cut: Sequence[bool]) -> List[Verdict]:
+        """Decode images.
+
+        Args:
+            images: the bytes of each.
+            is_cut: whether the image is a JPEG without an end marker, of which rows may be missing.
+        """
+        verdicts: List[Verdict] = []
+        begin = 0
+        while begin < len(images):
+            end, size = begin + 1, len(images[begin])
+            while end < len(images) and size + len(images[end]) <= MAX_REQUEST_BYTES:
+                size += len(images[end])
+                end += 1
+            with self._lock:
+                verdicts += self._check(images[begin:end], is_cut[begin:end])
+            begin = end
+        return verdicts
+
+    def _check(self, images: Sequence[memoryview], is_cut: Sequence[bool]) -> List[Verdict]:
+        try:
+            self._start()
+        except ProcessEndedError as error:
+            return [
+                (NOT_TRIED, f"not decoded, because the decoder does not start ({error})")
+            ] * len(images)
+        if self._name is None:
+            return [(NOT_TRIED, NO_DECODER)] * len(images)
+        try:
+            return self._ask(images, is_cut)
+        except ProcessEndedError as error:
+            if len(images) == 1:
+                return [(FAILED, f"{self._name} ends while decoding it ({error})")]
+        # One of them ended the process: decode each alone.
+        pairs = zip(images, is_cut)
+        return [verdict for image, cut in pairs for verdict in self._check([image], [cut])]
+
+    def _start(self) -> None:
+        """Start the process unless it runs.
+
+        Raises:
+            ProcessEndedError: it ended before it was ready.
+        """
+        if self._process is not None:
+            return
+        paths = [ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "prepare.decode_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        )
+        self._name = self._read_reply()["name"]
+
+    def _ask(self, images: Sequence[memoryview], is_cut: Sequence[bool]) -> List[Verdict]:
+        assert self._process is not None and self._process.stdin is not None
+        sizes = [len(image) for image in images]
+        stream = self._process.stdin
+        try:
+            stream.write(json.dumps({"sizes": sizes, "is_cut": [*is_cut]}).encode() + b"\n")
+            for image in images:
+                stream.write(image)
+            stream.flush()
+        except BrokenPipeError:
+            pass  # reading the reply finds out why
+        return [(result, text) for result, text in self._read_reply()["verdicts"]]
+
+    def _read_reply(self) -> Dict[str, Any]:
+        assert self._process is not None and self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line.endswith(b"\n"):
+            status = self.close()
+            how = f"signal {-status}" if status < 0 else f"exit status {status}"
+            raise ProcessEndedError(how)
+        reply: Dict[str, Any] = json.loads(line)
+        return reply
+
+    def close(self) -> int:
+        """End the process; return its exit status."""
+        process, self._process = self._process, None
+        if process is None:
+            return 0
+        for stream in (process.stdin, process.stdout):
+            try:
+                if stream is not None:
+                    stream.close()
+            except BrokenPipeError:
+                pass
+        return process.wait()
