@@ -291,3 +291,15 @@ def test_copy_dataset_needs_datadir(slurm, tmp_path):
     done = slurm(DGXSYSTEM="DGXA100", COPY_DATASET="/shared/imagenet", DATADIR="")
     assert done.returncode == 2 and "COPY_DATASET=/shared/imagenet needs DATADIR" in done.stderr
     assert not (tmp_path / "calls").exists()
+
+
+def test_a_job_gets_no_network_of_a_configuration_that_was_sourced_before(slurm, tmp_path):
+    fake_program(tmp_path / "bin", "sbatch", 'env >"$CALLS"; echo "$@" >>"$CALLS"')
+    assert slurm(DGXSYSTEM="DGXA100", SBATCH_NETWORK="sharp").returncode == 0
+    assert "sharp" not in (tmp_path / "calls").read_text()
+
+
+def test_a_job_reports_what_the_configuration_overrides(slurm):
+    done = slurm(DGXSYSTEM="DGXA100", MOM="0.94", SLURM_JOB_ID="42", CONT="image:1")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("note: MOM=0.94 from the environment is overridden") == 1

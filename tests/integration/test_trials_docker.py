@@ -130,6 +130,17 @@ def test_a_trial_gets_the_configuration_and_the_container_is_removed(docker, tmp
         "OMPI_MCA_btl_vader_single_copy_mechanism": "none",
     }
     assert forwarded == {**exported("A100-40GB_4gpu"), **own}
+    assert "from the environment" not in done.stderr  # LR is given as a flag
+
+
+def test_a_variable_that_the_configuration_overrides_is_reported_once(docker):
+    done = finish(docker(DGXSYSTEM="DGXA100", MOM="0.951807", NUMEPOCHS="90"))
+    assert done.returncode == 0, done.stderr
+    notes = [line for line in done.stderr.splitlines() if "from the environment" in line]
+    assert len(notes) == 2 and notes[0].startswith(
+        "note: MOM=0.951807 from the environment is over"
+    )
+    assert notes[1].startswith("note: NUMEPOCHS=90 from the environment replaces NUMEPOCHS=37")
 
 
 def test_wrong_settings_are_refused_before_the_first_trial(docker, tmp_path):

@@ -97,7 +97,14 @@ EDGES = {
     "data.synthetic": {"config", "data.dataset", "data.shard"},
     "device": {"config", "errors", "memory", "parallel.world"},
     "environment": {"errors"},
-    "launch.backends.base": {"errors", "launch.nccl_test", "launch.processes", "launch.run_log"},
+    "launch.backends.base": {
+        "errors",
+        "launch.nccl_test",
+        "launch.processes",
+        "launch.run_log",
+        "launch.system_config",
+        "launch.terminal",
+    },
     "launch.backends.docker": {
         "errors",
         "launch.backends.base",

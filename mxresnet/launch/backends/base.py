@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Dict, Mapping, Sequence
 
 from mxresnet.errors import UserError
-from mxresnet.launch import nccl_test
+from mxresnet.launch import nccl_test, system_config
 from mxresnet.launch.processes import Stream
 from mxresnet.launch.run_log import DEFAULT_LOGDIR
+from mxresnet.launch.terminal import print_to_stderr
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,21 @@ class Backend(abc.ABC):
     def close(self) -> None:
         """Stop what `prepare` started. Called once, also after a failure of `prepare`."""
         return
+
+    def load_configuration(self, system: str, flags: Sequence[str]) -> None:
+        """Add a configuration to `environ`, and note which variables of the caller it overrides.
+
+        Args:
+            system: DGXSYSTEM.
+            flags: Flags of mxresnet.
+
+        Raises:
+            UserError: The configuration is unknown or failed.
+        """
+        caller = self.environ
+        self.environ = system_config.load_configuration(system, caller)
+        for note in system_config.overridden_settings(system, caller, self.environ, flags):
+            print_to_stderr(note)
 
     def required(self, name: str, reason: str) -> str:
         """Return the value of a variable.

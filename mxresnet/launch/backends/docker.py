@@ -67,18 +67,18 @@ class DockerBackend(Backend):
             raise UserError(f"DATADIR={data} is not a folder: name the folder of the data set")
         if find_program("docker", self.environ) is None:
             raise UserError("docker is not found on PATH: install it")
-        self._load_configuration(system)
+        self._choose_variables(system, flags)
         make_log_folder(self.logdir)
         self._start_container(image, data)
 
-    def _load_configuration(self, system: str) -> None:
+    def _choose_variables(self, system: str, flags: Sequence[str]) -> None:
         """Load the configuration of this checkout, and select the variables for the container.
 
         These are the variables that the configuration exports, the caller's settings of mxresnet,
         and the variables of libraries.
         """
         exported = load_configuration(system, {"PATH": self.environ.get("PATH", os.defpath)})
-        self.environ = load_configuration(system, self.environ)
+        self.load_configuration(system, flags)
         self.environ["DATAROOT"] = DATA_IN_CONTAINER
         submission = [name for name in self.environ if name.startswith("SUBMISSION_")]
         names = forwarded_env(self.environ, also=[*exported, *submission, "DATAROOT"])

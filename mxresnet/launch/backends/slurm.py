@@ -103,7 +103,7 @@ class SlurmBackend(Backend):
             raise UserError("DATADIR is not set: it is mounted as /data of the container")
         if not self.environ.get("SLURM_JOB_ID"):
             self._submit(system, list(flags))
-        self.environ = load_configuration(system, self.environ)
+        self.load_configuration(system, flags)
         make_log_folder(self.logdir)
         if copied_from:
             self._copy_dataset(copied_from, data)
@@ -135,7 +135,9 @@ class SlurmBackend(Backend):
         if find_program("sbatch", self.environ) is None:
             raise UserError("sbatch is not found on PATH: run.sub needs a Slurm cluster")
         # The caller's environment: a configuration may depend on the machine where it is loaded.
-        replace_process(["sbatch", *options, *arguments, "./run.sub", *flags], self.environ)
+        # Without SBATCH_NETWORK, which a configuration that was sourced before may have left.
+        env = {name: value for name, value in self.environ.items() if name != "SBATCH_NETWORK"}
+        replace_process(["sbatch", *options, *arguments, "./run.sub", *flags], env)
 
     def _sbatch_options(self, system: str, trials: int) -> List[str]:
         """Return the options of sbatch for the machines, ranks and time of a configuration."""
