@@ -2,7 +2,7 @@
 """Read the two files of the ImageNet devkit that a conversion uses, from a folder or an archive.
 
 A compressed file can unpack to a thousand times its size, and a single header of an archive can
-require as much memory. Therefore at most MAX_BYTES are unpacked.
+require as much memory. Therefore at most MAX_BYTES are unpacked, and MAX_META_BYTES of meta.mat.
 """
 
 from __future__ import annotations
@@ -11,25 +11,22 @@ import bz2
 import gzip
 import lzma
 import os
-import struct
 import tarfile
-import zlib
 from typing import IO, Any, Callable, Dict, cast
 
 from prepare.bounded_read import BLOCK_BYTES, BoundedStream, TooLargeError
+from prepare.matlab_file import check_matlab_file
 from prepare.regular_file import open_regular
 
 GROUND_TRUTH_FILE, META_FILE = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 MAX_BYTES = 64 << 20  # the official devkit is an archive of 2.6 MB
+MAX_META_BYTES = 16 << 20
 # By the first two bytes of a compressed file.
 _OPENERS: Dict[bytes, Callable[[str], Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZ": bz2.open,
     b"\xfd7": lzma.open,
 }
-# The format of meta.mat: a text, the byte order, then variables that begin with kind and size.
-_MAT_TEXT_BYTES, _MAT_ORDERS = 126, {b"IM": "<", b"MI": ">"}
-_MAT_COMPRESSED = 15
 
 
 def is_archive(path: str) -> bool:
@@ -70,7 +67,7 @@ def read_devkit_files(path: str) -> Dict[str, bytes]:
     else:
         files = _read_members(path)
     if META_FILE in files:
-        check_meta_file(files[META_FILE])
+        check_matlab_file(files[META_FILE], META_FILE, MAX_META_BYTES)
     return files
 
 
@@ -90,21 +87,3 @@ def _read_members(path: str) -> Dict[str, bytes]:
         while bounded.read(BLOCK_BYTES):
             pass
     return files
-
-
-def check_meta_file(content: bytes) -> None:
-    """Raise TooLargeError if the variables of a MATLAB file unpack to more than MAX_BYTES.
-
-    Other damage is left to SciPy.
-    """
-    order = _MAT_ORDERS.get(content[_MAT_TEXT_BYTES : _MAT_TEXT_BYTES + 2])
-    position, remaining = _MAT_TEXT_BYTES + 2, MAX_BYTES
-    while order and position + 8 <= len(content):
-        kind, size = struct.unpack_from(f"{order}II", content, position)
-        position += 8
-        if kind == _MAT_COMPRESSED:
-            packed = content[position : position + size]
-            remaining -= len(zlib.decompressobj().decompress(packed, remaining + 1))
-            if remaining < 0:
-                raise TooLargeError(f"{META_FILE} unpacks to more than {MAX_BYTES >> 20} MiB")
-        position += size

@@ -6,10 +6,12 @@ import gzip
 import io
 import lzma
 import os
+import struct
 import tarfile
 import tracemalloc
 import zlib
 
+import numpy as np
 import pytest
 from support.image_fixtures import CLASSES, write_devkit
 
@@ -19,6 +21,7 @@ from mxresnet.results.submission import read_submission_values
 from prepare import val_labels
 from prepare.listing import SourceError
 from prepare.manifest import DestinationError, load_manifest
+from prepare.matlab_file import check_matlab_file
 
 MIB = 1 << 20
 UNPACKED_BYTES = 320 * MIB
@@ -95,7 +98,46 @@ def test_a_meta_file_that_unpacks_to_far_more_is_refused(tmp_path):
     folder = tmp_path / "ILSVRC2012_devkit_t12"
     (folder / "data" / "meta.mat").write_bytes(compressed_variable(UNPACKED_BYTES))
     message = refusal_within_bounds(lambda: val_labels.read_label_file(str(folder)))
-    assert "meta.mat" in message and "MiB" in message
+    assert "meta.mat unpacks to too many bytes" in message
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("part", ["variable", "field"])
+@pytest.mark.parametrize("dimensions", [(1 << 14, 1 << 14), (1 << 12, 1 << 10), (1 << 20, 1 << 12)])
+def test_a_meta_file_with_larger_dimensions_than_values_is_refused(
+    tmp_path, compressed, part, dimensions
+):
+    pytest.importorskip("scipy")
+    write_devkit(str(tmp_path / "whole.tar.gz"), CLASSES, CLASSES)
+    with tarfile.open(tmp_path / "whole.tar.gz") as tar:
+        tar.extractall(tmp_path)
+    folder = tmp_path / "ILSVRC2012_devkit_t12"
+    content = bytearray((folder / "data" / "meta.mat").read_bytes())
+    tag = struct.pack("<II", 5, 8)  # two dimensions
+    at = content.index(tag, 128)
+    if part == "field":
+        at = content.index(tag, at + 1)
+    struct.pack_into("<ii", content, at + 8, *dimensions)
+    if compressed:
+        variable = zlib.compress(content[128:])
+        content[128:] = struct.pack("<II", 15, len(variable)) + variable
+    (folder / "data" / "meta.mat").write_bytes(content)
+    message = refusal_within_bounds(lambda: val_labels.read_label_file(str(folder)))
+    assert "meta.mat has larger dimensions than values" in message
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_matlab_files_of_all_kinds_of_values_are_accepted(compressed):
+    scipy_io = pytest.importorskip("scipy.io")
+    row = {"a": np.arange(300.0), "b": "text", "c": [], "d": np.zeros((0, 3)), "e": {"f": 1}}
+    cells = np.array([1, "x", np.ones((2, 2, 2), np.uint8), None], dtype=object)
+    cells[3] = np.array(["long", "words"], dtype=object)
+    file = io.BytesIO()
+    variables = {"one": row, "two": cells, "three": np.array([row, row]), "four": 1 + 2j}
+    scipy_io.savemat(file, variables, do_compression=compressed)
+    content = file.getvalue()
+    check_matlab_file(content, "meta.mat", MIB)
+    assert set(variables) < set(scipy_io.loadmat(io.BytesIO(content)))
 
 
 @pytest.mark.parametrize("name", ["meta.mat", "ILSVRC2012_validation_ground_truth.txt"])
