@@ -26,6 +26,7 @@ from prepare.cpus import MAX_WORKERS, default_workers, worker_count
 from prepare.exit_status import ExitStatus, exit_status_help
 from prepare.image_check import CHECKS, ImageCheck
 from prepare.listing import BadImagesError, SourceError
+from prepare.manifest import has_same_archive
 from prepare.plan import Plan
 from prepare.planning import PREFIXES, make_plans
 from prepare.progress_bar import Progress, escape_unencodable_output, print_line
@@ -215,8 +216,8 @@ def run(arguments: argparse.Namespace) -> None:
     ]
     unfinished = [prefix for prefix in PREFIXES if prefix not in finished]
     workers = arguments.workers or default_workers()
-    # A changed archive is noticed without a list of its images.
-    if unfinished or any(split.kind == manifests.FOLDERS for split in splits.values()):
+    unknown = [prefix for prefix in finished if not has_same_archive(folder, prefix, facts[prefix])]
+    if unfinished or unknown:
         plans = make_plans(
             splits,
             folder,
@@ -224,9 +225,8 @@ def run(arguments: argparse.Namespace) -> None:
             allow_empty=arguments.check == "none",
             skip_bad_images=arguments.on_error == "skip",
         )
-        for prefix in finished:
-            if splits[prefix].kind == manifests.FOLDERS:
-                check_unchanged(folder, plans[prefix])
+        for prefix in unknown:
+            check_unchanged(folder, plans[prefix])
     if not arguments.dry_run:
         for prefix in finished:  # a run may have been killed before it removed the folder
             manifests.remove_part_folder(folder, prefix)

@@ -113,8 +113,9 @@ def is_finished(
     Reads the manifest and the sizes of the files only.
 
     Args:
-        source: For archives, its identity is compared.
-        digest: Of the plan; compared for images in folders. None: the images were not listed yet.
+        source: If it is an archive, its identity suffices to recognize it.
+        digest: Of the plan; recognizes any source. None: the images were not listed, so the source
+            is not compared.
         options: Compared with those that the split was made with.
 
     Raises:
@@ -167,10 +168,7 @@ def _check_same_conversion(
     path: str, manifest: Manifest, source: SourceFacts, digest: Optional[str], options: Options
 ) -> None:
     """Raise DestinationError if the split was made from another source or with other options."""
-    if source["kind"] == FOLDERS:
-        same_source = digest in (None, manifest["digest"])
-    else:
-        same_source = manifest["source"]["identity"] == source["identity"]
+    same_source = digest in (None, manifest["digest"]) or _is_same_archive(manifest, source)
     made_with = manifest["options"]
     # Without a bad image, both values of --on-error give the same bytes.
     same = made_with["check"] == options["check"] and (
@@ -178,6 +176,15 @@ def _check_same_conversion(
     )
     if not same or not same_source:
         raise different_conversion(path, manifest, "")
+
+
+def has_same_archive(folder: str, prefix: str, source: SourceFacts) -> bool:
+    """Return whether a finished split was made from this archive; False: unknown."""
+    return _is_same_archive(load_manifest(folder, prefix), source)
+
+
+def _is_same_archive(manifest: Manifest, source: SourceFacts) -> bool:
+    return source["kind"] != FOLDERS and manifest["source"]["identity"] == source["identity"]
 
 
 def different_conversion(path: str, manifest: Manifest, difference: str) -> DestinationError:

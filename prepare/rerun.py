@@ -47,6 +47,8 @@ def _count(change: str, paths: List[str]) -> List[str]:
 
 def _newer_image(folder: str, plan: Plan) -> str:
     """Return the path of an image that was modified after the split was finished."""
+    if plan.archives:
+        return "an archive"
     finished_ns = os.stat(manifest_path(folder, plan.prefix)).st_mtime_ns
     for record in range(len(plan.paths)):
         path = plan.source_path(record)

@@ -144,7 +144,7 @@ def test_workers_must_be_a_whole_number(tmp_path, source, module, value):
     result = run_prepare(*arguments, f"--workers={value}", module=module)
     assert result.returncode == 2
     assert result.stderr.endswith(
-        f"error: argument --workers: must be a whole number above 0, not {value!r}\n"
+        f"error: argument --workers: must be a whole number from 1 to 512, not {value!r}\n"
     )
 
 

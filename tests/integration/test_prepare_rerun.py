@@ -121,8 +121,22 @@ def test_a_changed_archive_is_noticed_without_listing_it(folders, layout):
     at = content.index(jpeg(b"cb 1"))
     changed.write_bytes(content[: at + 12] + b"?" + content[at + 13 :])
     result = convert(source, out)
-    assert result.status == 3 and "the split was made from" in result.stderr
+    assert result.status == 3 and "since then, an archive was changed (size" in result.stderr
     assert verify_records(out, "--against", source).status == 1
+
+
+def test_files_beside_archives_that_are_no_images_are_no_changes(folders):
+    official, archives, out = (folders.parent / name for name in ("official", "archives", "new"))
+    write_official_archives(folders, official)
+    for split in ("train", "val"):
+        write_class_archives(folders / split, archives / split)
+    for source in (official, archives):
+        shutil.rmtree(out, ignore_errors=True)
+        assert convert(source, out).status == 0
+        more = {"train/README": b"x"} if source == archives else {"val_labels.txt": b"ca\ncb\ncc"}
+        write_files(source, more)
+        result = convert(source, out)
+        assert result.status == 0 and COMPLETE in result.stdout, result
 
 
 def test_a_split_is_completed_only_if_the_other_is_of_this_source(folders):
