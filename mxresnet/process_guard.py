@@ -66,12 +66,12 @@ def adopt_descendants() -> None:
 
 
 def descendants(ancestor: int) -> List[int]:
-    """Return the ids of all descendants of a process, from /proc, without zombies."""
+    """Return the ids of all descendants of a process, without zombies; none without /proc."""
     children: Dict[int, List[int]] = {}
-    zombies = set()
-    for name in os.listdir("/proc"):
-        if not name.isdecimal():
-            continue
+    zombies, names = set(), []
+    with contextlib.suppress(OSError):
+        names = [name for name in os.listdir("/proc") if name.isdecimal()]
+    for name in names:
         with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
             # The name of the program, in parentheses, may contain spaces and parentheses.
             state, parent = file.read().rpartition(b")")[2].split()[:2]
