@@ -176,7 +176,12 @@ fetch_python() {
 # Print the cause that the output of a failed command shows, or nothing.
 explain_failure() {
     local name
-    if grep -qiE "certificate.?verify.?failed|UnknownIssuer|invalid peer certificate" "$1"; then
+    if grep -q "DO NOT MATCH THE HASHES" "$1"; then
+        # "    demo==1.0 from https://... (from -r ...):"
+        name=$(sed -n 's/^  *\([^ ]*==[^ ]* from [^ ]*\) (from -r.*/\1/p' "$1" | tail -n 1)
+        echo "packages DO NOT MATCH THE HASHES in requirements/: ${name:-see the output}" \
+            "was changed or damaged on its way, for example by a mirror or in PIP_FIND_LINKS"
+    elif grep -qiE "certificate.?verify.?failed|UnknownIssuer|invalid peer certificate" "$1"; then
         echo "the server's certificate is not trusted: behind a proxy with a certificate of its" \
             "own, set SSL_CERT_FILE to a file that contains it"
     elif grep -q "Could not find a suitable TLS CA certificate bundle" "$1"; then
