@@ -165,6 +165,7 @@ def train(config: Config, world: World) -> Optional[bool]:
     from mxresnet.trainer import Trainer, seed_everything
 
     device, ops, ignored = choose_device_and_ops(config, world)
+    world.end_loading()
     seed_everything(rank_seed)
     notes = data_notes(config, data, loader.choose_backend(config)) + ignored
     progress = start_progress(config, data, plan, world, device, notes)

@@ -28,6 +28,7 @@ HEARTBEAT, GOODBYE, FAILED = b".", b"-", b"!"
 LAUNCHER_GRACE_SECONDS = 5.0
 CONNECT_TIMEOUT_SECONDS = 3.0
 MAX_STAGGER_SECONDS = 10
+LOADING_FACTOR = 8  # of the limit, while the ranks load their libraries
 # While connections are accepted: time between two checks of their time limits.
 LISTENING_CHECK_SECONDS = 0.5
 
@@ -79,7 +80,9 @@ class Watchdog:
     Args:
         rank: this process's rank.
         period_seconds: time between two heartbeats.
-        limit_seconds: time without a heartbeat after which this process ends.
+        limit_seconds: time without a heartbeat after which this process ends. Until end_loading()
+            is called it is LOADING_FACTOR times as long: Python loads a library without releasing
+            its lock, so that no other thread runs, and MXNet with CUDA has gigabytes of them.
     """
 
     def __init__(self, rank: int, period_seconds: float, limit_seconds: float):
@@ -88,7 +91,8 @@ class Watchdog:
         # When rank 0 sends nothing, every other rank detects it. They end at different times, so
         # that only the first prints the cause: after its end the launcher ends the others.
         self._stagger_seconds = min(max(rank - 1, 0), MAX_STAGGER_SECONDS)
-        self._limit_seconds = limit_seconds + self._stagger_seconds
+        self._given_limit_seconds = limit_seconds
+        self._loading = True
         self.address: Optional[Address] = None  # on rank 0 the address for the other ranks
         self._listener: Optional[Listener] = None
         self._selector = selectors.DefaultSelector()
@@ -125,7 +129,7 @@ class Watchdog:
             token=token,
             name=socket.gethostname(),
             period_seconds=self._period_seconds,
-            limit_seconds=self._limit_seconds,
+            limit_seconds=self._given_limit_seconds,
         )
 
     def stop_listening(self) -> None:
@@ -142,6 +146,18 @@ class Watchdog:
         with self._lock:
             self._peers[connection] = peer
             self._selector.register(connection, selectors.EVENT_READ, data=peer)
+
+    @property
+    def _limit_seconds(self) -> float:
+        factor = LOADING_FACTOR if self._loading else 1
+        return factor * self._given_limit_seconds + self._stagger_seconds
+
+    def end_loading(self) -> None:
+        """Apply the limit itself from now on. All ranks must have loaded their libraries."""
+        with self._lock:
+            self._loading = False
+            for peer in self._peers.values():
+                peer.last_received = time.monotonic()
 
     def wait_for_abort(self) -> None:
         """Wait for this process to be ended, after a failure that another rank has caused.

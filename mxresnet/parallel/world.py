@@ -253,6 +253,12 @@ class World:
         if self._watchdog and "Horovod has been shut down" in str(error):
             self._watchdog.wait_for_abort()
 
+    def end_loading(self) -> None:
+        """Tell the watchdog that this rank and all others have loaded their libraries."""
+        self.barrier()
+        if self._watchdog:
+            self._watchdog.end_loading()
+
     def abort(self, status: int) -> None:
         """End every rank with this exit status (MPI_Abort), because this rank cannot continue."""
         sys.stdout.flush()

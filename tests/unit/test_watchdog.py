@@ -39,6 +39,7 @@ def exits(monkeypatch):
 @pytest.fixture
 def rank_0():
     dog = watchdog.listen([LOOPBACK], 3, PERIOD, LIMIT)
+    dog.end_loading()
     yield dog
     dog.stop_listening()
 
@@ -88,6 +89,18 @@ def test_silent_ranks_end_the_run_and_are_named(exits, rank_0):
     assert watchdog.FAILED in connections[0].recv(4096)
 
 
+def test_a_rank_may_be_silent_while_it_loads_its_libraries(exits):
+    loading = watchdog.listen([LOOPBACK], 2, PERIOD, LIMIT)
+    connection = fake_rank(loading, 1)
+    wait_until(lambda: loading.num_connected_ranks() == 1)
+    time.sleep(1.5 * LIMIT)
+    assert exits.empty() and loading.num_connected_ranks() == 1
+    loading.end_loading()
+    assert "for 1 s" in exits.get(timeout=PATIENCE_SECONDS)
+    connection.close()
+    loading.stop_listening()
+
+
 def test_a_rank_that_sends_heartbeats_is_not_silent(exits, rank_0):
     connection = fake_rank(rank_0, 1)
     for _ in range(30):
@@ -133,5 +146,8 @@ def test_rank_0_that_cannot_be_reached_leaves_a_rank_without_a_watchdog():
 
 
 def test_ranks_detect_a_silent_rank_0_one_after_another():
-    limits = [watchdog.Watchdog(rank, 2, 40)._limit_seconds for rank in (0, 1, 2, 11, 500)]
-    assert limits == [40, 40, 41, 50, 50]
+    dogs = [watchdog.Watchdog(rank, 2, 40) for rank in (0, 1, 2, 11, 500)]
+    assert [dog._limit_seconds for dog in dogs] == [320, 320, 321, 330, 330]
+    for dog in dogs:
+        dog.end_loading()
+    assert [dog._limit_seconds for dog in dogs] == [40, 40, 41, 50, 50]
