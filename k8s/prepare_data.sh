@@ -7,8 +7,12 @@
 # Whoever copies the archives creates the file ARCHIVES/complete after the last one. If an archive
 # is wrong, the pod reports the error, removes that file, and waits for it again.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
 archives=${1:?folder of the archives} records=${2:?folder for the records}
+[ "${archives:0:1}" = / ] || archives=$PWD/$archives
+[ "${records:0:1}" = / ] || records=$PWD/$records
+script=${BASH_SOURCE[0]}
+[ ! -L "$script" ] || script=$(readlink -f "$script")
+CDPATH='' cd -- "$(dirname -- "$script")/.."
 python=$(./setup_env.sh)
 # Not empty after an error in the archives. Finished records are ignored then: they were not made
 # from the present archives.

@@ -21,7 +21,10 @@ def test_data_pod_waits_converts_verifies_and_accepts_finished_records(few, tmp_
     out = waiting.communicate(timeout=120)[0]
     assert waiting.returncode == 0 and "are complete" in out, out
     shutil.rmtree(archives)
-    again = subprocess.run(command, text=True, capture_output=True, timeout=120)
+    # Through a symlink, with relative paths.
+    (tmp_path / "link").symlink_to(command[0])
+    command = ["./link", "archives", "records"]
+    again = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, timeout=120)
     assert again.returncode == 0 and "are complete" in again.stdout, again.stderr
 
 
