@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import IO
 
 BLOCK_BYTES = 1 << 20
@@ -54,4 +55,6 @@ def read_file(path: str, limit: int) -> bytes:
         OSError: it cannot be read.
     """
     with open(path, "rb") as stream:
+        if os.fstat(stream.fileno()).st_size > limit:
+            raise TooLargeError(f"{path} has more than {limit / 2**20:.3g} MiB")
         return BoundedStream(stream, path, limit).read_all()

@@ -11,6 +11,8 @@ from typing import Any, Deque, Dict, List, Optional, Tuple
 
 from prepare.manifest import JOURNAL_NAME, DestinationError
 
+MAX_JOURNAL_BYTES = 1 << 30  # that of ImageNet has a few MB
+
 Entry = Dict[str, Any]
 
 
@@ -63,6 +65,8 @@ class Journal:
 
     def _read(self, header: Entry) -> List[Entry]:
         self._file.seek(0)
+        if os.fstat(self._file.fileno()).st_size > MAX_JOURNAL_BYTES:
+            raise DestinationError(f"{self._file.name}: is too large for a journal: move it away")
         # An interrupted write leaves a line without its line feed, and a power failure can leave
         # zeros. Both are ignored.
         content = self._file.read()
@@ -125,5 +129,5 @@ def _parse_line(line: bytes) -> Optional[Any]:
     """Return the value of a line of the journal; None when it is damaged."""
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

@@ -19,6 +19,7 @@ from mxresnet.data.dataset import _read_manifest
 from mxresnet.errors import UserError
 from mxresnet.results.submission import read_submission_values
 from prepare import val_labels
+from prepare.journal import Journal
 from prepare.listing import SourceError
 from prepare.manifest import DestinationError, load_manifest
 from prepare.matlab_file import check_matlab_file
@@ -170,13 +171,27 @@ def test_a_devkit_with_other_files_is_read(tmp_path):
 def test_a_manifest_index_or_log_that_is_far_too_large_is_refused(tmp_path):
     path = tmp_path / "train.json"
     with open(path, "wb") as file:
-        file.truncate(UNPACKED_BYTES)
+        file.truncate(1 << 40)
     tracemalloc.start()
-    with pytest.raises(DestinationError, match="train.json has more than 64 MiB"):
+    with pytest.raises(DestinationError, match="train.json has more than 512 MiB"):
         load_manifest(str(tmp_path), "train")
-    with pytest.raises(UserError, match="train.json cannot be read .*more than 64 MiB"):
+    with pytest.raises(UserError, match="train.json cannot be read .*more than 512 MiB"):
         _read_manifest(str(path))
     with pytest.raises(UserError, match="train.json cannot be read: it has more than 256 MiB"):
         read_submission_values(str(path))
-    assert tracemalloc.get_traced_memory()[1] < 2 * MAX_MEMORY_BYTES
+    assert tracemalloc.get_traced_memory()[1] < 16 * MIB
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("content", ["huge", b"[" * 100_000 + b"\n"])
+def test_a_file_that_is_no_journal_is_refused(tmp_path, content):
+    path = tmp_path / "journal"
+    if content == "huge":
+        with open(path, "wb") as file:
+            file.truncate(1 << 40)
+    else:
+        path.write_bytes(content)
+    size = path.stat().st_size
+    with pytest.raises(DestinationError, match="journal: .*move it away"):
+        Journal(str(tmp_path), {})
+    assert path.stat().st_size == size
