@@ -22,6 +22,7 @@ import time
 from dataclasses import dataclass
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
+from mxresnet.environment import check_python_path
 from mxresnet.errors import ExitStatus, UserError
 from mxresnet.launch import (
     builtin_data,
@@ -38,6 +39,7 @@ from mxresnet.launch import (
     timing_lines,
 )
 from mxresnet.launch.terminal import print_to_stderr, write_to_stdout
+from mxresnet.memory import check_memory_of_ranks
 from mxresnet.results.log_reader import has_evaluation
 
 NAME = "run_and_time.sh"
@@ -91,6 +93,7 @@ def main() -> int:
     try:
         processes.handle_stop_signals()
         rank = launched_rank(environ)
+        check_python_path(environ)
         return run(*caller_paths.make_absolute(sys.argv[1:], environ), rank)
     except UserError as error:
         if rank:
@@ -245,7 +248,8 @@ def check_number_of_ranks(context: Run) -> None:
     """Compare the number of ranks with the configuration's: it determines the global batch.
 
     Raises:
-        UserError: Started by hand, with a configuration for several machines.
+        UserError: Started by hand, with a configuration for several machines or for more ranks than
+            fit in memory.
     """
     environ = context.environ
     system, machines = environ["DGXSYSTEM"], environ.get("DGXNNODES") or "1"
@@ -257,6 +261,7 @@ def check_number_of_ranks(context: Run) -> None:
                 f"DGXSYSTEM={system} is for {machines} machines: start it with run.sub or mpirun "
                 "(this would run the ranks of one machine)"
             )
+        check_memory_of_ranks(expected)
     elif ranks and ranks != str(expected):
         print_to_stderr(
             f"note: {ranks} ranks, where DGXSYSTEM={system} is for {expected}: "

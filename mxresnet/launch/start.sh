@@ -21,5 +21,6 @@ start_launcher() {
     # Signals during the start of Python stay pending until it has its own handlers
     # (coreutils 8.31).
     "${block[@]}" true 2>/dev/null || block=()
-    exec "${block[@]}" "$python" -m "mxresnet.launch.$module" "$@"
+    # -E: a module in PYTHONPATH may hide one of Python's own; the launcher reports it.
+    exec "${block[@]}" "$python" -E -m "mxresnet.launch.$module" "$@"
 }

@@ -12,6 +12,7 @@ else is that of the failed trial.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -19,6 +20,7 @@ import subprocess
 import sys
 from typing import Callable, Dict, List, Mapping, Sequence
 
+from mxresnet.environment import check_python_path
 from mxresnet.errors import ExitStatus, UserError
 from mxresnet.launch import caller_paths, nccl_test, processes, refused_variables, run_log
 from mxresnet.launch.backends.base import Backend, Trial
@@ -36,6 +38,7 @@ from mxresnet.launch.trial_summary import (
     read_log_or_empty,
     summarize,
 )
+from mxresnet.results.log_reader import with_sufficient_accuracy
 
 LOG_REFUSED = 4
 BACKENDS: Dict[str, Callable[[Mapping[str, str]], Backend]] = {
@@ -132,11 +135,13 @@ class Trials:
 
     def _evaluate_trial(self, number: int, status: int) -> TrialResult:
         """Return the result of a trial that ended with status 0 or 3."""
-        compliant = self._check_log(number)
+        path = self._settings.log_path(number)
+        compliant = self._check_log(path, f"{self._settings.prefix}_{number}.check")
+        only_accuracy = not compliant and self._lacks_only_accuracy(path)
         if status == ExitStatus.TARGET_MISSED:
-            return TrialResult(MISSED, compliant)
-        log = read_log_or_empty(self._settings.log_path(number))
-        return TrialResult(REACHED if log.last_evaluation else NOT_EVALUATED, compliant)
+            return TrialResult(MISSED, compliant, only_accuracy)
+        evaluated = read_log_or_empty(path).last_evaluation
+        return TrialResult(REACHED if evaluated else NOT_EVALUATED, compliant, only_accuracy)
 
     def _clear_caches(self) -> bool:
         """Drop the page cache unless CLEAR_CACHES is 0; return whether it was dropped."""
@@ -155,15 +160,27 @@ class Trials:
         """Return the path of a file in LOGDIR for the processes of `Backend.run_python`."""
         return f"{self._backend.remote_logdir}/{os.path.basename(path)}"
 
-    def _check_log(self, number: int) -> bool:
-        """Return whether the official checker accepts the log of a trial; keep its output."""
-        path = self._settings.log_path(number)
-        with open(f"{self._settings.prefix}_{number}.check", "wb") as output:
+    def _check_log(self, path: str, output_path: str) -> bool:
+        """Return whether the official checker accepts a log; write its output to a file."""
+        with open(output_path, "wb") as output:
             status = self._backend.run_python(
                 [*CHECKER, self._remote_path(path)], stdout=output, stderr=subprocess.STDOUT
             )
         processes.raise_if_stopped()
         return status == 0
+
+    def _lacks_only_accuracy(self, path: str) -> bool:
+        """Return whether the checker would accept a log if its last accuracy were sufficient."""
+        changed_path = f"{path}.accuracy"
+        try:
+            with open(path, "rb") as log, open(changed_path, "wb") as changed:
+                changed.write(with_sufficient_accuracy(log.read()))
+            return self._check_log(changed_path, os.devnull)
+        except OSError:
+            return False
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(changed_path)
 
     def _write_submission(self) -> None:
         """Write the folder that the tools of MLPerf read.
@@ -192,6 +209,7 @@ def run_trials(backend: Backend, flags: Sequence[str]) -> int:
     try:
         processes.handle_stop_signals()
         try:
+            check_python_path(backend.environ)
             refused_variables.check(backend.environ)
             backend.prepare(flags)
             return Trials(backend, flags).run()

@@ -82,8 +82,8 @@ def test_two_real_trials(two_trials):
     assert done.returncode == 4, done.stderr
     assert done.stdout.count("RESULT,IMAGE_CLASSIFICATION,,") == 2
     assert [(row[0], row[4], row[5]) for row in rows(done.stdout)] == [
-        ("7", "REJECTS", "reached"),
-        ("8", "REJECTS", "reached"),
+        ("7", "accuracy", "reached"),
+        ("8", "accuracy", "reached"),
     ]
     assert sorted(path.name for path in results.iterdir()) == [
         "now_1.check",
@@ -120,6 +120,14 @@ def test_two_real_trials(two_trials):
 def test_the_official_checker_accepts_a_good_log(trials):
     done = trials("0:10", CHECKER="real")
     assert done.returncode == 0 and rows(done.stdout)[0][4:] == ["accepts", "reached"], done.stdout
+
+
+@pytest.mark.parametrize("key, verdict", [("", "accuracy"), ("lars_epsilon", "REJECTS")])
+def test_the_summary_tells_a_missed_target_from_a_faulty_log(trials, tmp_path, key, verdict):
+    done = trials("3:10", CHECKER="real", ACCURACY="0.7", WITHOUT_KEY=key)
+    assert done.returncode == 3 and rows(done.stdout)[0][4:] == [verdict, "target MISSED"]
+    assert ("accuracy: the checker rejects" in done.stdout) == (not key)
+    assert not list((tmp_path / "results").glob("*.accuracy"))
 
 
 def test_the_mean_drops_the_fastest_and_the_slowest(trials):

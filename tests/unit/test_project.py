@@ -153,6 +153,7 @@ EDGES = {
     "launch.nsys": {"errors", "launch.processes", "launch.run_log", "launch.terminal"},
     "launch.refused_variables": {"errors"},
     "launch.run": {
+        "environment",
         "errors",
         "launch.builtin_data",
         "launch.caller_paths",
@@ -167,6 +168,7 @@ EDGES = {
         "launch.system_config",
         "launch.terminal",
         "launch.timing_lines",
+        "memory",
         "results.log_reader",
     },
     "launch.run_log": {"errors"},
@@ -175,6 +177,7 @@ EDGES = {
     "launch.trial_settings": {"errors", "launch.run_log", "launch.system_config"},
     "launch.trial_summary": {"launch.trial_settings", "results.log_reader"},
     "launch.trials": {
+        "environment",
         "errors",
         "launch.backends.base",
         "launch.backends.docker",
@@ -188,6 +191,7 @@ EDGES = {
         "launch.terminal",
         "launch.trial_settings",
         "launch.trial_summary",
+        "results.log_reader",
     },
     "lr_schedule": {"config"},
     "memory": {"config", "errors"},
