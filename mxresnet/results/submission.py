@@ -31,6 +31,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from mxresnet.errors import ExitStatus, UserError
 from mxresnet.results.log_reader import read_log
 
+MAX_NODES = 99_999
 _STATUS = {
     "onprem": "Available on-premise",
     "cloud": "Available cloud",
@@ -67,6 +68,8 @@ def read_submission_values(log_path: str) -> Dict[str, Any]:
     Raises:
         UserError: The file cannot be read, or is not the log of a run.
     """
+    if os.path.exists(log_path) and not os.path.isfile(log_path):
+        raise UserError(f"log {log_path} is not a regular file")
     try:
         log = read_log(log_path)
     except OSError as error:
@@ -76,6 +79,9 @@ def read_submission_values(log_path: str) -> Dict[str, Any]:
             raise UserError(f"log {log_path} cannot be read: line {damaged.number} is damaged")
     if "submission_org" in log.missing_keys:
         raise UserError(f"{log_path} is not the log of a run: it has no submission_org")
+    for key, value in log.submission.items():
+        if not isinstance(value, str):
+            raise UserError(f"{log_path} is damaged: its {key}, {json.dumps(value)}, is not text")
     return log.submission
 
 
@@ -227,6 +233,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             f"--system {options.system!r} is part of file names: use letters, digits and _.+- "
             "(not one of .+- at the start), 200 at most"
         )
+    if not 1 <= options.nodes <= MAX_NODES:
+        parser.error(f"--nodes {options.nodes} is not a number of machines from 1 to {MAX_NODES}")
     try:
         print(write_submission(options.folder, options.logs, options.system, options.nodes))
         return ExitStatus.SUCCESS

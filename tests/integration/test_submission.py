@@ -2,6 +2,7 @@
 """Submissions written from logs of the real RunLog, and the verdicts of MLPerf's own tools."""
 
 import json
+import os
 import re
 
 import pytest
@@ -199,3 +200,36 @@ def test_a_log_with_a_damaged_submission_line_is_refused(tmp_path):
     done = python("-m", "mxresnet.results.submission", tmp_path / "package", tmp_path / "cut.log")
     assert done.returncode == 2
     assert "cut.log cannot be read: line 2 is damaged" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"key": "submission_org", "value": ["Us"]}',
+        '{"key": "submission_org", "value": null}',
+        '{"key": "submission_org", "value": "Us"}\n'
+        ':::MLLOG {"key": "submission_status", "value": {}}',
+        '{"key": "submission_org", "value": 1e999}',
+        '{"key": "submission_org", "value": ' + "9" * 5000 + "}",
+        '{"key": "submission_org", "value": ' + "[" * 5000,
+    ],
+    ids=range(6),
+)
+def test_a_log_with_odd_values_is_refused(tmp_path, line):
+    (tmp_path / "odd.log").write_text(f":::MLLOG {line}\n")
+    done = python("-m", "mxresnet.results.submission", tmp_path / "package", tmp_path / "odd.log")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "odd.log" in done.stderr and not (tmp_path / "package").exists()
+
+
+def test_a_log_that_is_a_named_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    done = python("-m", "mxresnet.results.submission", tmp_path / "package", tmp_path / "pipe")
+    assert done.returncode == 2 and "pipe is not a regular file" in done.stderr
+
+
+@pytest.mark.parametrize("nodes", ["0", "-1", "1e12", "9" * 30, "inf", "abc"])
+def test_a_wrong_number_of_nodes_is_refused(tmp_path, nodes):
+    done = python("-m", "mxresnet.results.submission", tmp_path, "a.log", f"--nodes={nodes}")
+    assert done.returncode == 2 and "--nodes" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr and len(done.stderr) < 500
