@@ -32,6 +32,8 @@ _LIMITS = (
     (resource.RLIMIT_NOFILE, "ulimit -n", 64, 1, "open files"),
 )
 
+_TEMPORARY_BYTES = 32 * 2**20  # for the shared memory files of mpirun and the ranks
+
 # Returns whether a value is valid, and the description of valid values.
 Rule = Tuple[Callable[[str], bool], str]
 
@@ -106,6 +108,22 @@ def _rule(name: str) -> Optional[Rule]:
         is_number, text = _integer(-1, _MAX_INT)
         return (lambda value: value in ("true", "false") or is_number(value)), text
     return None
+
+
+def check_temporary_folder(environ: Mapping[str, str]) -> None:
+    """Raise UserError if mpirun cannot write its files; it may hang when their disk is full."""
+    folder = next(filter(None, map(environ.get, ("TMPDIR", "TEMP", "TMP"))), "/tmp")
+    try:
+        usage = os.statvfs(folder)
+        problem = None if os.access(folder, os.W_OK | os.X_OK) else "cannot be written"
+    except OSError as error:
+        problem = f"cannot be used ({error.strerror})"
+    else:
+        free = usage.f_bavail * usage.f_frsize
+        if free < _TEMPORARY_BYTES:
+            problem = f"has {free >> 20} MiB of free space, less than {_TEMPORARY_BYTES >> 20}"
+    if problem:
+        raise UserError(f"TMPDIR={folder} {problem}: free some space or name another folder")
 
 
 def check_python_path(environ: Mapping[str, str]) -> None:

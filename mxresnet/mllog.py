@@ -10,6 +10,7 @@ init_start, to standard output.
 from __future__ import annotations
 
 import logging
+import pathlib
 import sys
 from typing import Any, Dict, Iterable, Optional, Sequence, Tuple
 
@@ -53,6 +54,8 @@ def open_file(path: str) -> None:
     Raises:
         UserError: the file cannot be written.
     """
+    if pathlib.Path(path).is_fifo():  # to open it would wait for a reader
+        raise UserError(f"--log-file {path} is a named pipe: name a file")
     try:
         mllog.get_mllogger().logger.addHandler(_LogFile(path))
     except OSError as error:

@@ -22,7 +22,7 @@ import time
 from dataclasses import dataclass
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
-from mxresnet.environment import check_python_path
+from mxresnet.environment import check_python_path, check_temporary_folder
 from mxresnet.errors import ExitStatus, UserError
 from mxresnet.launch import (
     builtin_data,
@@ -249,7 +249,7 @@ def check_number_of_ranks(context: Run) -> None:
 
     Raises:
         UserError: Started by hand, with a configuration for several machines or for more ranks than
-            fit in memory.
+            fit in memory, or without space for temporary files.
     """
     environ = context.environ
     system, machines = environ["DGXSYSTEM"], environ.get("DGXNNODES") or "1"
@@ -262,6 +262,7 @@ def check_number_of_ranks(context: Run) -> None:
                 "(this would run the ranks of one machine)"
             )
         check_memory_of_ranks(expected)
+        check_temporary_folder(environ)
     elif ranks and ranks != str(expected):
         print_to_stderr(
             f"note: {ranks} ranks, where DGXSYSTEM={system} is for {expected}: "

@@ -79,6 +79,9 @@ class TestUserErrors:
         assert "no/such/folder" in self.refused(
             2, "--data-root", digits, "--log-file", tmp_path / "no/such/folder/log"
         )
+        os.mkfifo(tmp_path / "pipe")
+        line = self.refused(2, "--data-root", digits, "--log-file", tmp_path / "pipe")
+        assert "is a named pipe" in line
 
     @pytest.mark.parametrize("ranks", [1, 2, 3])
     def test_an_image_that_is_damaged_ends_all_ranks_within_the_run(self, ranks, copied):

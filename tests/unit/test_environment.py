@@ -11,7 +11,13 @@ import pytest
 from support.commands import ROOT, python
 from support.launchers import exported
 
-from mxresnet.environment import check_environment, check_python_path, explain
+from mxresnet import environment
+from mxresnet.environment import (
+    check_environment,
+    check_python_path,
+    check_temporary_folder,
+    explain,
+)
 from mxresnet.errors import UserError
 from mxresnet.launch.system_config import systems
 
@@ -77,6 +83,17 @@ def run_under_limit(limit, soft, *arguments):
 def test_a_limit_that_is_too_small_is_named(limit, soft, name):
     done = run_under_limit(limit, soft)
     assert done.returncode == 2 and name in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_folder_for_temporary_files_is_checked(tmp_path, monkeypatch):
+    check_temporary_folder({"TMPDIR": "", "TEMP": str(tmp_path)})
+    (tmp_path / "file").write_text("")
+    for path, words in (("none", "No such file"), ("file/x", "Not a directory")):
+        with pytest.raises(UserError, match=f"TMPDIR={tmp_path}/{path} cannot be used .{words}"):
+            check_temporary_folder({"TMPDIR": str(tmp_path / path)})
+    monkeypatch.setattr(environment, "_TEMPORARY_BYTES", 2**80)
+    with pytest.raises(UserError, match=f"TMPDIR={tmp_path} has [0-9]+ MiB of free space"):
+        check_temporary_folder({"TMPDIR": str(tmp_path)})
 
 
 @pytest.mark.parametrize("module", ["numpy", "mxnet", "json", "logging", "nvidia"])

@@ -48,6 +48,25 @@ def test_a_number_of_machines_that_is_none_is_refused():
         backend.prepare([])
 
 
+@pytest.mark.parametrize(
+    "environ, words",
+    [
+        ({"DGXNGPU": "99999"}, "DGXNGPU=99999: each rank needs at least"),
+        ({"TMPDIR": "/nonexistent"}, "TMPDIR=/nonexistent cannot be used"),
+        ({"PYTHONPATH": "FOLDER"}, "the module enum in FOLDER hides that of Python"),
+    ],
+)
+def test_what_no_rank_could_start_with_is_refused(tmp_path, environ, words):
+    (tmp_path / "enum.py").write_text("raise RuntimeError\n")
+    environ = {name: value.replace("FOLDER", str(tmp_path)) for name, value in environ.items()}
+    done = finish(
+        start_script(["./run_and_time.sh"], tmp_path, DGXSYSTEM="CPU_digits", **environ), timeout=60
+    )
+    lines = [line for line in done.stderr.splitlines() if line.startswith("run_and_time.sh: ")]
+    assert done.returncode == 2 and len(lines) == 1, done.stderr
+    assert words.replace("FOLDER", str(tmp_path)) in lines[0] and "Traceback" not in done.stderr
+
+
 def test_an_empty_command_is_no_command():
     done = subprocess.run(
         ["./bind.sh", "--cpu=off", "--", ""], cwd=ROOT, text=True, capture_output=True
