@@ -52,7 +52,7 @@ def test_a_number_of_machines_that_is_none_is_refused():
     "environ, words",
     [
         ({"DGXNGPU": "99999"}, "DGXNGPU=99999: each rank needs at least"),
-        ({"TMPDIR": "/nonexistent"}, "TMPDIR=/nonexistent cannot be used"),
+        ({"TMPDIR": "FOLDER/none"}, "TMPDIR=FOLDER/none cannot be used"),
         ({"PYTHONPATH": "FOLDER"}, "the module enum in FOLDER hides that of Python"),
     ],
 )
@@ -111,7 +111,7 @@ def test_a_signal_during_the_start_of_python_is_handled(tmp_path, script):
     slow_python = tmp_path / "python"
     slow_python.write_text(
         f"#!{sys.executable}\nimport os, pathlib, sys, time\n"
-        "if sys.argv[1] == '-m':\n"
+        "if '-m' in sys.argv[1:3]:\n"
         f"    pathlib.Path({str(started)!r}).touch()\n    time.sleep(1)\n"
         f"os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])\n"
     )
