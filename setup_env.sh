@@ -303,6 +303,7 @@ raise SystemExit(not (u.find_spec("mxnet") and u.find_spec("horovod.mxnet")))'
             python=$(any_python)
             if [ -z "$python" ]; then
                 steps=0
+                share_certificates
                 lock_environment
                 provide_python
             fi
@@ -318,7 +319,6 @@ raise SystemExit(not (u.find_spec("mxnet") and u.find_spec("horovod.mxnet")))'
         "") ;;
         *) die "$1 is not an option: use --dev, --launcher-python or --fingerprint" ;;
     esac
-    share_certificates
     active=$(command -v python || command -v python3 || true)
     if [ -n "$active" ] && [ "${active#"$venv"/}" = "$active" ] &&
         "$active" -c "$has_both" 2>/dev/null; then
@@ -326,6 +326,8 @@ raise SystemExit(not (u.find_spec("mxnet") and u.find_spec("horovod.mxnet")))'
         return
     fi
     if ! is_current .ready || { $dev && ! is_current .ready-dev; }; then
+        ignore_redirections
+        share_certificates
         make_environment
     fi
     echo "$venv/bin/python"

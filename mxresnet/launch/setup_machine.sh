@@ -173,6 +173,14 @@ fetch_python() {
     exec "$uv" python install 3.11
 }
 
+# Whether pip is told to use no package index.
+uses_no_index() {
+    case ${PIP_NO_INDEX-} in
+        1 | [yY]* | [tT]* | [oO][nN]) true ;;
+        *) false ;;
+    esac
+}
+
 # Print the cause that the output of a failed command shows, or nothing.
 explain_failure() {
     local name
@@ -188,13 +196,11 @@ explain_failure() {
         grep -oE "Could not find a suitable TLS CA certificate bundle.*" "$1" | head -n 1
     elif grep -qiE "no space left on device|disk quota exceeded" "$1"; then
         echo "the disk is full: 1.7 GB are needed in $venv and 1 GB in ${TMPDIR:-/tmp}"
-    elif [ -n "${PIP_NO_INDEX-}" ] && grep -q "No matching distribution found for" "$1"; then
+    elif uses_no_index && grep -q "No matching distribution found for" "$1"; then
         name=$(sed -n 's/.*No matching distribution found for \([^ ]*\).*/\1/p' "$1" | tail -n 1)
         echo "PIP_NO_INDEX is set, and PIP_FIND_LINKS=${PIP_FIND_LINKS-} has no file of $name for" \
             "this Python: docs/setup.md shows how to fill that folder"
-    elif grep -q "No matching distribution found for" "$1" &&
-        grep -qiE "connection (broken|refused|reset)|timed out|resolv|Name or service not known|\
-unreachable|no route to host|ProxyError" "$1"; then
+    elif grep -qE "from versions: none|ReadTimeoutError|IncompleteRead" "$1"; then
         echo "the package index cannot be reached: set https_proxy to a proxy or PIP_INDEX_URL to" \
             "a mirror, or install from a folder of packages (docs/setup.md)"
     fi
@@ -206,6 +212,12 @@ explain_missing_python() {
     cause=$(explain_failure "$1")
     [ -n "$cause" ] || cause=$(sed -n '$ { s/^ *cause: //; p; }' "$1")
     echo "uv could not download Python 3.11 ($cause; output: $1): $(ways_to_a_python)"
+}
+
+# Ignore settings of the caller that make Python use other modules, or pip another folder.
+ignore_redirections() {
+    unset PYTHONHOME PYTHONPATH PYTHONUSERBASE PIP_TARGET PIP_PREFIX PIP_ROOT
+    export PIP_USER=0
 }
 
 # Let pip and uv trust the same certificates: those that the variables of either name, or else those

@@ -285,7 +285,12 @@ NO_FILE = "ERROR: No matching distribution found for numpy==1.23.5\n"
         ("SSLError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify", {}, "SSL_CERT_FILE"),
         ("  cause: invalid peer certificate: UnknownIssuer", {}, "SSL_CERT_FILE"),
         ("OSError: [Errno 28] No space left on device", {}, "the disk is full"),
-        (f"Failed to establish a new connection: timed out\n{NO_FILE}", {}, "PIP_INDEX_URL"),
+        (
+            f"ERROR: ... satisfies numpy==1.23.5 (from versions: none)\n{NO_FILE}",
+            {},
+            "PIP_INDEX_URL",
+        ),
+        ("urllib3.exceptions.ReadTimeoutError: HTTPSConnectionPool", {}, "PIP_INDEX_URL"),
         (NO_FILE, {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/w"}, "/w has no file of numpy==1.23.5"),
         (NO_FILE, {}, ""),
         ("error: command 'c++' failed", {}, ""),
