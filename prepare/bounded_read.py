@@ -6,6 +6,9 @@ from __future__ import annotations
 import os
 from typing import IO
 
+from prepare.regular_file import open_regular
+from prepare.storage_errors import name_in_errors
+
 BLOCK_BYTES = 1 << 20
 
 
@@ -52,9 +55,9 @@ def read_file(path: str, limit: int) -> bytes:
 
     Raises:
         TooLargeError: it has more bytes than the limit.
-        OSError: it cannot be read.
+        OSError: it cannot be read, or is no regular file.
     """
-    with open(path, "rb") as stream:
+    with open_regular(path) as stream, name_in_errors(path):
         if os.fstat(stream.fileno()).st_size > limit:
             raise TooLargeError(f"{path} has more than {limit / 2**20:.3g} MiB")
         return BoundedStream(stream, path, limit).read_all()

@@ -15,8 +15,15 @@ import sys
 import tempfile
 from typing import Dict, Iterator, Optional, Sequence, Tuple
 
+from prepare.command import (
+    print_error,
+    report_unexpected,
+    restart_with_utf8_names,
+    tolerant_output,
+)
 from prepare.command_paths import path_argument
-from prepare.progress_bar import escape_unencodable_output
+from prepare.exit_status import ExitStatus
+from prepare.regular_file import NotRegularFileError, open_regular
 
 SIDE_PIXELS = 32  # the scans are 8 x 8, but a ResNet-50 halves its input five times
 VAL_INTERVAL = 5  # every fifth image of a class is for validation
@@ -55,9 +62,12 @@ def is_complete(folder: str, expected: Dict[str, bytes]) -> bool:
             content = expected.get(os.path.relpath(path, folder))
             if content is None:
                 return False
-            with open(path, "rb") as stream:
-                if stream.read() != content:
-                    return False
+            try:
+                with open_regular(path) as stream:
+                    if stream.read() != content:
+                        return False
+            except NotRegularFileError:
+                return False
             num_found += 1
     return num_found == len(expected)
 
@@ -102,6 +112,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         The exit status: 0 if the data set is written or there already, 2 if the folder contains
         something else, cannot be written, or a package is missing.
     """
+    with tolerant_output("prepare.digits"):
+        return run(argv)
+
+
+def run(argv: Optional[Sequence[str]]) -> int:
+    """Run the command and report every error; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m prepare.digits", description=(__doc__ or "").split("\n\n")[0]
     )
@@ -112,23 +128,23 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         help="folder to make; it will contain train/ and val/",
     )
     folder = parser.parse_args(argv).folder
-    escape_unencodable_output()
     # Remove the unfinished folder.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         written = write_dataset(folder)
     except OSError as error:
-        print(f"prepare.digits: {error}", file=sys.stderr)
-        return 2
+        print_error("prepare.digits", str(error))
+        return ExitStatus.USAGE_ERROR
     except ImportError as error:
-        print(
-            f"prepare.digits: needs scikit-learn and opencv-python-headless: {error}",
-            file=sys.stderr,
-        )
-        return 2
+        reason = f"needs scikit-learn and opencv-python-headless: {error}"
+        print_error("prepare.digits", reason)
+        return ExitStatus.USAGE_ERROR
+    except (Exception, KeyboardInterrupt) as error:
+        return report_unexpected("prepare.digits", error, "run the same command again")
     print(f"{folder}: 10 classes, 1,797 images{'' if written else ' (already there)'}")
     return 0
 
 
 if __name__ == "__main__":
+    restart_with_utf8_names("prepare.digits")
     sys.exit(main())

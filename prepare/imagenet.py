@@ -8,11 +8,17 @@ import errno
 import os
 import shutil
 import sys
-import traceback
 from typing import Dict, Optional, Sequence
 
 from prepare import manifest as manifests
 from prepare import sources
+from prepare.command import (
+    is_shortage,
+    print_error,
+    report_unexpected,
+    restart_with_utf8_names,
+    tolerant_output,
+)
 from prepare.command_paths import (
     WrongPathError,
     check_destination_outside,
@@ -29,7 +35,7 @@ from prepare.listing import BadImagesError, SourceError
 from prepare.manifest import has_same_archive
 from prepare.plan import Plan
 from prepare.planning import PREFIXES, make_plans
-from prepare.progress_bar import Progress, escape_unencodable_output, print_line
+from prepare.progress_bar import Progress, print_line
 from prepare.rerun import check_unchanged
 
 MAX_UNUSUAL_SHOWN = 20  # images of a split
@@ -122,7 +128,12 @@ def parse_arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command; return its exit status."""
-    escape_unencodable_output()
+    with tolerant_output("prepare.imagenet"):
+        return run_and_report(argv)
+
+
+def run_and_report(argv: Optional[Sequence[str]]) -> ExitStatus:
+    """Run the command and report every error; return the exit status."""
     arguments = parse_arguments(argv)
     try:
         run(arguments)
@@ -144,26 +155,16 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             ExitStatus.IO_ERROR,
             f"{where}: {error.strerror}; fix this and run the same command again to resume",
         )
-    except KeyboardInterrupt:
-        return report_error(
-            ExitStatus.INTERRUPTED, "interrupted; run the same command again to resume"
-        )
-    except Exception as error:
-        if isinstance(error, MemoryError) or "can't start new thread" in str(error):
-            return report_error(
-                ExitStatus.IO_ERROR,
-                "not enough memory: use fewer --workers; run the same command again to resume",
-            )
-        traceback.print_exc()
-        return report_error(
-            ExitStatus.INTERNAL_ERROR,
-            "failed with the unexpected error above; run the same command again to resume",
-        )
+    except (Exception, KeyboardInterrupt) as error:
+        advice = "run the same command again to resume"
+        if is_shortage(error):
+            advice = f"use fewer --workers; {advice}"
+        return report_unexpected("prepare.imagenet", error, advice)
 
 
 def report_error(status: ExitStatus, text: str) -> ExitStatus:
     """Print an error message; return `status`."""
-    print(f"prepare.imagenet: {text}", file=sys.stderr)
+    print_error("prepare.imagenet", text)
     return status
 
 
@@ -304,4 +305,5 @@ def convert_split(
 
 
 if __name__ == "__main__":
+    restart_with_utf8_names("prepare.imagenet")
     sys.exit(main())

@@ -15,6 +15,7 @@ import os
 from typing import Any, Dict, Iterable, List, Optional, TypedDict, cast
 
 from prepare.bounded_read import TooLargeError, read_file
+from prepare.regular_file import NotRegularFileError
 
 SUFFIXES = (".rec", ".idx", ".lst", ".sums")  # of the data files
 MANIFEST_SUFFIX = ".json"
@@ -137,7 +138,9 @@ def _check_no_unexpected_files(folder: str, prefix: str) -> None:
     """Raise DestinationError if there are files that an interrupted run did not leave behind."""
     part = part_folder(folder, prefix)
     journal = os.path.join(part, JOURNAL_NAME)
-    for path, is_expected in ((part, os.path.isdir), (journal, os.path.isfile)):
+    record_file = os.path.join(part, prefix + ".rec")
+    expected = ((part, os.path.isdir), (journal, os.path.isfile), (record_file, os.path.isfile))
+    for path, is_expected in expected:
         if os.path.lexists(path) and not is_expected(path):
             raise DestinationError(f"{path}: would be replaced: move it away")
     if os.path.exists(journal):
@@ -216,6 +219,8 @@ def load_manifest(folder: str, prefix: str) -> Manifest:
         raise DestinationError(f"{path}: is not a file, so it is no manifest: move it away")
     try:
         content = read_file(path, MAX_MANIFEST_BYTES)
+    except NotRegularFileError as error:
+        raise DestinationError(f"{path}: {error.reason}") from None
     except TooLargeError as error:
         raise DestinationError(f"{error}, so it is no manifest: move it away") from None
     try:

@@ -10,12 +10,6 @@ from typing import Any, Optional, TextIO
 SECONDS_BETWEEN_LINES = 10
 
 
-def escape_unencodable_output() -> None:
-    """Make sys.stdout escape characters that it cannot encode, as sys.stderr does."""
-    if hasattr(sys.stdout, "reconfigure"):  # a notebook's sys.stdout may not have this method
-        sys.stdout.reconfigure(errors="backslashreplace")
-
-
 def print_line(text: str) -> None:
     """Print a line immediately, also when the output is a pipe."""
     print(text, flush=True)

@@ -16,11 +16,14 @@ import numpy as np
 from prepare import recordio
 from prepare.bounded_read import TooLargeError, read_file
 from prepare.manifest import load_manifest, manifest_path
+from prepare.regular_file import NotRegularFileError, check_regular, open_regular
+from prepare.storage_errors import name_in_errors
 
 HASH_BLOCK_BYTES = 1 << 20
 # The most that a record needs: two numbers of 64 bits; a number, a label and a path.
 MAX_INDEX_LINE_BYTES, MAX_LIST_LINE_BYTES = 44, 4200
 MIN_TABLE_LIMIT_BYTES = 64 << 20  # also for record files that were cut off
+MAX_LABEL = float(np.finfo(np.float32).max)
 
 
 class UnreadableTablesError(Exception):
@@ -101,6 +104,10 @@ class RecordSet:
             path = os.path.join(self.folder, name)
             if not os.path.exists(path):
                 raise UnreadableTablesError(f"{path}: is missing")
+            try:
+                check_regular(os.stat(path).st_mode, path)
+            except NotRegularFileError as error:
+                raise UnreadableTablesError(f"{path}: {error.reason}") from None
             size = os.path.getsize(path)
             if size != facts["bytes"]:
                 self.errors.append(f"{path}: has {size} bytes, expected {facts['bytes']}")
@@ -108,25 +115,32 @@ class RecordSet:
                 self.errors.append(f"{path}: its SHA-256 differs from the manifest's")
 
     def _parse_index_and_list(self) -> array[int]:
-        """Set keys, offsets, labels and paths; return the keys of the list."""
+        """Set keys, offsets, labels and paths; return the keys of the list.
+
+        Raises:
+            UnreadableTablesError: A line is malformed.
+        """
         try:
-            content = self._read_table(".idx", MAX_INDEX_LINE_BYTES)
-            index = np.array(array("q", map(int, content.split()))).reshape(-1, 2)
-            self.keys, self.offsets = index[:, 0], index[:, 1]
-            listed_keys, labels, self.paths = array("q"), array("f"), []
+            words = self._read_table(".idx", MAX_INDEX_LINE_BYTES).split()
+            index = np.array(array("q", map(int, words))).reshape(-1, 2)
+        except (ValueError, OverflowError) as error:
+            raise UnreadableTablesError(f"{self.path('.idx')}: cannot be parsed: {error}") from None
+        self.keys, self.offsets = index[:, 0], index[:, 1]
+        listed_keys, labels, self.paths = array("q"), array("f"), []
+        path = self.path(".lst")
+        try:
             content = self._read_table(".lst", MAX_LIST_LINE_BYTES)
             for line in io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"):
-                key, label, path = line.rstrip("\n").split("\t")
+                key, label, image_path = line.rstrip("\n").split("\t")
                 listed_keys.append(int(key))
+                if not abs(float(label)) <= MAX_LABEL:
+                    raise ValueError(f"the label {label} is not a finite number")
                 labels.append(float(label))
-                self.paths.append(path)
-            self.labels = np.array(labels, dtype="<f4")
-            if not np.isfinite(self.labels).all():
-                raise ValueError("a label is not a finite number")
+                self.paths.append(image_path)
         except (ValueError, OverflowError) as error:
-            raise UnreadableTablesError(
-                f"{self.path('.idx')}: the index or the list cannot be read: {error}"
-            ) from None
+            line_number = len(self.paths) + 1
+            raise UnreadableTablesError(f"{path}: line {line_number}: {error}") from None
+        self.labels = np.array(labels, dtype="<f4")
         return listed_keys
 
     def _read_table(self, suffix: str, line_bytes: int) -> bytes:
@@ -165,7 +179,7 @@ class RecordSet:
             expected[row["label"], row["name"]] += row["examples"]
         for label, name in sorted((expected - listed) | (listed - expected)):
             self.errors.append(
-                f"{manifest_path(self.folder, self.prefix)}: gives class {int(label)}, {name}, "
+                f"{manifest_path(self.folder, self.prefix)}: gives class {label:g}, {name}, "
                 f"{expected[label, name]} images, but the list has {listed[label, name]}"
             )
 
@@ -188,7 +202,7 @@ class RecordSet:
 
 def _file_digest(path: str) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as stream:
+    with open_regular(path) as stream, name_in_errors(path):
         for block in iter(lambda: stream.read(HASH_BLOCK_BYTES), b""):
             digest.update(block)
     return digest.hexdigest()

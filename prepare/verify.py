@@ -9,14 +9,21 @@ import sys
 from typing import List, Optional, Sequence
 
 from prepare import record_check, sources
-from prepare.command_paths import path_argument
+from prepare.command import (
+    print_error,
+    report_unexpected,
+    restart_with_utf8_names,
+    tolerant_output,
+)
+from prepare.command_paths import WrongPathError, path_argument, wrong_source_is_usage_error
 from prepare.cpus import MAX_WORKERS, default_workers, worker_count
 from prepare.exit_status import ExitStatus, exit_status_help
 from prepare.listing import SourceError
 from prepare.manifest import VERSION_WITHOUT_SUM, DestinationError, manifest_path
 from prepare.plan import make_plan
-from prepare.progress_bar import Progress, escape_unencodable_output
+from prepare.progress_bar import Progress
 from prepare.record_set import RecordSet, UnreadableTablesError
+from prepare.storage_errors import name_in_errors
 
 PREFIXES = ("train", "val")
 MAX_ERRORS_SHOWN = 50  # per split; the others are only counted
@@ -30,6 +37,9 @@ EXIT_STATUS_HELP = exit_status_help(
             "wrong command line, or a path that does not exist or may not be read"
         ),
         ExitStatus.BAD_DESTINATION: "DST is not a finished data set",
+        ExitStatus.IO_ERROR: "a file could not be read, or the memory is full: no known damage",
+        ExitStatus.INTERNAL_ERROR: "unexpected error, printed as a traceback",
+        ExitStatus.INTERRUPTED: "interrupted",
     }
 )
 
@@ -73,18 +83,26 @@ def parse_arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command; return its exit status."""
+    with tolerant_output("prepare.verify"):
+        return run(argv)
+
+
+def run(argv: Optional[Sequence[str]]) -> ExitStatus:
+    """Run the command and report every error; return the exit status."""
     arguments = parse_arguments(argv)
-    escape_unencodable_output()
     try:
-        return verify(arguments)
+        with wrong_source_is_usage_error():
+            return verify(arguments)
+    except WrongPathError as error:
+        return report_error(ExitStatus.USAGE_ERROR, str(error))
     except DestinationError as error:
         return report_error(ExitStatus.BAD_DESTINATION, str(error))
     except SourceError as error:
         for message in error.messages:
             report_error(ExitStatus.BAD_DATA, message)
         return ExitStatus.BAD_DATA
-    except OSError as error:
-        return report_error(ExitStatus.USAGE_ERROR, f"{error.filename}: {error.strerror}")
+    except (Exception, KeyboardInterrupt) as error:
+        return report_unexpected("prepare.verify", error, "run the same command again")
 
 
 def verify(arguments: argparse.Namespace) -> ExitStatus:
@@ -148,7 +166,8 @@ def check_split(
     try:
         records.read_tables()
         count, size = len(records.paths), records.expected_size
-        with Progress(f"verify {records.prefix}", count, size) as progress:
+        record_file_errors = name_in_errors(records.path(".rec"))
+        with Progress(f"verify {records.prefix}", count, size) as progress, record_file_errors:
             if fast:
                 record_check.check_headers(records, workers, progress)
             else:
@@ -162,7 +181,8 @@ def check_split(
             records.errors += [str(fault) for fault in plan.problems if not fault.skippable]
             for note in plan.notes:
                 print(f"{records.prefix}: {note}")
-            with Progress(f"compare {records.prefix}", count, size) as progress:
+            record_file_errors = name_in_errors(records.path(".rec"))
+            with Progress(f"compare {records.prefix}", count, size) as progress, record_file_errors:
                 record_check.compare_with_source(records, plan, workers, progress)
     except UnreadableTablesError as error:
         records.errors.append(str(error))
@@ -181,9 +201,10 @@ def report_split_errors(errors: List[str]) -> ExitStatus:
 
 def report_error(status: ExitStatus, text: str) -> ExitStatus:
     """Print an error message; return `status`."""
-    print(f"prepare.verify: {text}", file=sys.stderr)
+    print_error("prepare.verify", text)
     return status
 
 
 if __name__ == "__main__":
+    restart_with_utf8_names("prepare.verify")
     sys.exit(main())
