@@ -146,3 +146,28 @@ def test_training_counts_come_from_the_devkit(tmp_path):
     assert val_labels.train_counts([str(script)]) == {}
     counts = val_labels.train_counts([os.fspath(script), os.fspath(devkit)])
     assert counts == dict.fromkeys(CLASSES, 7)
+
+
+@pytest.mark.parametrize(
+    "encoding,line_end", [("utf-8-sig", "\r\n"), ("utf-16", "\r\n"), ("utf-8", "\r")]
+)
+def test_texts_of_other_systems(tmp_path, encoding, line_end):
+    """Windows' programs write byte order marks; each of two joined files may begin with one."""
+    names = {f"{number}.jpg": synset for number, synset in enumerate(["n01", "n02", "n\u00fc"])}
+    for moves in (False, True):
+        lines = [f"mv {name} {synset}/" if moves else synset for name, synset in names.items()]
+        text = "".join(line + line_end for line in lines)
+        if encoding == "utf-8-sig":
+            text = text.replace(lines[1], "\ufeff" + lines[1])
+        (tmp_path / "labels").write_bytes(text.encode(encoding))
+        label_file = val_labels.read_label_file(str(tmp_path / "labels"))
+        assert label_file.classes_of(sorted(names)) == names
+
+
+@pytest.mark.parametrize(
+    "content", ["n01\nn02\n".encode("utf-16-le"), "n01\n".encode("utf-32"), b"n\xfc\n", b"n\x001\n"]
+)
+def test_texts_of_unknown_encodings_are_refused(tmp_path, content):
+    (tmp_path / "labels").write_bytes(content)
+    with pytest.raises(SourceError, match="labels: n"):
+        val_labels.read_label_file(str(tmp_path / "labels"))
