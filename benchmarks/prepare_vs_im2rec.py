@@ -31,6 +31,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VAL_SHARE = 50000 / 1281167  # ImageNet's number of validation images for each training image
 JPEG_START, JPEG_END = b"\xff\xd8\xff\xe0\x00\x04xx\xff\xda", b"\xff\xd9"
 
+FORMAT = tarfile.USTAR_FORMAT  # as the official archives; Python's default adds headers
 OUTPUTS = ("im2rec", "recipe", "folders", "archives", "cat")
 SUFFIXES = (".rec", ".idx", ".lst")
 
@@ -78,10 +79,12 @@ def write_sources(folder: str, images: int, kilobytes: float, classes: int) -> T
 
 def write_train_archive(class_folders: str, archives: str) -> None:
     """Write an archive like the official training archive: it contains one archive per class."""
-    with tarfile.open(os.path.join(archives, "ILSVRC2012_img_train.tar"), "w") as outer:
+    with tarfile.open(
+        os.path.join(archives, "ILSVRC2012_img_train.tar"), "w", format=FORMAT
+    ) as outer:
         for name in sorted(os.listdir(class_folders)):
             inner = os.path.join(archives, f"{name}.tar")
-            with tarfile.open(inner, "w") as tar:
+            with tarfile.open(inner, "w", format=FORMAT) as tar:
                 for image in sorted(os.listdir(os.path.join(class_folders, name))):
                     tar.add(os.path.join(class_folders, name, image), arcname=image)
             outer.add(inner, arcname=f"{name}.tar")
@@ -94,7 +97,7 @@ def write_val_archive(class_folders: str, archives: str) -> None:
     class_of = {
         image: name for name in classes for image in os.listdir(os.path.join(class_folders, name))
     }
-    with tarfile.open(os.path.join(archives, "ILSVRC2012_img_val.tar"), "w") as tar:
+    with tarfile.open(os.path.join(archives, "ILSVRC2012_img_val.tar"), "w", format=FORMAT) as tar:
         for image in sorted(class_of):
             tar.add(os.path.join(class_folders, class_of[image], image), arcname=image)
     with open(os.path.join(archives, "valprep.sh"), "w") as stream:

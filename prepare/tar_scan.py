@@ -14,7 +14,8 @@ from typing import Callable, List, Tuple
 import numpy as np
 
 BLOCK_BYTES = 512
-MAX_HEADERS = 256  # read at a time
+# Headers read at a time, first and at most: without plain images, most that are read are no use.
+MIN_HEADERS, MAX_HEADERS = 4, 256
 MAX_PAUSE = 256  # headers without a scan, after scans that found nothing
 # POSIX.1-2008, `pax`, "ustar Interchange Format".
 HEADER = np.dtype(
@@ -25,7 +26,8 @@ HEADER = np.dtype(
         "itemsize": BLOCK_BYTES,
     }
 )
-SIZE_FIELD = slice(124, 135)
+SIZE_FIELD, KIND_FIELD = slice(124, 135), slice(156, 157)
+PLAIN_KINDS = (b"0", b"\0")
 # Lines with a name: an optional "./", folders, and a name that needs no further check.
 PLAIN_NAMES = re.compile(rb"(?:(?:\./)?(?:[\w-]+/)*[\w-]+\.(?:[Jj][Pp][Ee]?[Gg]|[Pp][Nn][Gg])\n)*")
 USTAR_MAGIC, GNU_MAGIC = b"ustar\x0000", b"ustar  "  # without zeros at the end
@@ -62,12 +64,15 @@ class PlainImageScanner:
         if self._headers_to_skip:
             self._headers_to_skip -= 1
             return begin
-        at, is_full = begin, True
+        at, count, is_full = begin, MIN_HEADERS, True
         while is_full:
-            block, offsets = self._read_headers(at)
+            block, offsets = self._read_headers(at, count)
+            if not block:
+                break
             headers = np.frombuffer(block, HEADER)
             names = leading_plain_names(headers)
-            is_full = len(names) == MAX_HEADERS
+            is_full = len(names) == count
+            count = min(4 * count, MAX_HEADERS)
             if names:
                 self._add(names, parse_octal(headers["size"][: len(names)]).tolist(), offsets)
                 at = offsets[len(names)]
@@ -75,17 +80,19 @@ class PlainImageScanner:
         self._headers_to_skip = self._pause
         return at
 
-    def _read_headers(self, at: int) -> Tuple[bytes, List[int]]:
-        """Return consecutive headers, and their offsets followed by that of the next header.
+    def _read_headers(self, at: int, count: int) -> Tuple[bytes, List[int]]:
+        """Return at most `count` headers, and their offsets followed by that of the next header.
 
-        The headers are those of members that end before the archive does. They are not checked
-        otherwise.
+        There are none if the first one is no regular file's. The headers are those of members that
+        end before the archive does. They are not checked otherwise.
         """
         headers: List[bytes] = []
         offsets = [at]
         descriptor, last_offset = self._descriptor, self._end - BLOCK_BYTES
-        while len(headers) < MAX_HEADERS:
+        while len(headers) < count:
             header = os.pread(descriptor, BLOCK_BYTES, at)
+            if not headers and header[KIND_FIELD] not in PLAIN_KINDS:
+                break
             try:
                 size = int(header[SIZE_FIELD], 8)
             except ValueError:
