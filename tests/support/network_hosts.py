@@ -187,11 +187,17 @@ class Cluster:
         return [int(pid) for pid in done.stdout.split()]
 
     def process_ids(self, name, pattern):
-        """Return the ids of processes with this in their command lines, oldest first."""
+        """Return the ids of processes with this in their command lines, oldest first.
+
+        Guards, whose command lines contain those of their commands, are left out unless the pattern
+        is empty.
+        """
         found = []
         for pid in self._all_process_ids(name):
             command, started = _command_line(pid), _start_time(pid)
-            if command is not None and started is not None and pattern in command:
+            if command is None or started is None or (pattern and "process_guard.py" in command):
+                continue
+            if pattern in command:
                 found.append((started, pid))
         return [pid for _, pid in sorted(found)]  # ids wrap around: a higher one may be older
 
