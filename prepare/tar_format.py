@@ -17,6 +17,8 @@ BLOCK_BYTES = 512
 ZERO_BLOCK = bytes(BLOCK_BYTES)
 # Largest long name or set of pax records; a larger one indicates damage.
 MAX_EXTENSION_BYTES = 1 << 20
+DEFAULT_RECORD_BYTES = 10240  # of a record, the size that programs write by default
+LARGE_RECORD_BYTES = tuple(1 << power for power in range(14, 22))  # of larger blocking factors
 MAX_SHOWN_CHARACTERS = 400  # of a name in a message
 MAX_NUMBER_DIGITS = 20  # of a decimal size; 2 ** 64 has 20
 # Programs stop at the first space or zero byte after the digits; they disagree about digits after a
@@ -78,6 +80,11 @@ def read_members(
             if member_pax:
                 raise TarDamageError(f"lacks the member that the header before byte {at} names")
             check_zeros(descriptor, at, end)
+            if not is_padding(at - begin, end - begin):
+                raise TarDamageError(
+                    f"has {end - at} zeros after its last member, more than tar writes: members "
+                    f"may be lost in an incomplete copy; copy or make the archive again"
+                )
             return
         verify_checksum(header, at)
         kind, data = header[156:157], at + BLOCK_BYTES
@@ -135,6 +142,25 @@ def check_zeros(descriptor: int, offset: int, end: int) -> None:
                 f"a damaged header or two archives in one"
             )
         offset += len(data)
+
+
+def is_padding(used: int, size: int) -> bool:
+    """Return whether only an end mark and the rest of a record follow the members of an archive.
+
+    An archive consists of records of the same size, and an end mark has two blocks. A file to which
+    only a part of an archive was copied may have many more zeros.
+
+    Args:
+        used: bytes of the members.
+        size: bytes of the archive.
+    """
+    end_mark = 2 * BLOCK_BYTES
+    if size - used < DEFAULT_RECORD_BYTES + end_mark:
+        return True
+    # A size that is a multiple of the usual record indicates that the archive consists of those.
+    return size % DEFAULT_RECORD_BYTES != 0 and any(
+        size % record == 0 and size - used < record + end_mark for record in LARGE_RECORD_BYTES
+    )
 
 
 def verify_checksum(header: bytes, offset: int) -> None:

@@ -9,6 +9,7 @@ from typing import Dict, List, Optional, Tuple
 
 from prepare.listing import Folder, Listing, Problem, is_image_name, name_problem
 from prepare.packed_files import MAX_UNKNOWN_FILES, archive_problem, packed_content, packed_stem
+from prepare.tar_ends import cut_last_image
 from prepare.tar_format import (
     BLOCK_BYTES,
     FOLDER,
@@ -74,16 +75,15 @@ class TarIndexer:
                 for member in read_members(descriptor, begin, end, scan):
                     self.add_member(member)
                     is_empty = False
+                damage = cut_last_image(descriptor, self.folders.values())
                 if is_empty and not any(folder.names for folder in self.folders.values()):
                     damage = "holds no file"
             except TarDamageError as error:
                 damage = str(error)
         if damage is not None:
             inner = f"{self.base_folder}.tar in it " if begin else ""
-            # A whole class may be lost, unless this archive has nothing but images of one class.
-            one_class = not self.class_archives and not any(self.folders)
-            skippable = one_class and bool(self.folders[""].names)
-            self.listing.problems.append(Problem(self.path, inner + damage, skippable=skippable))
+            # Any number of images and classes may be lost.
+            self.listing.problems.append(Problem(self.path, inner + damage, skippable=False))
         self.add_links(descriptor, begin, end)
         self.find_packed_files(descriptor)
         self.report_faults()

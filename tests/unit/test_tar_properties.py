@@ -27,7 +27,8 @@ image_names = st.builds(
     st.lists(folder_names, max_size=3),
     st.text(letters, max_size=120),
 )
-contents = st.integers(0, 1500).map(lambda size: bytes(i % 251 for i in range(size)))
+# A last image of zeros only indicates an incomplete copy of the archive.
+contents = st.integers(0, 1500).map(lambda size: bytes(1 + i % 251 for i in range(size)))
 image_files = st.dictionaries(image_names, contents, min_size=1, max_size=5)
 
 
