@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read files that are kept in memory whole, up to a limit: their sizes are not trusted."""
+"""Read files that are kept in memory whole, up to a limit: their sizes are not trusted.
+
+Also hash files of any size, a block at a time.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from typing import IO
 
@@ -61,3 +65,16 @@ def read_file(path: str, limit: int) -> bytes:
         if os.fstat(stream.fileno()).st_size > limit:
             raise TooLargeError(f"{path} has more than {limit / 2**20:.3g} MiB")
         return BoundedStream(stream, path, limit).read_all()
+
+
+def file_sha256(path: str) -> str:
+    """Return the SHA-256 of a file (hexadecimal).
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
+    digest = hashlib.sha256()
+    with open_regular(path) as stream, name_in_errors(path):
+        for block in iter(lambda: stream.read(BLOCK_BYTES), b""):
+            digest.update(block)
+    return digest.hexdigest()

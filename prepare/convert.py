@@ -11,8 +11,8 @@ from typing import Deque, Dict, Iterator, List, Tuple
 
 import numpy as np
 
+from prepare import destination, recordio
 from prepare import manifest as manifests
-from prepare import recordio
 from prepare.image_check import ImageCheck
 from prepare.journal import Journal
 from prepare.listing import BadImagesError, Problem
@@ -100,23 +100,35 @@ def convert(
     header = {"digest": plan.digest, "source": source["path"], "check": options["check"]}
     journal = Journal(part, header)
     try:
-        # Another process may have finished this split before this one took the lock.
-        if manifests.is_finished(folder, prefix, source, plan.digest, options):
-            manifests.remove_part_folder(folder, prefix)
+        if _is_finished_meanwhile(plan, folder, journal, source, options):
+            destination.remove_part_folder(folder, prefix)
             return manifests.load_manifest(folder, prefix)
-        manifests.roll_back_publish(folder, prefix)
         state = _write_records(plan, part, workers, check, journal, options, progress)
         manifest = _write_tables(plan, part, state, source, options)
         if not journal.is_in_place():
             raise OSError(errno.ENODEV, "was removed while it was being written", part)
-        manifests.publish(folder, prefix, manifest)
+        destination.publish(folder, prefix, manifest)
         return manifest
-    except DestinationError:
-        if not journal.entries:  # no earlier run left a finished piece
-            manifests.remove_part_folder(folder, prefix)
-        raise
     finally:
         journal.close()
+
+
+def _is_finished_meanwhile(
+    plan: Plan, folder: str, journal: Journal, source: SourceFacts, options: Options
+) -> bool:
+    """Return whether another process finished this split before this one took the lock.
+
+    Undo an interrupted publication if it is not finished. Arguments and errors as of `convert`.
+    """
+    try:
+        if destination.is_finished(folder, plan.prefix, source, plan.digest, options):
+            return True
+        destination.roll_back_publish(folder, plan.prefix)
+        return False
+    except DestinationError:
+        if not journal.entries:  # no earlier run left a finished piece
+            destination.remove_part_folder(folder, plan.prefix)
+        raise
 
 
 def _write_records(
@@ -176,7 +188,7 @@ def _write_tables(
     }
     for suffix, blocks in tables.items():
         path = os.path.join(part, plan.prefix + suffix)
-        files[plan.prefix + suffix] = manifests.write_durably(path, blocks)
+        files[plan.prefix + suffix] = destination.write_durably(path, blocks)
     counts = np.bincount(labels, minlength=len(plan.classes)).tolist()
     skipped: List[manifests.SkippedImage] = [
         {"path": _relative_to(plan.top, problem.path), "reason": problem.reason}

@@ -10,8 +10,8 @@ import shutil
 import sys
 from typing import Dict, Optional, Sequence
 
+from prepare import destination, sources
 from prepare import manifest as manifests
-from prepare import sources
 from prepare.command import (
     is_shortage,
     print_error,
@@ -29,10 +29,10 @@ from prepare.command_paths import (
 )
 from prepare.convert import convert
 from prepare.cpus import MAX_WORKERS, default_workers, worker_count
+from prepare.destination import has_same_archive
 from prepare.exit_status import ExitStatus, exit_status_help
 from prepare.image_check import CHECKS, ImageCheck
 from prepare.listing import BadImagesError, SourceError
-from prepare.manifest import has_same_archive
 from prepare.plan import Plan
 from prepare.planning import PREFIXES, make_plans
 from prepare.progress_bar import Progress, print_line
@@ -213,7 +213,7 @@ def run(arguments: argparse.Namespace) -> None:
     finished = [
         prefix
         for prefix in PREFIXES
-        if not faulty and manifests.is_finished(folder, prefix, facts[prefix], None, options)
+        if not faulty and destination.is_finished(folder, prefix, facts[prefix], None, options)
     ]
     unfinished = [prefix for prefix in PREFIXES if prefix not in finished]
     workers = arguments.workers or default_workers()
@@ -230,14 +230,14 @@ def run(arguments: argparse.Namespace) -> None:
             check_unchanged(folder, plans[prefix])
     if not arguments.dry_run:
         for prefix in finished:  # a run may have been killed before it removed the folder
-            manifests.remove_part_folder(folder, prefix)
+            destination.remove_part_folder(folder, prefix)
     if not unfinished:
         print_line(f"{folder}: already complete from an earlier run")
         return
     check = ImageCheck(arguments.check)
     check.require_decoder()
     needed_bytes = sum(
-        plans[prefix].output_bytes() - manifests.bytes_written(folder, prefix)
+        plans[prefix].output_bytes() - destination.bytes_written(folder, prefix)
         for prefix in unfinished
     )
     check_space(folder, needed_bytes)
@@ -257,7 +257,7 @@ def run(arguments: argparse.Namespace) -> None:
     if errors:
         raise ReportedError(errors)
     for prefix in PREFIXES:
-        manifests.check_still_there(folder, prefix)
+        destination.check_still_there(folder, prefix)
 
 
 def source_facts(split: sources.Split) -> manifests.SourceFacts:

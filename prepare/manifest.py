@@ -1,18 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The destination folder: its layout, the manifest of a finished split, and publishing by rename.
-
-Data files are written to PREFIX.part/ and renamed into the destination when they are complete, the
-manifest last: a split without a manifest is not finished.
-"""
+"""The manifest of a finished split: its content, its file, and the checks when it is read."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
 import os
-from typing import Any, Dict, Iterable, List, Optional, TypedDict, cast
+from typing import Any, Dict, List, Optional, TypedDict, cast
 
 from prepare.bounded_read import TooLargeError, read_file
 from prepare.regular_file import NotRegularFileError
@@ -105,90 +99,6 @@ def part_folder(folder: str, prefix: str) -> str:
 def manifest_path(folder: str, prefix: str) -> str:
     """Return the path of the manifest of a split."""
     return os.path.join(folder, prefix + MANIFEST_SUFFIX)
-
-
-def is_finished(
-    folder: str, prefix: str, source: SourceFacts, digest: Optional[str], options: Options
-) -> bool:
-    """Return whether `folder` holds the complete split, made from this source with these options.
-
-    Reads the manifest and the sizes of the files only.
-
-    Args:
-        source: If it is an archive, its identity suffices to recognize it.
-        digest: Of the plan; recognizes any source. None: the images were not listed, so the source
-            is not compared.
-        options: Compared with those that the split was made with.
-
-    Raises:
-        DestinationError: The files of a different or damaged split are there, or files without a
-            manifest.
-    """
-    path = manifest_path(folder, prefix)
-    if not os.path.lexists(path):
-        _check_no_unexpected_files(folder, prefix)
-        return False
-    manifest = load_manifest(folder, prefix)
-    _check_file_sizes(folder, prefix, manifest)
-    _check_same_conversion(path, manifest, source, digest, options)
-    return True
-
-
-def _check_no_unexpected_files(folder: str, prefix: str) -> None:
-    """Raise DestinationError if there are files that an interrupted run did not leave behind."""
-    part = part_folder(folder, prefix)
-    journal = os.path.join(part, JOURNAL_NAME)
-    record_file = os.path.join(part, prefix + ".rec")
-    expected = ((part, os.path.isdir), (journal, os.path.isfile), (record_file, os.path.isfile))
-    for path, is_expected in expected:
-        if os.path.lexists(path) and not is_expected(path):
-            raise DestinationError(f"{path}: would be replaced: move it away")
-    if os.path.exists(journal):
-        return
-    data_files = [prefix + suffix for suffix in SUFFIXES]
-    paths = [os.path.join(folder, name) for name in data_files]
-    paths += [os.path.join(part, name) for name in (*data_files, prefix + MANIFEST_SUFFIX)]
-    for path in paths:
-        if os.path.lexists(path):
-            raise DestinationError(
-                f"{path}: exists without a manifest and would be overwritten: move it away"
-            )
-
-
-def _check_file_sizes(folder: str, prefix: str, manifest: Manifest) -> None:
-    """Raise DestinationError if a data file is missing or has a different size."""
-    for name, facts in manifest["files"].items():
-        path = os.path.join(folder, name)
-        size = os.path.getsize(path) if os.path.exists(path) else None
-        if size != facts["bytes"]:
-            found = "is missing" if size is None else f"has {size} bytes"
-            raise DestinationError(
-                f"{path}: {found}, expected {facts['bytes']} bytes: "
-                f"remove {prefix}{{.rec,.idx,.lst,.sums,.json}} to make the split again"
-            )
-
-
-def _check_same_conversion(
-    path: str, manifest: Manifest, source: SourceFacts, digest: Optional[str], options: Options
-) -> None:
-    """Raise DestinationError if the split was made from another source or with other options."""
-    same_source = digest in (None, manifest["digest"]) or _is_same_archive(manifest, source)
-    made_with = manifest["options"]
-    # Without a bad image, both values of --on-error give the same bytes.
-    same = made_with["check"] == options["check"] and (
-        made_with["on_error"] == options["on_error"] or not manifest["skipped"]
-    )
-    if not same or not same_source:
-        raise different_conversion(path, manifest, "")
-
-
-def has_same_archive(folder: str, prefix: str, source: SourceFacts) -> bool:
-    """Return whether a finished split was made from this archive; False: unknown."""
-    return _is_same_archive(load_manifest(folder, prefix), source)
-
-
-def _is_same_archive(manifest: Manifest, source: SourceFacts) -> bool:
-    return source["kind"] != FOLDERS and manifest["source"]["identity"] == source["identity"]
 
 
 def different_conversion(path: str, manifest: Manifest, difference: str) -> DestinationError:
@@ -287,92 +197,3 @@ def _find_invalid_field(manifest: Dict[str, Any], names: List[str]) -> Optional[
         "unusual": is_list_of(manifest.get("unusual", []), path=str, description=str),
     }
     return next((name for name, is_valid in valid.items() if not is_valid), None)
-
-
-def bytes_written(folder: str, prefix: str) -> int:
-    """Return the size of an unfinished split's record file, which `publish` may have renamed."""
-    for place in (folder, part_folder(folder, prefix)):
-        try:
-            return os.path.getsize(os.path.join(place, prefix + ".rec"))
-        except OSError:
-            pass
-    return 0
-
-
-def roll_back_publish(folder: str, prefix: str) -> None:
-    """Undo a publication that was interrupted before the manifest was renamed.
-
-    Moves the record file back to the part folder, where it is checked against the journal.
-
-    Raises:
-        DestinationError: There is a manifest.
-    """
-    path = manifest_path(folder, prefix)
-    # On a file system without locks, the manifest is the only sign of another conversion.
-    if os.path.exists(path):
-        raise DestinationError(
-            f"{path}: has appeared during this run: another conversion was writing here"
-        )
-    record_file = os.path.join(folder, prefix + ".rec")
-    if os.path.exists(record_file):
-        os.replace(record_file, os.path.join(part_folder(folder, prefix), prefix + ".rec"))
-
-
-def publish(folder: str, prefix: str, manifest: Manifest) -> None:
-    """Rename the finished files into `folder`, the manifest last, and remove the part folder."""
-    part = part_folder(folder, prefix)
-    part_manifest = manifest_path(part, prefix)
-    write_durably(part_manifest, [manifest_bytes(manifest)])
-    for suffix in SUFFIXES:
-        os.replace(os.path.join(part, prefix + suffix), os.path.join(folder, prefix + suffix))
-    _sync_folder(folder)
-    os.replace(part_manifest, manifest_path(folder, prefix))
-    _sync_folder(folder)
-    remove_part_folder(folder, prefix)
-
-
-def check_still_there(folder: str, prefix: str) -> None:
-    """Raise OSError if a file of a finished split was removed while the command was running."""
-    for suffix in (*SUFFIXES, MANIFEST_SUFFIX):
-        path = os.path.join(folder, prefix + suffix)
-        if not os.path.exists(path):
-            raise OSError(errno.ENODEV, "was removed while this command was running", path)
-
-
-def remove_part_folder(folder: str, prefix: str) -> None:
-    """Remove the part folder of a split, if there is one; keep files that are not of this program.
-
-    Only with a journal are the other files of this program.
-    """
-    part = part_folder(folder, prefix)
-    names = [prefix + suffix for suffix in (*SUFFIXES, MANIFEST_SUFFIX)]
-    with contextlib.suppress(OSError):
-        if os.path.exists(os.path.join(part, JOURNAL_NAME)):
-            for name in [*names, JOURNAL_NAME]:  # the journal last, in case of a kill
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(os.path.join(part, name))
-        os.rmdir(part)
-
-
-def write_durably(path: str, blocks: Iterable[bytes]) -> FileFacts:
-    """Write `blocks` to the file `path` and flush it to the disk; return its size and digest."""
-    digest, size = hashlib.sha256(), 0
-    with open(path, "wb") as stream:
-        for block in blocks:
-            stream.write(block)
-            digest.update(block)
-            size += len(block)
-        stream.flush()
-        os.fsync(stream.fileno())
-    return {"bytes": size, "sha256": digest.hexdigest()}
-
-
-def _sync_folder(path: str) -> None:
-    """Flush the renames in a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass  # some network file systems do not support it
-    finally:
-        os.close(descriptor)

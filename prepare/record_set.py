@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 from array import array
@@ -14,12 +13,10 @@ from typing import List, Tuple
 import numpy as np
 
 from prepare import recordio
-from prepare.bounded_read import TooLargeError, read_file
+from prepare.bounded_read import TooLargeError, file_sha256, read_file
 from prepare.manifest import load_manifest, manifest_path
-from prepare.regular_file import NotRegularFileError, check_regular, open_regular
-from prepare.storage_errors import name_in_errors
+from prepare.regular_file import NotRegularFileError, check_regular
 
-HASH_BLOCK_BYTES = 1 << 20
 # The most that a record needs: two numbers of 64 bits; a number, a label and a path.
 MAX_INDEX_LINE_BYTES, MAX_LIST_LINE_BYTES = 44, 4200
 MIN_TABLE_LIMIT_BYTES = 64 << 20  # also for record files that were cut off
@@ -111,7 +108,7 @@ class RecordSet:
             size = os.path.getsize(path)
             if size != facts["bytes"]:
                 self.errors.append(f"{path}: has {size} bytes, expected {facts['bytes']}")
-            elif not name.endswith(".rec") and _file_digest(path) != facts["sha256"]:
+            elif not name.endswith(".rec") and file_sha256(path) != facts["sha256"]:
                 self.errors.append(f"{path}: its SHA-256 differs from the manifest's")
 
     def _parse_index_and_list(self) -> array[int]:
@@ -198,11 +195,3 @@ class RecordSet:
             f"{self.path('.rec')}: record {record} (key {self.keys[record]}, {self.paths[record]}, "
             f"at byte {self.offsets[record]}): {reason}"
         )
-
-
-def _file_digest(path: str) -> str:
-    digest = hashlib.sha256()
-    with open_regular(path) as stream, name_in_errors(path):
-        for block in iter(lambda: stream.read(HASH_BLOCK_BYTES), b""):
-            digest.update(block)
-    return digest.hexdigest()

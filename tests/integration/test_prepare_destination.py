@@ -14,7 +14,7 @@ from support import image_fixtures as images
 from support.conversions import convert, verify_records
 
 import prepare
-from prepare import imagenet, journal, manifest
+from prepare import destination, imagenet, journal, manifest
 
 # Exits, as if by kill -9, when the journal's first entry is written.
 PROGRAM_KILLED_AT_FIRST_ENTRY = """
@@ -136,7 +136,7 @@ def test_published_record_file_is_not_rolled_back(tmp_path, source):
     found = change_times(tmp_path / "out")
     (tmp_path / "out" / "val.part").mkdir()
     with pytest.raises(manifest.DestinationError, match="another conversion"):
-        manifest.roll_back_publish(str(tmp_path / "out"), "val")
+        destination.roll_back_publish(str(tmp_path / "out"), "val")
     (tmp_path / "out" / "val.part").rmdir()
     assert change_times(tmp_path / "out") == found
 
@@ -225,10 +225,10 @@ def test_a_foreign_file_beside_a_finished_split_is_kept(tmp_path, source):
         ("record_writer.RecordWriter", "finish", True),
         ("convert", "_write_tables", False),
         ("convert", "_write_tables", True),
-        ("manifest", "write_durably", True),
+        ("destination", "write_durably", True),
         ("journal.Journal", "is_in_place", False),
         ("journal.Journal", "is_in_place", True),
-        ("manifest", "publish", False),
+        ("destination", "publish", False),
     ],
 )
 def test_a_destination_that_is_removed_in_mid_run(

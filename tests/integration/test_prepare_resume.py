@@ -16,7 +16,7 @@ from support import image_fixtures as images
 # completes. argv: n, and the arguments of prepare.imagenet.
 PROGRAM_WITH_KILL_FAULT = """
 import os, sys
-from prepare import imagenet, manifest, plan, record_writer
+from prepare import destination, imagenet, plan, record_writer
 from prepare.journal import Journal
 kill_step, steps = int(sys.argv[1]), 0
 plan.PIECE_BYTES, record_writer.STAGE_BYTES = 20000, 65536
@@ -46,7 +46,7 @@ inject_kill(os, "pwrite", write_half)
 inject_kill(os, "replace", do_nothing)
 inject_kill(os, "fsync", do_nothing)
 inject_kill(os, "ftruncate", do_nothing)
-inject_kill(manifest, "remove_part_folder", do_nothing)
+inject_kill(destination, "remove_part_folder", do_nothing)
 inject_kill(os, "rmdir", do_nothing)
 inject_kill(Journal, "_append", append_half_a_line)
 
