@@ -56,7 +56,7 @@ NETWORKS = tuple(
 
 @dataclass(frozen=True)
 class Config:
-    """The effective settings of one run. Field `some_name` is flag --some-name."""
+    """All settings of one run. Each field declares one flag: `some_name` is --some-name."""
 
     # Network
     network: str = setting(

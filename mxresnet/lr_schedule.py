@@ -36,7 +36,7 @@ class LearningRateSchedule:
         return self.drop_factor >= 1
 
     def learning_rate(self, update: int) -> float:
-        """Return the rate of an update; 0 stands for the time before the first update."""
+        """Return the learning rate of a step. Steps count from 1; 0 is before the first one."""
         if self.is_constant:
             return self.peak_lr
         if self.warmup_steps and update <= self.warmup_steps:

@@ -73,15 +73,17 @@ class AccuracyCounter:
 
 
 class Ranks(Protocol):
-    """The part of World that sum_over_ranks uses."""
+    """The part of World that score_of_all_ranks uses."""
 
     def sum(self, counts: Sequence[int]) -> List[int]: ...
 
     def broadcast(self, value: Any) -> Any: ...
 
 
-def sum_over_ranks(counts: List[int], ranks: Ranks, same_images: bool) -> Score:
-    """Combine the counts of all ranks into the score, which is the same on every rank.
+def score_of_all_ranks(counts: List[int], ranks: Ranks, same_images: bool) -> Score:
+    """Return the accuracy over all ranks: the sum of their counts, or rank 0's for the same images.
+
+    It is the same on every rank.
 
     Args:
         counts: correct, total and correct in top k of this rank.

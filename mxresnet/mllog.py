@@ -208,6 +208,7 @@ class RunLog:
         self._event("s_process", config.kv_store)
 
     def run(self) -> _Run:
+        """Return a context that logs run_start on entry and run_stop on exit."""
         return _Run(self)
 
     def samples(self, train: int, val: int) -> None:

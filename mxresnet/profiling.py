@@ -102,7 +102,7 @@ class Timing:
         self._start_if(self._times_evaluations)
 
     def end_evaluation(self) -> Rows:
-        """Return the rows of the evaluation that has ended."""
+        """Return the log rows (key, seconds) of the evaluation; none if it is not timed."""
         return self._end_if(self._times_evaluations, "eval_time")
 
     def _start_if(self, timed: bool) -> None:

@@ -2,7 +2,7 @@
 """A training step and an evaluation, with MXNet's Module and averages over the ranks.
 
 train_loop.py calls them in the order of a run. The loss, softmax cross-entropy with label
-smoothing, is the network's last operator (the operator backend's head() in model/ops.py).
+smoothing, is the network's last operator (model/loss.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mxresnet.data.loader import Batch
 from mxresnet.device import memory_bytes
 from mxresnet.lars import DECAYS_BIAS, Lars
 from mxresnet.memory import check_memory
-from mxresnet.metrics import AccuracyCounter, Score, sum_over_ranks
+from mxresnet.metrics import AccuracyCounter, Score, score_of_all_ranks
 from mxresnet.model import resnet
 from mxresnet.model.initializers import initializer
 from mxresnet.model.ops import PlainOps
@@ -203,7 +203,7 @@ class Trainer:
                 counter.add(output, label)
         mx.nd.waitall()
         counts = self._world.run_on_all_ranks(counter.counts)
-        return sum_over_ranks(counts, self._world, self._config.separ_val)
+        return score_of_all_ranks(counts, self._world, self._config.separ_val)
 
     def start_profile(self) -> None:
         """Start MXNet's own profiler when --profile-worker-suffix names its file."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The graph of an input pipeline in DALI, on a GPU or entirely on the CPU.
 
-The only module that imports DALI. It does not need MXNet.
+The only module of mxresnet that imports DALI. It does not need MXNet.
 
 Source of the graph and its constants: NVIDIA's MLPerf Training v2.1 MXNet benchmark. DALI's resize
 antialiases by default, and the published accuracies were reached with that; iterators that resize
@@ -87,7 +87,7 @@ def _read_records(config: Config, shard: RecordShard, on_gpu: bool) -> Tuple[Dat
 
 
 def _preprocess_train(jpegs: DataNode, config: Config, on_gpu: bool) -> DataNode:
-    """Decode, crop a random area, resize it to the input size, mirror half, and normalize."""
+    """Decode, crop a random area, resize it, mirror half of the images, and normalize."""
     # The decoder that decodes only the crop cannot use the cache.
     if config.dali_roi_decode and not _caches_decoded_images(config, on_gpu):
         images = _decode_random_crop_and_resize(jpegs, config, on_gpu)

@@ -10,8 +10,8 @@ SIGINT, SIGTERM, SIGHUP and SIGQUIT
 
 Only the first of these signals counts: mpirun leaves ranks behind when it gets a second one.
 
-Commands run under mxresnet/process_guard.py, which ends them and their descendants when this
-process ends in any way.
+Commands that take long run under mxresnet/process_guard.py, which ends them and their descendants
+when this process ends in any way.
 """
 
 from __future__ import annotations

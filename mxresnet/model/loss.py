@@ -9,7 +9,7 @@ import mxnet as mx
 
 
 def softmax_cross_entropy_loss(logits: Any, label_smoothing: float) -> Any:
-    """Return the loss layer: its output is the class probabilities, its gradient the loss's.
+    """Return the last layer: forward gives class probabilities, backward the loss's gradient.
 
     For logits x of K classes, label l and label smoothing a, the loss of one image is
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Operator backends for any build of MXNet: the layers that a network is made of.
 
-A backend has the methods input, conv_bn, relu, add_relu, max_pool and head, which map Features to
-Features. conv_bn returns a feature with a pending batch norm: relu or add_relu always follows and
-may fuse the batch norm with its own work. ops_nvidia.py has the backends that need NVIDIA's MXNet;
-select_ops.py selects the backend of a run.
+A backend has the methods input, conv_bn, relu, add_relu, max_pool and head. They exchange Features;
+input takes a name, and head returns the symbol of the network. conv_bn returns a feature with a
+pending batch norm: relu or add_relu always follows and may fuse the batch norm with its own work.
+ops_nvidia.py has the backends that need NVIDIA's MXNet; select_ops.py selects the backend of a run.
 """
 
 from __future__ import annotations

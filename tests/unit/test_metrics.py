@@ -5,7 +5,7 @@ import mxnet as mx
 import pytest
 
 from mxresnet.errors import UserError
-from mxresnet.metrics import AccuracyCounter, Score, sum_over_ranks
+from mxresnet.metrics import AccuracyCounter, Score, score_of_all_ranks
 from mxresnet.progress import images_per_second
 
 PROBABILITIES = [[0.1, 0.7, 0.2], [0.5, 0.2, 0.3], [0.25, 0.35, 0.4]]
@@ -44,8 +44,8 @@ def test_an_output_that_is_not_finite_is_refused(value):
 
 
 def test_counts_are_summed_unless_every_rank_saw_all_images():
-    assert sum_over_ranks([1, 4, 2], FakeWorld(), same_images=False) == Score(2, 8, 4)
-    assert sum_over_ranks([1, 4, 2], FakeWorld(), same_images=True) == Score(7, 9, 8)
+    assert score_of_all_ranks([1, 4, 2], FakeWorld(), same_images=False) == Score(2, 8, 4)
+    assert score_of_all_ranks([1, 4, 2], FakeWorld(), same_images=True) == Score(7, 9, 8)
 
 
 def test_accuracies_are_fractions():
