@@ -12,7 +12,7 @@ import gzip
 import lzma
 import os
 import tarfile
-from typing import IO, Any, Callable, Dict, cast
+from typing import IO, Any, Callable, Dict, List, cast
 
 from prepare.bounded_read import BLOCK_BYTES, BoundedStream, TooLargeError
 from prepare.matlab_file import check_matlab_file
@@ -27,6 +27,13 @@ _OPENERS: Dict[bytes, Callable[[str], Any]] = {
     b"BZ": bz2.open,
     b"\xfd7": lzma.open,
 }
+
+
+def files_read(path: str) -> List[str]:
+    """Return the files that are read from a devkit folder; of anything else, only its own path."""
+    if os.path.isdir(path):
+        return [os.path.join(path, "data", name) for name in (GROUND_TRUTH_FILE, META_FILE)]
+    return [path]
 
 
 def is_archive(path: str) -> bool:
@@ -61,8 +68,9 @@ def read_devkit_files(path: str) -> Dict[str, bytes]:
     """
     files = {}
     if os.path.isdir(path):
-        for name in (GROUND_TRUTH_FILE, META_FILE):
-            with open_regular(os.path.join(path, "data", name)) as stream:
+        for file_path in files_read(path):
+            name = os.path.basename(file_path)
+            with open_regular(file_path) as stream:
                 files[name] = BoundedStream(stream, name, MAX_BYTES).read_all()
     else:
         files = _read_members(path)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Container, List, Optional, Tuple
 
 from prepare.cpus import parallel_map
+from prepare.file_state import modification_time_ns
 from prepare.listing import (
     LOST_AND_FOUND,
     FileId,
@@ -132,7 +133,7 @@ def scan_file(entry: os.DirEntry[str], path: str, scan: FolderScan) -> None:
     # os.access is a round trip on network storage: skip it for files that everybody may read.
     if not status.st_mode & stat.S_IROTH and not os.access(entry.path, os.R_OK):
         scan.problems.append(Problem(entry.path, "cannot be read: permission denied"))
-    scan.folder.add(entry.name, status.st_size, mtime_ns=status.st_mtime_ns)
+    scan.folder.add(entry.name, status.st_size, mtime_ns=modification_time_ns(status))
 
 
 def find_packed_files(

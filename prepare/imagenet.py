@@ -56,8 +56,8 @@ EXIT_STATUS_HELP = exit_status_help(
         ),
         ExitStatus.BAD_DESTINATION: "the destination has other content, which was not changed",
         ExitStatus.IO_ERROR: (
-            "writing failed, the source went away, or there is not enough space or memory; "
-            "run it again to resume"
+            "writing failed, the source changed or went away, or there is not enough space or "
+            "memory; run it again to resume"
         ),
         ExitStatus.INTERNAL_ERROR: (
             "unexpected error, printed as a traceback; run it again to resume"

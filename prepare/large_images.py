@@ -42,8 +42,8 @@ class LargeRecord:
         """Check the image, whose index in the findings is 0; find the magic words in the record.
 
         Raises:
-            SourceError: The image's size has changed since it was listed.
-            OSError: The image cannot be read.
+            SourceError: The file ends too early.
+            OSError: The image cannot be read, or has changed since it was listed.
         """
         begin, end = self._read(0, END_BYTES), self._read(self._size - END_BYTES, END_BYTES)
         findings = Findings({}, {})

@@ -11,6 +11,8 @@ from array import array
 from dataclasses import dataclass, field
 from typing import Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
+from prepare.file_state import FileState
+
 FileId = Tuple[int, int]  # device and inode
 # At the top of a mounted file system; usually empty, and only root may list it.
 LOST_AND_FOUND = "lost+found"
@@ -109,6 +111,7 @@ class Listing:
     ignored: Dict[str, int] = field(default_factory=dict)  # extension -> files not used
     folder_ids: Set[FileId] = field(default_factory=set)  # of all folders, links resolved
     notes: List[str] = field(default_factory=list)  # to print: what else is not used, and why
+    archive_states: Dict[str, FileState] = field(default_factory=dict)  # by path, when listed
 
     def count_ignored(self, paths: Iterable[str]) -> None:
         """Count files that are not images, by extension (or by name if they have none)."""
@@ -121,6 +124,7 @@ class Listing:
         self.folders += other.folders
         self.problems += other.problems
         self.notes += other.notes
+        self.archive_states.update(other.archive_states)
         for suffix, count in other.ignored.items():
             self.ignored[suffix] = self.ignored.get(suffix, 0) + count
 

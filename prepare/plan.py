@@ -15,6 +15,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from prepare import recordio
+from prepare.file_state import FileState
 from prepare.listing import EXTENSIONS, LOST_AND_FOUND, Folder, Listing, Problem, SourceError
 
 # A worker reads this much at a time: large enough for low overhead, small enough for CPU caches.
@@ -41,6 +42,7 @@ class Plan:
     archive_indices: np.ndarray  # index into `archives`; -1: the image is its own file
     mtimes_ns: np.ndarray  # modification time of the image or its archive
     archives: List[str]
+    archive_states: List[FileState]  # of each archive, when it was listed
     classes: List[str]
     # By class: the folder that its images are in, relative to the top; None: the class folders.
     image_folders: Optional[List[str]]
@@ -130,6 +132,7 @@ def make_plan(prefix: str, listing: Listing, allow_empty: bool = False) -> Plan:
         archive_indices=np.array(archive_of_class, dtype=np.int32)[labels],
         mtimes_ns=columns["mtime_ns"][order],
         archives=archives,
+        archive_states=[listing.archive_states[archive] for archive in archives],
         classes=[folder.path or "." for folder in folders],
         image_folders=image_folders(folders),
         problems=problems,

@@ -9,7 +9,8 @@ import stat
 from dataclasses import dataclass, replace
 from typing import Dict, List, Optional, Set, Tuple
 
-from prepare import tar_index, val_classes, val_labels
+from prepare import devkit_files, tar_index, val_classes, val_labels
+from prepare.bounded_read import file_sha256
 from prepare.folder_index import add_files_beside_archives, is_folder, list_folder
 from prepare.listing import Listing, SourceError
 from prepare.regular_file import NotRegularFileError
@@ -52,22 +53,40 @@ class Split:
     def identity(self) -> str:
         """Return a SHA-256 that changes when an archive changes, without listing its images.
 
-        It covers the names, sizes and modification times of the top-level entries and of the label
-        files; those of images in class folders are not among them.
+        It covers the names, sizes and modification times of the archives, of all files next to
+        class archives or in `archive_folder`, and of the label files, of which it covers the
+        content too. It does not cover the images in class folders.
         """
         digest = hashlib.sha256(self.kind.encode())
         if self.kind == "missing":
             return digest.hexdigest()
-        if self.kind == "archive":
-            paths = [self.path]
-        else:
-            paths = sorted(os.path.join(self.path, name) for name in os.listdir(self.path))
-        for path in [*paths, *self.label_files]:
-            status = os.stat(path) if os.path.exists(path) else os.lstat(path)
-            size = status.st_size if stat.S_ISREG(status.st_mode) else 0
-            line = f"{os.path.basename(path)} {size} {status.st_mtime_ns}\n"
-            digest.update(line.encode("utf-8", "surrogateescape"))
+        folder = self.archive_folder if self.kind == "archive" else self.path
+        paths = [self.path]
+        if folder is not None:
+            paths = sorted(os.path.join(folder, name) for name in os.listdir(folder))
+        lines = [identity_line(path) for path in paths]
+        for label_file in self.label_files:
+            lines.append(identity_line(label_file))
+            lines += [content_line(path) for path in devkit_files.files_read(label_file)]
+        digest.update("".join(lines).encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
+
+
+def identity_line(path: str) -> str:
+    """Return a line with the name, the size and the modification time of a file or a folder."""
+    status = os.stat(path) if os.path.exists(path) else os.lstat(path)
+    size = status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return f"{os.path.basename(path)} {size} {status.st_mtime_ns}\n"
+
+
+def content_line(path: str) -> str:
+    """Return a line with the name and the SHA-256 of a label file, or why it is not read."""
+    try:
+        too_large = os.path.getsize(path) > val_labels.MAX_LABEL_FILE_BYTES
+        found = "too large" if too_large else file_sha256(path)
+    except OSError as error:  # reading the labels reports it
+        found = str(error.errno)
+    return f"{os.path.basename(path)} {found}\n"
 
 
 def find_splits(source: str, label_file: Optional[str] = None) -> Dict[str, Split]:

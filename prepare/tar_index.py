@@ -11,6 +11,7 @@ import os
 from typing import List, Sequence
 
 from prepare.cpus import parallel_map
+from prepare.file_state import FileState
 from prepare.listing import Listing, Problem, SourceError
 from prepare.regular_file import NotRegularFileError, open_descriptor
 from prepare.storage_errors import name_in_errors
@@ -36,14 +37,14 @@ def list_archive(path: str, workers: int) -> Listing:
     except NotRegularFileError as error:
         raise SourceError(f"{path}: {error.reason}") from None
     with os.fdopen(descriptor, "rb", buffering=0), name_in_errors(path):
-        status = os.fstat(descriptor)
-        outer = TarIndexer(path, listing, "", status.st_mtime_ns, class_archives)
-        outer.index(descriptor, 0, status.st_size)
+        state = listing.archive_states[path] = FileState.of(os.fstat(descriptor))
+        outer = TarIndexer(path, listing, "", state.mtime_ns, class_archives)
+        outer.index(descriptor, 0, state.size)
 
         def list_member(member: TarMember) -> Listing:
             class_listing = Listing(path)
             class_name = outer.class_path(member.name[: -len(".tar")])
-            indexer = TarIndexer(path, class_listing, class_name, status.st_mtime_ns)
+            indexer = TarIndexer(path, class_listing, class_name, state.mtime_ns)
             indexer.index(descriptor, member.offset, member.offset + member.size)
             return class_listing
 
@@ -74,10 +75,10 @@ def list_class_archives(folder: str, names: Sequence[str], workers: int) -> List
             class_listing.problems.append(Problem(path, error.reason, skippable=False))
             return class_listing
         with os.fdopen(descriptor, "rb", buffering=0), name_in_errors(path):
-            status = os.fstat(descriptor)
+            state = class_listing.archive_states[path] = FileState.of(os.fstat(descriptor))
             class_name = os.path.splitext(name)[0]
-            indexer = TarIndexer(path, class_listing, class_name, status.st_mtime_ns)
-            indexer.index(descriptor, 0, status.st_size)
+            indexer = TarIndexer(path, class_listing, class_name, state.mtime_ns)
+            indexer.index(descriptor, 0, state.size)
         return class_listing
 
     for class_listing in parallel_map(list_class_archive, names, workers):

@@ -16,6 +16,8 @@ import stat
 from typing import Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
 from prepare.devkit import is_devkit, read_train_counts, read_validation_synsets
+from prepare.devkit_files import files_read
+from prepare.file_state import unchanged_while_read
 from prepare.listing import SourceError
 from prepare.regular_file import check_regular, open_regular
 from prepare.storage_errors import name_in_errors
@@ -150,8 +152,14 @@ def read_label_file(path: str) -> LabelFile:
 
     Raises:
         SourceError: the content is malformed.
-        OSError: the file cannot be read.
+        OSError: the file cannot be read, or has changed while it was read.
     """
+    with unchanged_while_read(files_read(path)):
+        return parse_label_file(path)
+
+
+def parse_label_file(path: str) -> LabelFile:
+    """Read a label file that may change meanwhile; errors as of `read_label_file`."""
     if is_devkit(path):
         return LabelFile(path, in_order=read_validation_synsets(path))
     lines = [line for line in read_lines(path) if line]

@@ -12,7 +12,15 @@ from support.conversions import (
     train_files,
     verify_records,
 )
-from support.image_fixtures import jpeg, write_class_archives, write_files, write_official_archives
+from support.image_fixtures import (
+    LABEL_FILES,
+    extract_tar,
+    jpeg,
+    read_files,
+    write_class_archives,
+    write_files,
+    write_official_archives,
+)
 from support.manifests import make_version_1
 
 COMPLETE = "already complete from an earlier run"
@@ -137,6 +145,76 @@ def test_files_beside_archives_that_are_no_images_are_no_changes(folders):
         write_files(source, more)
         result = convert(source, out)
         assert result.status == 0 and COMPLETE in result.stdout, result
+
+
+@pytest.mark.parametrize("change", ["in place", "same time", "swapped"])
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_changed_label_in_a_devkit_folder_is_noticed(folders, change, interrupted):
+    """The labels of the validation archive are swapped in a file below the devkit's folder."""
+    source, out = folders.parent / "official", folders.parent / "from official"
+    write_official_archives(folders, source, labels=["devkit"])
+    extract_tar(source / "ILSVRC2012_devkit_t12.tar.gz", source)
+    (source / "ILSVRC2012_devkit_t12.tar.gz").unlink()
+    for name in ("ILSVRC2012_devkit_t12", "ILSVRC2012_devkit_t12/data"):
+        os.utime(source / name, (10**9, 10**9))
+    assert convert(source, out).status == 0
+    result = convert(source, out)
+    assert result.status == 0 and "listing" not in result.stdout
+    if interrupted:  # between the splits
+        for path in out.glob("train*"):
+            path.unlink()
+    data = source / "ILSVRC2012_devkit_t12" / "data"
+    truth = data / "ILSVRC2012_validation_ground_truth.txt"
+    status, lines = truth.stat(), truth.read_text().split()
+    new = "".join(f"{line}\n" for line in [lines[1], lines[0], *lines[2:]])
+    if change == "swapped":
+        (data / "new").write_text(new)
+        os.replace(data / "new", truth)
+        os.utime(data, (10**9, 10**9))
+    else:
+        truth.write_text(new)
+    if change == "same time":
+        os.utime(truth, ns=(status.st_atime_ns, status.st_mtime_ns))
+    before = read_files(out, os.listdir(out))
+    result = convert(source, out)
+    assert result.status == 3 and f"{out}/val.json: the split was made from" in result.stderr
+    assert read_files(out, os.listdir(out)) == before
+
+
+@pytest.mark.parametrize("kind", ["valprep.sh", "list", "devkit"])
+def test_a_label_file_that_is_changed_in_size_and_time_of_before(folders, kind):
+    source, out = folders.parent / "official", folders.parent / "from official"
+    write_official_archives(folders, source, labels=[kind])
+    assert convert(source, out).status == 0
+    path = source / LABEL_FILES[kind]
+    status, content = path.stat(), path.read_bytes()
+    swapped = content.replace(b"ca\n", b"xx\n").replace(b"cb\n", b"ca\n").replace(b"xx\n", b"cb\n")
+    if kind == "valprep.sh":
+        swapped = (
+            content.replace(b" ca/", b" xx/").replace(b" cb/", b" ca/").replace(b"xx/", b"cb/")
+        )
+    if kind == "devkit":
+        swapped = content[:-9] + b"?" + content[-8:]  # the sum is wrong
+    path.write_bytes(swapped)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size
+    assert convert(source, out).status == (1 if kind == "devkit" else 3)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_an_image_that_is_added_beside_an_official_archive(folders, split):
+    source, out = folders.parent / "official", folders.parent / "from official"
+    write_official_archives(folders, source)
+    for name in ("train", "val"):
+        archive = f"ILSVRC2012_img_{name}.tar"
+        (source / name).mkdir()
+        (source / archive).rename(source / name / archive)
+    assert convert(source, out).status == 0
+    result = convert(source, out)
+    assert result.status == 0 and "listing" not in result.stdout
+    write_files(source, {f"{split}/new.JPEG": jpeg()})
+    result = convert(source, out)
+    assert result.status == 1 and f"{split}/new.JPEG: is next to archives" in result.stderr
 
 
 def test_a_split_is_completed_only_if_the_other_is_of_this_source(folders):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from support import image_fixtures as images
 from support.manifests import write_manifest
 
-from prepare import image_check, imagenet, manifest, pieces, recordio, verify
+from prepare import destination, image_check, imagenet, manifest, pieces, recordio, verify
 from prepare.plan import Plan
 from prepare.record_set import RecordSet
 
@@ -52,6 +52,7 @@ def make_plan(image_list):
         archive_indices=zeros - 1,
         mtimes_ns=zeros,
         archives=[],
+        archive_states=[],
         classes=["."],
         image_folders=None,
         problems=[],
@@ -201,7 +202,7 @@ def check_manifest_content(dataset, content):
         (folder / "train.json").write_bytes(content)
         for read in (
             lambda: manifest.load_manifest(str(folder), "train"),
-            lambda: manifest.is_finished(str(folder), "train", source, None, options),
+            lambda: destination.is_finished(str(folder), "train", source, None, options),
             lambda: find_errors(folder),
         ):
             try:
@@ -241,4 +242,4 @@ def test_label_that_is_not_a_finite_number(dataset, label):
         key, _, rest = (folder / "train.lst").read_text().split("\t", 2)
         (folder / "train.lst").write_text(f"{key}\t{label}\t{rest}")
         _, errors = find_errors(folder)
-        assert any("cannot be read" in error for error in errors), errors
+        assert any("is not a finite number" in error for error in errors), errors
