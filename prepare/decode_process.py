@@ -17,11 +17,12 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 import numpy as np
 
 from prepare.cpus import usable_cpus
+from prepare.jpeg_format import JPEG_END, JPEG_START, find_data_end
 
 DECODED, FAILED, NOT_TRIED = "decoded", "failed", "not tried"  # what became of an image
 MAX_PIXELS = 1 << 26  # decoded at the same time; 192 MiB
 MAX_BATCH = 32  # images
-JPEG_END = b"\xff\xd9"
+UNUSED_BYTES = 4  # at the end of a JPEG; codes of no pixel, if their values change nothing
 # Continues an incomplete JPEG. It contains no marker, because it has no byte of 255.
 NOISE = np.random.RandomState(0).randint(0, 255, 1 << 16).astype(np.uint8).tobytes()
 # DALI's message without the positions in DALI's source code.
@@ -136,14 +137,14 @@ def find_decoder() -> Optional[ImageDecoder]:
 
 
 def check_images(
-    decoder: ImageDecoder, images: Sequence[np.ndarray], is_cut: Sequence[bool]
+    decoder: ImageDecoder, images: Sequence[np.ndarray], may_be_cut: Sequence[bool]
 ) -> List[Verdict]:
     """Decode images, few enough at a time to limit the memory.
 
     Args:
         decoder: what decodes them.
         images: the bytes of each.
-        is_cut: whether the image is a JPEG without an end marker.
+        may_be_cut: whether its last pixels may be missing.
     """
     verdicts: Dict[int, Verdict] = {}
     batches: List[List[int]] = []
@@ -164,10 +165,10 @@ def check_images(
         for index, result in zip(batch, results):
             if isinstance(result, DecodeError):
                 verdicts[index] = (FAILED, f"{decoder.name} cannot decode it: {result}")
-            elif is_cut[index] and lacks_pixels(decoder, images[index].tobytes()):
-                verdicts[index] = (FAILED, "its last pixels are missing")
             else:
-                verdicts[index] = (DECODED, f"{decoder.name} decodes it")
+                reason = cut_reason(decoder, images[index].tobytes()) if may_be_cut[index] else None
+                decoded = (DECODED, f"{decoder.name} decodes it")
+                verdicts[index] = decoded if reason is None else (FAILED, reason)
         del results
     return [verdicts[index] for index in range(len(images))]
 
@@ -191,19 +192,63 @@ def call_for_each(
     return results
 
 
-def lacks_pixels(decoder: ImageDecoder, jpeg: bytes) -> bool:
-    """Return whether the data of a JPEG without an end marker end before its last pixel.
+def cut_reason(decoder: ImageDecoder, image: bytes) -> Optional[str]:
+    """Return why an image that can be decoded is cut off; None: it is whole, or is no JPEG.
 
     A decoder replaces what is missing. Then the pixels depend on the bytes that follow the data;
-    those of an image that lacks nothing but the end marker do not.
+    those of an image that lacks nothing but the end marker do not. Other bytes may have taken the
+    place of the missing ones; then the pixels do not depend on the last of them.
     """
-    data = jpeg.rstrip(b"\xff")  # the first byte of the end marker, or a part of a code
-    continued = [np.frombuffer(data + more + JPEG_END, np.uint8) for more in (b"", NOISE)]
+    if not image.startswith(JPEG_START):
+        return None
+    end, has_marker = find_data_end(image)
+    data = image[:end]
+    if has_marker:
+        return find_defect(decoder, data, may_have_more=True)
+    # A byte of 255 is the first byte of the end marker, or a part of a code. Zeros may be padding.
+    content = data.rstrip(b"\0")
+    candidates = [data.rstrip(b"\xff")]
+    if len(content) < len(data):
+        candidates += [content.rstrip(b"\xff"), content + b"\0"]
+    defects = []
+    for candidate in candidates:
+        defects.append(find_defect(decoder, candidate, may_have_more=False))
+        if defects[-1] is None:
+            return None
+    return defects[0]
+
+
+def find_defect(decoder: ImageDecoder, data: bytes, may_have_more: bool) -> Optional[str]:
+    """Return what is wrong with the data of a JPEG, or None.
+
+    Args:
+        decoder: what decodes it.
+        data: the JPEG up to its end marker, which is left out.
+        may_have_more: whether unused bytes may follow the last pixel.
+    """
     try:
-        pixels, others = [decoder.decode([image])[0].copy() for image in continued]
+        pixels = decode_jpeg(decoder, data)
+    except DecodeError as error:
+        return f"{decoder.name} cannot decode it without the bytes after its data: {error}"
+    if not has_pixels(decoder, data + NOISE, pixels):
+        return "its last pixels are missing"
+    others = (data[:-UNUSED_BYTES] + NOISE[begin:] for begin in range(0, len(NOISE), 1 << 13))
+    if not may_have_more and all(has_pixels(decoder, other, pixels) for other in others):
+        return "its last bytes belong to no pixel: others are missing"
+    return None
+
+
+def has_pixels(decoder: ImageDecoder, data: bytes, pixels: np.ndarray) -> bool:
+    """Return whether a JPEG, given without its end marker, can be decoded and has these pixels."""
+    try:
+        return np.array_equal(decode_jpeg(decoder, data), pixels)
     except DecodeError:
         return False
-    return not np.array_equal(pixels, others)
+
+
+def decode_jpeg(decoder: ImageDecoder, data: bytes) -> np.ndarray:
+    """Return the pixels of a JPEG that is given without its end marker. Raises DecodeError."""
+    return decoder.decode([np.frombuffer(data + JPEG_END, np.uint8)])[0].copy()
 
 
 def main() -> None:
@@ -221,7 +266,7 @@ def main() -> None:
             return
         request = json.loads(line)
         images = [np.frombuffer(requests.read(size), np.uint8) for size in request["sizes"]]
-        reply = {"verdicts": check_images(decoder, images, request["is_cut"])}
+        reply = {"verdicts": check_images(decoder, images, request["may_be_cut"])}
 
 
 if __name__ == "__main__":

@@ -46,12 +46,12 @@ class Decoder:
                 return None
             return self._name
 
-    def check(self, images: Sequence[memoryview], is_cut: Sequence[bool]) -> List[Verdict]:
+    def check(self, images: Sequence[memoryview], may_be_cut: Sequence[bool]) -> List[Verdict]:
         """Decode images.
 
         Args:
             images: the bytes of each.
-            is_cut: whether the image is a JPEG without an end marker, of which rows may be missing.
+            may_be_cut: whether its last pixels may be missing, as its ends are unusual.
         """
         verdicts: List[Verdict] = []
         begin = 0
@@ -61,11 +61,11 @@ class Decoder:
                 size += len(images[end])
                 end += 1
             with self._lock:
-                verdicts += self._check(images[begin:end], is_cut[begin:end])
+                verdicts += self._check(images[begin:end], may_be_cut[begin:end])
             begin = end
         return verdicts
 
-    def _check(self, images: Sequence[memoryview], is_cut: Sequence[bool]) -> List[Verdict]:
+    def _check(self, images: Sequence[memoryview], may_be_cut: Sequence[bool]) -> List[Verdict]:
         try:
             self._start()
         except ProcessEndedError as error:
@@ -75,12 +75,12 @@ class Decoder:
         if self._name is None:
             return [(NOT_TRIED, NO_DECODER)] * len(images)
         try:
-            return self._ask(images, is_cut)
+            return self._ask(images, may_be_cut)
         except ProcessEndedError as error:
             if len(images) == 1:
                 return [(FAILED, f"{self._name} ends while decoding it ({error})")]
         # One of them ended the process: decode each alone.
-        pairs = zip(images, is_cut)
+        pairs = zip(images, may_be_cut)
         return [verdict for image, cut in pairs for verdict in self._check([image], [cut])]
 
     def _start(self) -> None:
@@ -102,12 +102,12 @@ class Decoder:
         )
         self._name = self._read_reply()["name"]
 
-    def _ask(self, images: Sequence[memoryview], is_cut: Sequence[bool]) -> List[Verdict]:
+    def _ask(self, images: Sequence[memoryview], may_be_cut: Sequence[bool]) -> List[Verdict]:
         assert self._process is not None and self._process.stdin is not None
         sizes = [len(image) for image in images]
         stream = self._process.stdin
         try:
-            stream.write(json.dumps({"sizes": sizes, "is_cut": [*is_cut]}).encode() + b"\n")
+            stream.write(json.dumps({"sizes": sizes, "may_be_cut": [*may_be_cut]}).encode() + b"\n")
             for image in images:
                 stream.write(image)
             stream.flush()

@@ -13,11 +13,10 @@ import numpy as np
 
 from prepare.decode_process import DECODED, FAILED, NOT_TRIED, Verdict
 from prepare.decoder import Decoder
+from prepare.jpeg_format import JPEG_END, JPEG_START, find_data_end, find_first_scan
 
-JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 END_BYTES = 8  # of each end of an image, enough to recognize its format
-SCAN_MARKER = 0xDA
 CHECKS = ("none", "ends", "decode")
 
 
@@ -88,8 +87,8 @@ class ImageCheck:
                 ends[index] = unusual
         indices = list(ends) if self._kind == "ends" else range(len(sizes))
         to_decode = [index for index in indices if sizes[index]]
-        is_cut = [index in ends and ends[index].is_cut for index in to_decode]
-        verdicts = self._decoder.check([image(index) for index in to_decode], is_cut)
+        may_be_cut = [index in ends for index in to_decode]
+        verdicts = self._decoder.check([image(index) for index in to_decode], may_be_cut)
         for index, verdict in zip(to_decode, verdicts):
             add_finding(findings, index, ends.get(index), verdict)
         findings.bad.update({index: "empty" for index in indices if not sizes[index]})
@@ -142,11 +141,11 @@ def inspect_ends(image: bytes) -> Optional[Ends]:
     if is_jpeg(image, image) or is_png(image, image):
         return None
     if image.startswith(JPEG_START):
-        scan = find_first_scan(image)
-        end = image.rfind(JPEG_END)
-        if scan is None or end < scan:
-            return Ends("a JPEG without its end marker", True, may_be_whole=scan is not None)
-        rest = len(image) - end - len(JPEG_END)
+        data_end = find_data_end(image)
+        if not data_end.has_marker:
+            may_be_whole = find_first_scan(image) is not None
+            return Ends("a JPEG without its end marker", True, may_be_whole)
+        rest = len(image) - image.index(JPEG_END, data_end.offset) - len(JPEG_END)
         return Ends(f"a JPEG with {rest} bytes after its end marker")
     if image.startswith(PNG_START):
         end = image.rfind(PNG_END)
@@ -155,23 +154,3 @@ def inspect_ends(image: bytes) -> Optional[Ends]:
         return Ends(f"a PNG with {len(image) - end - len(PNG_END)} bytes after its end")
     begin = " ".join(f"{byte:02x}" for byte in image[:END_BYTES])
     return Ends(f"neither a JPEG nor a PNG: it begins with {begin}", may_be_whole=False)
-
-
-def find_first_scan(jpeg: bytes) -> Optional[int]:
-    """Return the offset of the first start-of-scan marker in a JPEG, or None.
-
-    The segments before it are skipped, because a thumbnail in one of them has its own end marker.
-    Source of the format: ITU-T T.81, annex B.
-    """
-    at = 2
-    while at + 4 <= len(jpeg) and jpeg[at] == 0xFF:
-        marker = jpeg[at + 1]
-        if marker == SCAN_MARKER:
-            return at
-        if marker == 0xFF:  # a fill byte
-            at += 1
-        elif marker == 0x01 or 0xD0 <= marker <= 0xD8:  # markers without a length
-            at += 2
-        else:
-            at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
-    return None

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 from typing import Iterable, Optional
 
-from prepare.image_check import JPEG_END, JPEG_START, PNG_END, PNG_START
+from prepare.image_check import PNG_END, PNG_START
+from prepare.jpeg_format import JPEG_END, JPEG_START
 from prepare.listing import Folder
 from prepare.tar_format import BLOCK_BYTES, ZERO_BLOCK, shorten
 

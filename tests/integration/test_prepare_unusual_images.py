@@ -58,6 +58,8 @@ BAD = {
     "half": (JPEG[: len(JPEG) // 2], "truncated: a JPEG without its end marker; its last pixels"),
     "3_bytes_less": (JPEG[:-3], "its last pixels are missing"),
     "zeros_at_end": (JPEG[:-300] + bytes(300), "its last pixels are missing"),
+    "half_and_zeros": (JPEG[: len(JPEG) // 2] + bytes(8192), "truncated: a JPEG without its end"),
+    "progressive_no_end": (PROGRESSIVE[:-2], "DALI cannot decode it"),
     "progressive_half": (PROGRESSIVE[: len(PROGRESSIVE) // 2], "DALI cannot decode it"),
     "headers": (JPEG[: TABLE + 30], "truncated: a JPEG"),
     "png_half": (PNG[: len(PNG) // 2], "truncated: a PNG"),
