@@ -36,6 +36,10 @@ def files_read(path: str) -> List[str]:
     return [path]
 
 
+class DevkitError(Exception):
+    """It is unclear which file of a devkit is the right one."""
+
+
 def is_archive(path: str) -> bool:
     """Return whether `path` is a readable tar archive, packed or not."""
     try:
@@ -64,6 +68,7 @@ def read_devkit_files(path: str) -> Dict[str, bytes]:
 
     Raises:
         TooLargeError: more than MAX_BYTES would be unpacked.
+        DevkitError: it has several of these files, with different contents.
         Exception: the archive or a file cannot be read; its kind depends on the compression.
     """
     files = {}
@@ -80,18 +85,44 @@ def read_devkit_files(path: str) -> Dict[str, bytes]:
 
 
 def _read_members(path: str) -> Dict[str, bytes]:
-    """Return {file name: content} of the two files in an archive."""
-    files = {}
+    """Return {file name: content} of the two files in an archive.
+
+    Raises:
+        DevkitError: the archive has several files of one of these names with different contents.
+    """
+    candidates: Dict[str, Dict[str, bytes]] = {GROUND_TRUTH_FILE: {}, META_FILE: {}}
     with _open_unpacked(path) as stream:
         bounded = BoundedStream(stream, "the unpacked archive", MAX_BYTES)
         with tarfile.open(fileobj=cast(IO[bytes], bounded), mode="r|") as archive:
             for member in archive:
                 name = os.path.basename(member.name)
-                if name in (GROUND_TRUTH_FILE, META_FILE) and member.isfile():
-                    content = archive.extractfile(member)
-                    assert content is not None  # as the member is a regular file
-                    files[name] = content.read()
+                if name in candidates and not member.isdir():
+                    content = archive.extractfile(member) if member.isfile() else None
+                    if content is None:
+                        raise DevkitError(f"{member.name} in it is a link or no regular file")
+                    _add_candidate(candidates[name], member.name, content.read())
         # gzip verifies its checksum at the end of the file: SciPy may crash on a damaged table.
         while bounded.read(BLOCK_BYTES):
             pass
-    return files
+    return {name: _choose(files) for name, files in candidates.items() if files}
+
+
+def _add_candidate(files: Dict[str, bytes], path: str, content: bytes) -> None:
+    """Add a file; raise DevkitError if the archive has the same path with another content."""
+    path = os.path.normpath(path)
+    if files.setdefault(path, content) != content:
+        raise DevkitError(f"it has {path} twice, with different contents: keep one of them")
+
+
+def _choose(files: Dict[str, bytes]) -> bytes:
+    """Return the content of the file of some paths that is in data/, as in the official archive.
+
+    Raises:
+        DevkitError: there are several such files, or none is in data/, and their contents differ.
+    """
+    in_data = [path for path in files if os.path.basename(os.path.dirname(path)) == "data"]
+    paths = sorted(in_data or files)
+    for path in paths[1:]:
+        if files[path] != files[paths[0]]:
+            raise DevkitError(f"{paths[0]} and {path} in it differ: keep one of them")
+    return files[paths[0]]
