@@ -21,7 +21,13 @@ from prepare.tar_format import (
     read_members,
     shorten,
 )
-from prepare.tar_links import LINK_KINDS, final_targets, find_members
+from prepare.tar_links import (
+    LINK_KINDS,
+    final_targets,
+    find_members,
+    repeated_names,
+    target_path,
+)
 from prepare.tar_scan import PlainImageScanner
 
 SPLIT_FOLDERS = ("train", "val")  # the folder in an archive made by: tar -cf train.tar train
@@ -165,15 +171,24 @@ class TarIndexer:
         if not self.links:
             return
         images: Dict[str, Tuple[int, int]] = {}  # name -> size, offset
+        wanted = {target_path(link) for link in self.links}
+        names = [link.name for link in self.links if link.name in wanted]  # of all members wanted
         for folder_name, folder in self.folders.items():
-            for name, size, offset in zip(folder.names, folder.sizes, folder.offsets):
-                images[posixpath.join(folder_name, name)] = (size, offset)
-        targets = final_targets(self.links)
-        others = {target for target in targets if target is not None and target not in images}
-        members = find_members(descriptor, begin, end, others) if others else {}
-        for link, target in zip(self.links, targets):
-            member = members.get(target or "")
+            for base_name, size, offset in zip(folder.names, folder.sizes, folder.offsets):
+                name = posixpath.join(folder_name, base_name)
+                images[name] = (size, offset)
+                if name in wanted:
+                    names.append(name)
+        names += [name for name, _ in self.faults if name in wanted and name in images]
+        members = find_members(descriptor, begin, end, wanted - images.keys())
+        names += [member.name for members_of_name in members.values() for member in members_of_name]
+        repeated = repeated_names(names)
+        ends = final_targets(self.links, repeated)
+        for link, target, end_of_chain in zip(self.links, final_targets(self.links), ends):
+            member = members[target][-1] if target in members else None
             reason = self.link_problem(link, member, target in images)
+            if reason is None and end_of_chain in repeated and end_of_chain != link.name:
+                reason = repeated_problem(link, end_of_chain)
             if reason is not None:
                 self.faults.append((link.name, reason))
             elif not is_image_name(link.name):
@@ -269,6 +284,16 @@ def path_problem(name: str) -> Optional[str]:
     if ".." in name.split("/"):
         return "a name that contains .., which tar would not unpack"
     return "a name that contains a zero byte" if "\0" in name else None
+
+
+def repeated_problem(link: TarMember, target: str) -> Optional[str]:
+    """Return why a link to the name of several members cannot be used; None: it is no image.
+
+    Which member a link leads to depends on their order and on the program that unpacks them.
+    """
+    if not is_image_name(link.name):
+        return None
+    return f"a link to {shorten(target)}, which is the name of more than one member"
 
 
 def content_problem(member: TarMember) -> Optional[str]:

@@ -61,6 +61,57 @@ def test_links_that_cannot_be_used(tmp_path, members, reason):
     assert problems and all(reason in str(problem) for problem in problems)
 
 
+HARD = tarfile.LNKTYPE
+REPEATED = [
+    # A hard link keeps the first a.jpg; tar -r has added the second one.
+    (
+        [("a.jpg", b"1"), link("b.jpg", "a.jpg", HARD), ("a.jpg", b"2")],
+        {"a.jpg", "b.jpg"},
+    ),
+    ([("t.txt", b"1"), link("b.jpg", "t.txt", HARD), ("t.txt", b"2")], {"b.jpg"}),
+    (
+        [
+            ("t.txt", b"1"),
+            ("u.txt", b"2"),
+            link("l", "t.txt"),
+            link("b.jpg", "l"),
+            link("l", "u.txt"),
+        ],
+        {"b.jpg"},
+    ),
+    (
+        [("t.txt", b"1"), link("l", "t.txt"), link("b.jpg", "l", HARD), ("l", b"2")],
+        {"b.jpg"},
+    ),
+    ([("t.txt", b"1"), ("u.txt", b"2"), link("b.jpg", "t.txt"), link("b.jpg", "u.txt")], {"b.jpg"}),
+]
+
+
+@pytest.mark.parametrize("members,refused", REPEATED)
+def test_links_to_a_name_of_more_than_one_member(tmp_path, members, refused):
+    members = [
+        member if isinstance(member[0], tarfile.TarInfo) else make_member(member[0], member[1])
+        for member in members
+    ]
+    other = [make_member("0.jpg", jpeg(b"0")), link("c.jpg", "0.jpg", tarfile.LNKTYPE)]
+    write_members(tmp_path / "a.tar", [*other, *members])
+    images, problems = read_all(tmp_path / "a.tar")
+    assert images == dict.fromkeys(["0.jpg", "c.jpg"], jpeg(b"0"))
+    assert {os.path.basename(problem.path) for problem in problems} == refused
+    assert all(problem.skippable for problem in problems)
+    if {"b.jpg"} == refused and members[-1][0].name != "b.jpg":
+        assert "more than one member" in str(problems[0])
+
+
+def test_repeated_links_that_are_no_images_are_ignored(tmp_path):
+    links = [link("notes.txt", "1.jpg"), link("notes.txt", "text"), link("x.txt", "notes.txt")]
+    write_members(
+        tmp_path / "a.tar",
+        [make_member("1.jpg", jpeg(b"1")), make_member("text", b"text"), *links],
+    )
+    assert read_all(tmp_path / "a.tar") == ({"1.jpg": jpeg(b"1")}, [])
+
+
 @pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.parametrize("kind", [HARD_LINK, SYMBOLIC_LINK])
 def test_a_long_chain_of_links_takes_linear_time(order, kind):
