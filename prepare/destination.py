@@ -16,6 +16,7 @@ import stat
 from typing import Dict, Iterable, List, Optional
 
 from prepare.bounded_read import file_sha256
+from prepare.journal import HEADER_BEGIN, may_begin_journal
 from prepare.manifest import (
     FOLDERS,
     JOURNAL_NAME,
@@ -242,7 +243,7 @@ def _is_journal(path: str) -> bool:
     if not (os.path.lexists(path) and _is_own_kind(path)):
         return False
     with open(path, "rb") as stream:
-        return stream.read(1) in (b"", b"\0", b"{")
+        return may_begin_journal(stream.read(len(HEADER_BEGIN)))
 
 
 def write_durably(path: str, blocks: Iterable[bytes]) -> FileFacts:

@@ -12,6 +12,7 @@ from typing import Any, Deque, Dict, List, Optional, Tuple
 from prepare.manifest import JOURNAL_NAME, DestinationError
 
 MAX_JOURNAL_BYTES = 1 << 30  # that of ImageNet has a few MB
+HEADER_BEGIN = b'{"digest": '  # of the first line
 
 Entry = Dict[str, Any]
 
@@ -72,7 +73,7 @@ class Journal:
         content = self._file.read()
         lines = [_parse_line(line) for line in content.split(b"\n")[:-1]]
         if not lines or lines[0] is None:
-            if not content.startswith(b"{") and content.strip(b"\0"):
+            if not may_begin_journal(content):
                 raise DestinationError(f"{self._file.name}: would be overwritten: move it away")
             self._file.truncate(0)
             self._append(header)
@@ -112,6 +113,15 @@ class Journal:
     def close(self) -> None:
         """Close the file, which releases the lock."""
         self._file.close()
+
+
+def may_begin_journal(content: bytes) -> bool:
+    """Return whether a file with this content, or this beginning of it, can be a journal.
+
+    An interrupted write can leave a part of the header, and a power failure zeros.
+    """
+    begin = content[: len(HEADER_BEGIN)]
+    return HEADER_BEGIN.startswith(begin) or not content.strip(b"\0")
 
 
 def _is_same_conversion(found: Any, header: Entry) -> bool:

@@ -156,7 +156,7 @@ def test_removed_journal_is_not_written_to(tmp_path, monkeypatch):
 
 def test_dry_run_removes_nothing(tmp_path, source):
     assert images.run_prepare(source, tmp_path / "out").returncode == 0
-    images.write_files(tmp_path / "out", {"train.part/journal": b"{}\n"})
+    images.write_files(tmp_path / "out", {"train.part/journal": b'{"digest": ""}\n'})
     assert images.run_prepare(source, tmp_path / "out", "--dry-run").returncode == 0
     assert (tmp_path / "out" / "train.part" / "journal").exists()
     assert images.run_prepare(source, tmp_path / "out").returncode == 0

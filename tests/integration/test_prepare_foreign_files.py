@@ -134,10 +134,24 @@ def test_links_in_the_part_folder_are_not_written_through(tmp_path, source, name
     assert elsewhere.read_bytes() == before
 
 
-def test_a_folder_beside_a_finished_split_is_not_emptied(tmp_path, source):
+JOURNALS = [b"my travels\n", b'{"mine": 1}\n', b"{mine", b"\0mine"]
+
+
+@pytest.mark.parametrize("journal", JOURNALS)
+def test_a_journal_of_another_program(tmp_path, source, journal):
+    out = tmp_path / "out"
+    write_files(out, {"val.part/journal": journal, "val.part/val.rec": b"mine"})
+    before = all_files(out)
+    result = convert(source, out)
+    assert result.status == 3 and len(result.lines) == 1, result
+    assert all_files(out) == before
+
+
+@pytest.mark.parametrize("journal", JOURNALS)
+def test_a_folder_beside_a_finished_split_is_not_emptied(tmp_path, source, journal):
     out = tmp_path / "out"
     assert convert(source, out).status == 0
-    mine = {"train.part/journal": b"my travels\n", "train.part/train.rec": b"mine"}
+    mine = {"train.part/journal": journal, "train.part/train.rec": b"mine"}
     write_files(out, mine)
     assert convert(source, out).status == 0
     assert {path: (out / path).read_bytes() for path in mine} == mine
