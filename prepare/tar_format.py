@@ -19,6 +19,7 @@ ZERO_BLOCK = bytes(BLOCK_BYTES)
 MAX_EXTENSION_BYTES = 1 << 20
 DEFAULT_RECORD_BYTES = 10240  # of a record, the size that programs write by default
 LARGE_RECORD_BYTES = tuple(1 << power for power in range(14, 22))  # of larger blocking factors
+MAX_PADDING_BYTES = 4 << 20  # at an archive's end; more than all record sizes allow
 MAX_SHOWN_CHARACTERS = 400  # of a name in a message
 MAX_NUMBER_DIGITS = 20  # of a decimal size; 2 ** 64 has 20
 # Programs stop at the first space or zero byte after the digits; they disagree about digits after a
@@ -79,11 +80,11 @@ def read_members(
         if header == ZERO_BLOCK:
             if member_pax:
                 raise TarDamageError(f"lacks the member that the header before byte {at} names")
-            check_zeros(descriptor, at, end)
+            check_zeros(descriptor, at, min(end, at + MAX_PADDING_BYTES))
             if not is_padding(at - begin, end - begin):
                 raise TarDamageError(
-                    f"has {end - at} zeros after its last member, more than tar writes: members "
-                    f"may be lost in an incomplete copy; copy or make the archive again"
+                    f"has its end mark {end - at} bytes before its end, farther than tar writes "
+                    f"it: members may be lost in an incomplete copy; copy or make it again"
                 )
             return
         verify_checksum(header, at)
