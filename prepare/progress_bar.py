@@ -70,5 +70,5 @@ class Progress:
         )
 
     def summary(self) -> str:
-        """Return the numbers up to now as text."""
+        """Return the images, bytes and speeds so far as text."""
         return self._numbers(time.monotonic())

@@ -88,8 +88,8 @@ def resume(
 ) -> Tuple[int, int]:
     """Find the pieces of an unfinished conversion that can be kept: those that the journal covers.
 
-    The first piece that differs from the journal, or for which other files are planned now, and all
-    later ones are written again.
+    The first piece that differs from the journal or from the plan ends them; it and all later ones
+    are written again.
 
     Args:
         plan: The plan.

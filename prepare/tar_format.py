@@ -56,7 +56,7 @@ class TarMember:
 def read_members(
     descriptor: int, begin: int, end: int, scan: Optional[Callable[[int], int]] = None
 ) -> Iterator[TarMember]:
-    """Yield the members of an archive.
+    """Read each header of an archive and yield the member that it describes.
 
     Args:
         descriptor: an open file.

@@ -16,7 +16,7 @@ Contradictions = Iterable[Tuple[str, str]]  # path of an image, relative to the 
 
 
 def apply_label_files(listing: Listing, paths: Sequence[str]) -> None:
-    """Move images from the top of `listing` to the folders of their classes.
+    """Give each validation image the class that the label files name; change only `listing`.
 
     If there are none at the top, compare the label files with the folders that the images are in.
     Contradictions and missing images are added to the problems of `listing`.

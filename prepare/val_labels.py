@@ -95,7 +95,7 @@ class LabelFile:
         return image_number(name) is not None or name in (self._by_name or {})
 
     def classes_of(self, names: Sequence[str]) -> Dict[str, str]:
-        """Return {image name: class} of those of the images that have a label here.
+        """Return {image name: class}; images without a label here are left out.
 
         Raises:
             SourceError: the names have no official numbers, and the file has not one line for each
