@@ -15,7 +15,7 @@ from support import image_fixtures as images
 # the disk; a write that is interrupted writes half of its bytes. Prints the number of steps if it
 # completes. argv: n, and the arguments of prepare.imagenet.
 PROGRAM_WITH_KILL_FAULT = """
-import os, sys
+import json, os, sys
 from prepare import destination, imagenet, plan, record_writer
 from prepare.journal import Journal
 kill_step, steps = int(sys.argv[1]), 0
@@ -39,7 +39,8 @@ def write_half(original, file, data, offset):
     original(file, data[: len(data) // 2 // 4096 * 4096], offset)
 
 def append_half_a_line(original, journal, entry):
-    journal._file.write(b'{"sha')
+    line = json.dumps(entry).encode()
+    journal._file.write(line[: len(line) // 2])
     journal._file.flush()
 
 inject_kill(os, "pwrite", write_half)
