@@ -295,7 +295,11 @@ def run_timed(context: Run, mpirun: str) -> int:
     ended = time.time()
     if status in (ExitStatus.SUCCESS, ExitStatus.TARGET_MISSED):
         print_to_stderr(timing_lines.end_line(ended))
-    if not run_log.remove_empty(log_file):
+        loss = run_log.explain_loss(log_file)
+        if loss:
+            report(loss)
+            return ExitStatus.FAILURE
+    if not run_log.remove_empty(log_file) and os.path.lexists(log_file):
         print_to_stderr(f"log: {log_file}")
     # A run without an evaluation has no result: --synth-data, --profile, too few epochs.
     if status == 0 and has_evaluation(log_file):

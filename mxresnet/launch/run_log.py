@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from typing import Iterator, Mapping
+from typing import Iterator, Mapping, Optional
 
 from mxresnet.errors import UserError
+from mxresnet.results.log_reader import read_log
 
 DEFAULT_LOGDIR = "./results"
 MAX_NAME_BYTES = 200  # most file systems allow 255
@@ -154,3 +155,20 @@ def remove_empty(path: str) -> bool:
             os.unlink(path)
             return True
     return False
+
+
+def explain_loss(path: str) -> Optional[str]:
+    """Return in one line why the log of a run that ended by itself is lost, or None if it is not.
+
+    Such a log has the event run_stop, unless the file was removed, moved or replaced meanwhile.
+    """
+    try:
+        if read_log(path).last_event("run_stop") is not None:
+            return None
+        reason = "it has no run_stop"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    return (
+        f"log {path}: {reason}: the file was removed, moved or changed during the run, which "
+        "therefore counts as failed"
+    )

@@ -38,7 +38,9 @@ _LIBRARY_PREFIXES = (
 )
 
 # Whatever the configuration writes goes to standard error, also from a trap at the end of bash.
-_READ_CONFIGURATION = 'set -euo pipefail; exec 3>&1 >&2; source "$1" 3>&-; env -0 >&3'
+_READ_CONFIGURATION = """
+set -euo pipefail; exec 3>&1 >&2; source "$1" 3>&-; env -0 >&3; compgen -v >&3
+"""
 
 
 def systems() -> List[str]:
@@ -71,8 +73,8 @@ def load_configuration(system: str, environ: Mapping[str, str]) -> Dict[str, str
         The environment with what config_<system>.sh exports.
 
     Raises:
-        UserError: The system is unknown, its configuration failed, or it has no valid number of
-            ranks.
+        UserError: The system is unknown, its configuration failed or sets a variable of a rank
+            without exporting it, or it has no valid number of ranks.
     """
     check_system(system)
     name = f"config_{system}.sh"
@@ -96,11 +98,23 @@ def load_configuration(system: str, environ: Mapping[str, str]) -> Dict[str, str
     write_to_stderr(messages)
     if not exported:
         raise UserError(f"{name} exits: a configuration must run to its end, or return")
-    items = (item.partition("=") for item in os.fsdecode(exported).split("\0") if item)
+    *variables, names = os.fsdecode(exported).split("\0")
+    items = (item.partition("=") for item in variables)
     after = {key: value for key, _, value in items if key not in _BASH_VARIABLES}
+    _check_exports(name, set(names.split()) - set(after))
     if after.get("DGXNGPU"):
         number_of_ranks(after)
     return {**after, **{key: environ[key] for key in _BASH_VARIABLES if key in environ}}
+
+
+def _check_exports(file: str, not_exported: Iterable[str]) -> None:
+    """Raise UserError if a configuration sets variables of a rank without exporting them."""
+    lost = forwarded_env(dict.fromkeys(not_exported, ""), also=_CONFIGURATION_VARIABLES)
+    if lost:
+        raise UserError(
+            f"{file} sets {', '.join(lost)} without export, so that the run would not get "
+            f"{'it' if len(lost) == 1 else 'them'}: write export before each"
+        )
 
 
 def number_of_ranks(environ: Mapping[str, str]) -> int:

@@ -18,7 +18,7 @@ import os
 import re
 import subprocess
 import sys
-from typing import Callable, Dict, List, Mapping, Sequence
+from typing import Callable, Dict, List, Mapping, Optional, Sequence
 
 from mxresnet.environment import check_python_path
 from mxresnet.errors import ExitStatus, UserError
@@ -88,15 +88,29 @@ class Trials:
             if not self._results:
                 run_log.release_stamp(self._settings.logdir, self._settings.stamp)
             raise
-        summary = summarize(self._settings, self._results)
-        with open(f"{self._settings.prefix}_summary.txt", "w", encoding="utf-8") as file:
-            file.write(summary)
-        write_to_stdout(os.fsencode(summary))
+        error = self._write_summary()
         complete = len(self._results) == len(self._settings.seeds)
         if complete and status in (ExitStatus.SUCCESS, ExitStatus.TARGET_MISSED, LOG_REFUSED):
             self._write_submission()
         print_to_stderr(f"logs: {self._settings.prefix}_*.log")
+        if error:
+            raise error
         return status
+
+    def _write_summary(self) -> Optional[OSError]:
+        """Write the summary to its file and to standard output; return an error of either."""
+        summary = summarize(self._settings, self._results)
+        failure = None
+        try:
+            with open(f"{self._settings.prefix}_summary.txt", "w", encoding="utf-8") as file:
+                file.write(summary)
+        except OSError as error:
+            failure = error
+        try:
+            write_to_stdout(os.fsencode(summary))
+        except OSError as error:
+            failure = error
+        return failure
 
     def _run_all(self) -> int:
         """Run the trials until one fails; return the exit status."""
@@ -107,6 +121,11 @@ class Trials:
             print_to_stderr(f"trial {number} of {count}, seed {seed}")
             trial = self._trial(number, self._clear_caches())
             status = self._backend.run_trial(trial, self._flags)
+            if status in (ExitStatus.SUCCESS, ExitStatus.TARGET_MISSED):
+                loss = run_log.explain_loss(self._settings.log_path(number))
+                if loss:
+                    print_to_stderr(f"{program}: {loss}")
+                    status = ExitStatus.FAILURE
             if status not in (ExitStatus.SUCCESS, ExitStatus.TARGET_MISSED):
                 self._results.append(TrialResult(f"FAILED (status {status})"))
                 print_to_stderr(
@@ -200,7 +219,7 @@ class Trials:
         status = self._backend.run_python(arguments, stdout=subprocess.DEVNULL)
         processes.raise_if_stopped()
         if status != 0:
-            raise CommandFailedError(status)
+            raise CommandFailedError(ExitStatus.FAILURE)  # 2 would be a mistake in the settings
         print_to_stderr(f"for MLPerf's package_checker and result_summarizer: {folder}")
 
 

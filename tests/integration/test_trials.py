@@ -220,6 +220,19 @@ def test_a_failed_trial_stops_the_rest_and_is_reported(trials, tmp_path):
     )
 
 
+def test_a_trial_whose_log_is_lost_failed(trials):
+    done = trials("0:12 lost 0:10")
+    outcomes = [row[5] for row in rows(done.stdout)]
+    assert (done.returncode, outcomes) == (1, ["reached", "FAILED (status 1)", "NOT RUN"])
+    assert "s_2.log: No such file or directory: the file was removed" in done.stderr
+
+
+def test_a_log_that_is_lost_after_its_trial_is_a_failure(trials):
+    done = trials("0:12 0:10", AFTER='[ "$TRIAL" = 1 ] || rm "$LOGDIR/s_1.log"')
+    assert done.returncode == 1 and len(rows(done.stdout)) == 2
+    assert "s_1.log cannot be read" in done.stderr
+
+
 def test_a_log_that_the_checker_refuses_has_a_status_of_its_own(trials):
     done = trials("0:12", ACCURACY="0.75")
     assert done.returncode == 4 and rows(done.stdout)[0][4] == "REJECTS"

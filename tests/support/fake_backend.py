@@ -2,10 +2,11 @@
 """A program like run_trials.sh whose trials are fake.
 
 Variables:
-    PLAN: "status:minutes" or "hang" for each trial, separated by spaces.
+    PLAN: "status:minutes", "hang", or "lost" for a trial without a log, separated by spaces.
     TEMPLATE: Log of a real trial, with STOP and ACCURACY in place of two values.
     ACCURACY: Fraction for the logs (0.76).
     WITHOUT_KEY: Key of the events to leave out of the logs.
+    AFTER: Command of bash at the end of each trial.
     CAN_DROP_CACHES: 1 when the page cache can be dropped.
     CHECKER: "real" for the official checker; else logs with an accuracy of 0.76 are accepted.
 """
@@ -21,9 +22,11 @@ TRIAL = """
 read -ra plan <<<"$PLAN"; plan=${plan[TRIAL - 1]}
 echo "$TRIAL $SEED $CACHE_CLEARED" >>"$LOGDIR.trials"
 [ "$plan" != hang ] || exec sleep 60
+[ "$plan" != lost ] || exit 0
 stop=$((1600000000000 + 60000 * ${plan#*:}))
 sed "s/STOP/$stop/; s/ACCURACY/${ACCURACY:-0.76}/; ${WITHOUT_KEY:+/$WITHOUT_KEY/d}" "$TEMPLATE" \\
     >"$LOGDIR/${DATESTAMP}_$TRIAL.log"
+eval "${AFTER-}"
 exit "${plan%:*}"
 """
 

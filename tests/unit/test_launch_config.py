@@ -64,11 +64,25 @@ def test_a_configuration_that_exits_is_refused(tmp_path, monkeypatch):
 
 
 def test_only_exported_variables_are_read(tmp_path, monkeypatch, capfd):
-    text = "trap 'echo the end' EXIT\nexport LR=5\nRESIZE=6\nreturn 0\nexport LR=7\n"
+    text = "trap 'echo the end' EXIT\nexport LR=5\nthreads=6\nreturn 0\nexport LR=7\n"
     (tmp_path / "config_ODD.sh").write_text(text)
     monkeypatch.setattr(system_config, "PROJECT_FOLDER", tmp_path)
     assert system_config.load_configuration("ODD", clean()) == clean(LR="5")
     assert capfd.readouterr() == ("", "the end\n")
+
+
+def test_settings_that_a_configuration_does_not_export_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(system_config, "PROJECT_FOLDER", tmp_path)
+    config = tmp_path / "config_MINE.sh"
+    config.write_text("export DGXNGPU=1\nLR=7; BATCHSIZE=4\nNCCL_DEBUG=INFO; BIND=(a b); x=1\n")
+    with pytest.raises(UserError, match="config_MINE.sh sets BATCHSIZE, BIND, LR, NCCL_DEBUG with"):
+        system_config.load_configuration("MINE", clean())
+    config.write_text("for LR in 1 2; do :; done; export BATCHSIZE; return\n")
+    with pytest.raises(UserError, match="config_MINE.sh sets LR without export, .* get it: write"):
+        system_config.load_configuration("MINE", clean())
+    # A variable that the caller exports stays exported.
+    config.write_text("LR=7; BATCHSIZE=4; unset BATCHSIZE\n")
+    assert system_config.load_configuration("MINE", clean(LR="3")) == clean(LR="7")
 
 
 def test_a_process_that_a_configuration_leaves_behind_is_not_waited_for(tmp_path, monkeypatch):

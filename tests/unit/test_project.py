@@ -171,7 +171,7 @@ EDGES = {
         "memory",
         "results.log_reader",
     },
-    "launch.run_log": {"errors"},
+    "launch.run_log": {"errors", "results.log_reader"},
     "launch.system_config": {"config", "errors", "launch.terminal", "process_guard"},
     "launch.topology": {"errors", "launch.processes"},
     "launch.trial_settings": {"errors", "launch.run_log", "launch.system_config"},

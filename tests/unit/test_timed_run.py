@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""launch.run: the end of a timed run whose log is lost, with a fake of the ranks."""
+
+import os
+import pathlib
+import shutil
+
+import pytest
+
+from mxresnet.launch import run
+
+COMPLETE = """\
+:::MLLOG {"key": "run_start", "value": null, "time_ms": 1}
+:::MLLOG {"key": "eval_accuracy", "value": 0.8, "time_ms": 2, "metadata": {"epoch_num": 1}}
+:::MLLOG {"key": "run_stop", "value": null, "time_ms": 3}
+"""
+
+
+@pytest.fixture
+def timed_run(tmp_path, monkeypatch, capfd):
+    """Run with fake ranks, which write a complete log and call a function with its path."""
+
+    def start(status, damage):
+        def run_ranks(context, mpirun, environ):
+            path = pathlib.Path(environ["LOG_FILE"])
+            path.write_text(COMPLETE)
+            damage(path)
+            return status
+
+        monkeypatch.setattr(run, "run_ranks", run_ranks)
+        environ = {"LOGDIR": str(tmp_path / "results"), "DATESTAMP": "s"}
+        returned = run.run_timed(run.Run([], environ, 0, "python"), "")
+        return (returned, *capfd.readouterr())
+
+    return start
+
+
+def test_a_run_whose_log_is_kept_has_a_result(timed_run, tmp_path):
+    status, out, err = timed_run(0, lambda path: None)
+    assert status == 0 and out.startswith("RESULT,")
+    assert err.endswith(f"log: {tmp_path}/results/s_1.log\n")
+
+
+@pytest.mark.parametrize("status", [0, 3])
+@pytest.mark.parametrize(
+    "damage, reason",
+    [
+        (os.unlink, "No such file or directory"),
+        (lambda path: shutil.move(path.parent, f"{path.parent}.old"), "No such file or directory"),
+        (lambda path: path.write_text(""), "it has no run_stop"),
+        (lambda path: path.write_text(COMPLETE.splitlines()[0]), "it has no run_stop"),
+        (lambda path: (path.unlink(), path.mkdir()), "Is a directory"),
+    ],
+    ids=["removed", "moved", "emptied", "cut", "replaced"],
+)
+def test_a_run_whose_log_is_lost_failed(timed_run, tmp_path, status, damage, reason):
+    returned, out, err = timed_run(status, damage)
+    assert (returned, out) == (1, "")
+    last = err.splitlines()[-1]
+    assert last.startswith(f"run_and_time.sh: log {tmp_path}/results/s_1.log: {reason}: the file")
+
+
+def test_a_failed_run_names_only_a_log_that_exists(timed_run):
+    status, _, err = timed_run(137, os.unlink)
+    assert status == 137 and "log" not in err
