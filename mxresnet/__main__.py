@@ -6,6 +6,7 @@ import sys
 
 from mxresnet.environment import check_python_path, explain
 from mxresnet.errors import ExitStatus, UserError, exit_now
+from mxresnet.standard_streams import check_output, prepare_streams
 
 
 def main() -> ExitStatus:
@@ -14,7 +15,11 @@ def main() -> ExitStatus:
         check_python_path(os.environ)
         from mxresnet import cli
 
-        return cli.main()
+        try:
+            return cli.main()
+        except SystemExit:  # of --help
+            check_output()
+            return ExitStatus.SUCCESS
     except UserError as error:
         reason = str(error)
     except Exception as error:
@@ -27,5 +32,6 @@ def main() -> ExitStatus:
 
 
 if __name__ == "__main__":
+    prepare_streams()
     # All ranks have finalized MPI: nothing would end a rank that hangs in a library's cleanup.
     exit_now(main())

@@ -20,6 +20,7 @@ from mxresnet import cli, config_parser
 from mxresnet.config import Config
 from mxresnet.errors import ExitStatus, exit_now
 from mxresnet.parallel.world import World, catch_user_error, start_horovod
+from mxresnet.standard_streams import prepare_streams
 
 SIZE_BYTES = 51_200_000
 WARM_UP_EXCHANGES = 5
@@ -83,4 +84,5 @@ def main() -> ExitStatus:
 
 
 if __name__ == "__main__":
+    prepare_streams()
     exit_now(main())

@@ -25,6 +25,7 @@ from mxresnet.parallel.world import (
     rank_seeds,
     start_horovod,
 )
+from mxresnet.standard_streams import check_output
 
 # At run time these are imported when needed: MXNet takes seconds to load, and DALI must be
 # loaded before Horovod.
@@ -39,7 +40,7 @@ def start_log(config: Config, rank: int) -> None:
     """Write the header of the MLPerf log and init_start, before any work that takes time.
 
     Raises:
-        UserError: --log-file cannot be written.
+        UserError: --log-file, or without it standard output, cannot be written.
     """
     from mxresnet import mllog
 
@@ -47,7 +48,7 @@ def start_log(config: Config, rank: int) -> None:
         if config.log_file:
             mllog.open_file(config.log_file)
         mllog.header(config)
-    mllog.init_start()
+    mllog.init_start(to_file=bool(config.log_file))
 
 
 def load_dataset_and_plan(config: Config, num_ranks: int) -> Tuple[DataSet, Plan]:
@@ -259,6 +260,7 @@ def main(argv: Optional[Sequence[str]] = None) -> ExitStatus:
     config, only_print = parsed or (Config(), False)
     if only_print and config_error is None:
         print(config_parser.to_json(config))
+        check_output()
         return ExitStatus.SUCCESS
     if config_error is None:
         _, config_error = catch_user_error(lambda: start_log(config, launched_rank() or 0))

@@ -42,6 +42,7 @@ class ExitStatus(enum.IntEnum):
     FAILURE = 1  # any other error; its traceback is on standard error
     USER_ERROR = 2  # wrong settings or data, reported in one line
     TARGET_MISSED = 3  # the last epoch ended below the target accuracy
+    INTERRUPTED = 130  # ended by SIGINT; the same as 128 + its number in a shell
 
 
 def exit_now(status: ExitStatus) -> NoReturn:

@@ -21,6 +21,7 @@ from mxresnet.config import Config
 from mxresnet.errors import UserError
 from mxresnet.lr_schedule import END_LEARNING_RATE, POLYNOMIAL_POWER
 from mxresnet.run_plan import Block, Plan
+from mxresnet.standard_streams import describe_error, output_error
 
 
 class _LogFile(logging.FileHandler):
@@ -38,11 +39,25 @@ class _LogFile(logging.FileHandler):
         self.write_error = UserError(f"--log-file {self.baseFilename} cannot be written ({reason})")
 
 
-def _raise_write_error() -> None:
-    """Raise UserError if a line could not be written to the log file."""
+def _raise_write_error(to_file: bool = False) -> None:
+    """Raise UserError if a line could not be written to the log.
+
+    The log is the log file, and without one it is standard output.
+
+    Args:
+        to_file: the log is a file, which another rank may write.
+    """
     for handler in mllog.get_mllogger().logger.handlers:
-        if isinstance(handler, _LogFile) and handler.write_error:
-            raise handler.write_error
+        if isinstance(handler, _LogFile):
+            to_file = True
+            if handler.write_error:
+                raise handler.write_error
+    error = None if to_file else output_error()
+    if error is not None:
+        raise UserError(
+            f"standard output, which is the MLPerf log, cannot be written ({describe_error(error)})"
+            ": send it to a file, or set --log-file"
+        )
 
 
 def open_file(path: str) -> None:
@@ -77,9 +92,10 @@ def header(config: Config) -> None:
     _raise_write_error()
 
 
-def init_start() -> None:
+def init_start(to_file: bool = False) -> None:
+    """Log the start of the process; `to_file`: rank 0 writes the log to a file."""
     mllog.get_mllogger().start(constants.INIT_START)
-    _raise_write_error()
+    _raise_write_error(to_file)
 
 
 class _Interval:
@@ -142,7 +158,7 @@ class RunLog:
             depth: callers to skip for the file and line number that are logged.
 
         Raises:
-            UserError: the log file cannot be written.
+            UserError: the log cannot be written.
         """
         if self._logger:
             getattr(self._logger, kind)(key, value, metadata=metadata, stack_offset=2 + depth)

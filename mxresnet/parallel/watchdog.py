@@ -278,8 +278,9 @@ class Watchdog:
         """Print the cause unless it is None, send FAILED to the peers, and exit with status 1."""
         if cause:
             text = f"mxresnet: rank {self._rank} on {socket.gethostname()} ends the run: {cause}\n"
-            # Not sys.stderr: the main thread may hold its lock.
-            os.write(2, text.encode())
+            # Not sys.stderr: the main thread may hold its lock. An error must not end this thread.
+            with contextlib.suppress(OSError):
+                os.write(2, text.encode())
         self._send_to_all(FAILED)
         os._exit(1)
 

@@ -64,8 +64,16 @@ OWNERS = {
 # What each module of mxresnet may import from mxresnet; a module that is not listed: nothing.
 EDGES = {
     "__init__": {"numpy_bool"},
-    "__main__": {"cli", "environment", "errors"},
-    "bandwidth": {"cli", "config", "config_parser", "device", "errors", "parallel.world"},
+    "__main__": {"cli", "environment", "errors", "standard_streams"},
+    "bandwidth": {
+        "cli",
+        "config",
+        "config_parser",
+        "device",
+        "errors",
+        "parallel.world",
+        "standard_streams",
+    },
     "cli": {
         "config",
         "config_parser",
@@ -81,6 +89,7 @@ EDGES = {
         "profiling",
         "progress",
         "run_plan",
+        "standard_streams",
         "train_loop",
         "trainer",
     },
@@ -196,7 +205,7 @@ EDGES = {
     "lr_schedule": {"config"},
     "memory": {"config", "errors"},
     "metrics": {"errors"},
-    "mllog": {"config", "errors", "lr_schedule", "run_plan"},
+    "mllog": {"config", "errors", "lr_schedule", "run_plan", "standard_streams"},
     "model.cudnn_bn.__main__": {
         "errors",
         "model.cudnn_bn.build",
@@ -218,6 +227,7 @@ EDGES = {
     "results.log_reader": {"bounded_read"},
     "results.submission": {"errors", "results.log_reader"},
     "run_plan": {"config", "errors", "lr_schedule"},
+    "standard_streams": {"errors"},
     "train_loop": {
         "config",
         "data.dataset",

@@ -116,6 +116,15 @@ def test_a_rank_that_closes_its_connection_ends_the_run(exits, rank_0):
     assert "ends the run: rank 1 on fakehost closed its connection unexpectedly" in message
 
 
+def test_a_watchdog_without_standard_error_ends_the_run(exits, rank_0, monkeypatch):
+    def fail(descriptor, text):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(watchdog.os, "write", fail)
+    fake_rank(rank_0, 1).close()
+    assert exits.get(timeout=PATIENCE_SECONDS) == ""
+
+
 def test_a_rank_that_announced_its_failure_is_ended_without_another_cause(exits, rank_0):
     connection = fake_rank(rank_0, 1)
     connection.recv(1)
