@@ -1,17 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules for the source files: allowed imports, sizes, references, configurations, shell options."""
+"""Rules for the source files: allowed imports, sizes, references, shell options."""
 
 import ast
-import json
 import os
-import re
 import subprocess
 import sys
 
 import pytest
 from support.commands import ROOT
-
-from mxresnet.config import FIELDS
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
@@ -353,53 +349,6 @@ def test_license_line_and_docstring(path):
     if tree.body:
         assert text.startswith("# SPDX-License-Identifier: Apache-2.0\n")
         assert ast.get_docstring(tree), "no module docstring"
-
-
-# Variables of the configurations that the launchers read, not mxresnet.
-LAUNCHERS = {"BIND", "BUILTIN_DATA", "DGXNGPU", "DGXNNODES", "WALLTIME"}
-
-
-def configurations():
-    return [path.name for path in files("config_*.sh") if not path.name.endswith("common.sh")]
-
-
-def exported(name):
-    """Return the variables that a configuration exports when sourced in an empty environment."""
-    command = f"set -euo pipefail; source ./{name}; env -0"
-    done = subprocess.run(
-        ["env", "-i", f"PATH={os.environ['PATH']}", "bash", "-c", command],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-    )
-    assert done.returncode == 0, done.stderr
-    values = dict(item.split("=", 1) for item in done.stdout.split("\0") if item)
-    set_by_bash = ("PATH", "PWD", "SHLVL", "_", "OLDPWD")
-    return {key: value for key, value in values.items() if key not in set_by_bash}
-
-
-@pytest.mark.parametrize("name", configurations())
-def test_a_configuration_exports_settings_and_library_variables_only(name):
-    declared = {field.metadata["env"] for field in FIELDS.values()}
-    for key in exported(name):
-        of_a_library = re.match(r"(MXNET|HOROVOD|NCCL|OMPI|OMP|DMLC|MALLOC|SBATCH)_", key)
-        assert key in declared or of_a_library or key in LAUNCHERS, (
-            f"{name} exports {key}, which nothing reads"
-        )
-
-
-@pytest.mark.parametrize("name", configurations())
-def test_a_configuration_is_accepted(name):
-    environ = {"PATH": os.environ["PATH"], **exported(name)}
-    done = subprocess.run(
-        [sys.executable, "-m", "mxresnet", "--print-config"],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        env=environ,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["batch_size"] == int(exported(name)["BATCHSIZE"])
 
 
 @pytest.mark.parametrize("path", SHELL_FILES, ids=relative)
