@@ -15,6 +15,7 @@ from mxresnet.errors import UserError
 from mxresnet.results.log_reader import read_log
 
 DEFAULT_LOGDIR = "./results"
+SERIES_VARIABLE = "SERIES_STAMP"  # in the environment of a trial: the stamp of its series
 MAX_NAME_BYTES = 200  # most file systems allow 255
 
 
@@ -88,8 +89,8 @@ def create_log(environ: Mapping[str, str]) -> str:
     """Create the log of a run, which no other run has; return its path.
 
     Raises:
-        UserError: DATESTAMP or TRIAL is unsuitable, the log of DATESTAMP and TRIAL exists, or the
-            folder cannot be written.
+        UserError: DATESTAMP or TRIAL is unsuitable, the log of DATESTAMP and TRIAL exists, a series
+            of trials that this run is not part of has the stamp, or the folder cannot be written.
     """
     folder = environ.get("LOGDIR") or DEFAULT_LOGDIR
     stamp, trial = environ.get("DATESTAMP") or "", environ.get("TRIAL") or "1"
@@ -101,6 +102,12 @@ def create_log(environ: Mapping[str, str]) -> str:
             raise UserError(
                 f"DATESTAMP={stamp}, TRIAL={trial}: {path} is the log of another run: "
                 "set another DATESTAMP"
+            )
+        if environ.get(SERIES_VARIABLE) != stamp and os.path.lexists(_summary_path(folder, stamp)):
+            os.unlink(path)
+            raise UserError(
+                f"DATESTAMP={stamp} is the stamp of a series of trials "
+                f"({_summary_path(folder, stamp)}): set another DATESTAMP"
             )
         return path
     for stamp in _stamps():

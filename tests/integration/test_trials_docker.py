@@ -124,6 +124,7 @@ def test_a_trial_gets_the_configuration_and_the_container_is_removed(docker, tmp
         "NCCL_DEBUG": "INFO",
         "TRIAL": "1",
         "DATESTAMP": "s",
+        "SERIES_STAMP": "s",
         "CACHE_CLEARED": "0",
         "SEED": forwarded["SEED"],
         "BIND": "--cpu=exclusive --ib=single --ib=off",

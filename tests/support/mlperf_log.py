@@ -6,6 +6,13 @@ import os
 
 from support.commands import python
 
+# What the launchers read in the log of a run that ended by itself.
+COMPLETE_LOG = """\
+:::MLLOG {"key": "run_start", "value": null, "time_ms": 1}
+:::MLLOG {"key": "eval_accuracy", "value": 0.8, "time_ms": 2, "metadata": {"epoch_num": 1}}
+:::MLLOG {"key": "run_stop", "value": null, "time_ms": 3}
+"""
+
 
 def log_lines(text):
     """Return the content of every :::MLLOG line, in order."""

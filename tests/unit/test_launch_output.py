@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from support.commands import ROOT
+from support.mlperf_log import COMPLETE_LOG
 
 TIMED_RUN = """
 from mxresnet.launch import run
@@ -24,10 +25,27 @@ LocalBackend.check_settings = lambda *arguments: 0
 LocalBackend.run_trial = lambda *arguments: 9
 sys.exit(trials.run_trials(LocalBackend({}), []))
 """
+GOOD_TRIALS = """
+from mxresnet.launch import trials
+from mxresnet.launch.backends.local import LocalBackend
+LocalBackend.prepare = lambda *arguments: None
+LocalBackend.check_settings = lambda *arguments: 0
+LocalBackend.run_python = lambda *arguments, **options: 0
+def run_and_time(self, trial, flags, stdout):
+    with open(f"{trial.logdir}/{trial.stamp}_{trial.number}.log", "w") as log:
+        log.write(sys.argv[2])
+    return subprocess.call(["sh", "-c", "echo RESULT"], stdout=stdout)
+LocalBackend._run_and_time = run_and_time
+environ = {"LOGDIR": sys.argv[1], "DATESTAMP": "s", "NEXP": "2", "CLEAR_CACHES": "0"}
+sys.exit(trials.run_trials(LocalBackend(environ), []))
+"""
 SLURM_RANKS = """
 from mxresnet.launch.backends.slurm import stdout_without_mlperf_log
 with stdout_without_mlperf_log() as stdout:
-    os.write(stdout, b"line\\n")
+    for _ in range(3):
+        os.write(stdout, b"line\\n")
+        time.sleep(0.1)
+    os.write(2, b"ranks ended\\n")
 """
 
 
@@ -36,7 +54,9 @@ def run_without_stdout(program, place, *arguments):
     redirection = {"full": ">/dev/full", "closed": ">&-", "left": "| true; exit ${PIPESTATUS[0]}"}
     script = f'"$@" {redirection[place]}'
     # "true" ends before the program writes.
-    program = f"import os, sys, time\ntime.sleep({0.5 if place == 'left' else 0})\n{program}"
+    program = (
+        f"import os, subprocess, sys, time\ntime.sleep({0.5 if place == 'left' else 0})\n{program}"
+    )
     command = ["bash", "-c", script, "bash", sys.executable, "-c", program, *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=60)
 
@@ -60,9 +80,20 @@ def test_a_lost_result_is_a_failure(tmp_path, place, reason):
     assert "FAILED (status 9)" in (tmp_path / "s_summary.txt").read_text()
 
 
+@pytest.mark.parametrize("place", ["full", "left"])
+def test_trials_go_on_without_standard_output(tmp_path, place):
+    """Their results are in the logs, the summary and the submission."""
+    done = run_without_stdout(GOOD_TRIALS, place, tmp_path, COMPLETE_LOG)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.count("note: standard output cannot be written") == 2
+    assert "s_package" in done.stderr and "run_trials.sh: standard output cannot" in done.stderr
+    summary = (tmp_path / "s_summary.txt").read_text()
+    assert summary.count("reached") == 2 and "FAILED" not in summary
+
+
 @pytest.mark.parametrize("place", ["full", "closed", "left"])
 def test_lost_output_of_ranks_shows_no_traceback(place):
-    assert run_without_stdout(SLURM_RANKS, place).stderr == ""
+    assert run_without_stdout(SLURM_RANKS, place).stderr == "ranks ended\n"
 
 
 def test_output_that_can_be_written_is_complete():

@@ -12,6 +12,7 @@ from support.commands import ROOT
 
 from mxresnet.errors import UserError
 from mxresnet.launch import run_log
+from mxresnet.launch.backends.base import Trial
 from mxresnet.launch.trial_settings import read_trial_settings
 
 
@@ -56,6 +57,16 @@ def test_a_log_that_exists_is_refused_and_not_changed(tmp_path):
     with pytest.raises(UserError, match=f"DATESTAMP=today, TRIAL=2: {path} is the log of another"):
         run_log.create_log(fixed)
     assert run_log.create_log({**fixed, "TRIAL": "3"}) == f"{tmp_path}/today_3.log"
+
+
+def test_a_run_cannot_take_a_log_of_a_series_of_trials(tmp_path):
+    stamp = run_log.reserve_stamp(str(tmp_path), "tt")
+    trial = Trial(2, 7, stamp, str(tmp_path), cache_cleared=False).variables()
+    environ = {"LOGDIR": str(tmp_path), "DATESTAMP": "tt", "TRIAL": "2"}
+    with pytest.raises(UserError, match="DATESTAMP=tt is the stamp of a series of trials"):
+        run_log.create_log(environ)
+    assert os.listdir(tmp_path) == ["tt_summary.txt"]
+    assert run_log.create_log({**environ, **trial}) == f"{tmp_path}/tt_2.log"
 
 
 def test_a_log_is_not_written_through_a_link(tmp_path):

@@ -6,14 +6,9 @@ import pathlib
 import shutil
 
 import pytest
+from support.mlperf_log import COMPLETE_LOG
 
 from mxresnet.launch import run
-
-COMPLETE = """\
-:::MLLOG {"key": "run_start", "value": null, "time_ms": 1}
-:::MLLOG {"key": "eval_accuracy", "value": 0.8, "time_ms": 2, "metadata": {"epoch_num": 1}}
-:::MLLOG {"key": "run_stop", "value": null, "time_ms": 3}
-"""
 
 
 @pytest.fixture
@@ -23,7 +18,7 @@ def timed_run(tmp_path, monkeypatch, capfd):
     def start(status, damage):
         def run_ranks(context, mpirun, environ):
             path = pathlib.Path(environ["LOG_FILE"])
-            path.write_text(COMPLETE)
+            path.write_text(COMPLETE_LOG)
             damage(path)
             return status
 
@@ -48,7 +43,7 @@ def test_a_run_whose_log_is_kept_has_a_result(timed_run, tmp_path):
         (os.unlink, "No such file or directory"),
         (lambda path: shutil.move(path.parent, f"{path.parent}.old"), "No such file or directory"),
         (lambda path: path.write_text(""), "it has no run_stop"),
-        (lambda path: path.write_text(COMPLETE.splitlines()[0]), "it has no run_stop"),
+        (lambda path: path.write_text(COMPLETE_LOG.splitlines()[0]), "it has no run_stop"),
         (lambda path: (path.unlink(), path.mkdir()), "Is a directory"),
     ],
     ids=["removed", "moved", "emptied", "cut", "replaced"],

@@ -4,14 +4,37 @@
 from __future__ import annotations
 
 import abc
+import os
 from dataclasses import dataclass
-from typing import Dict, Mapping, Sequence
+from typing import Callable, Dict, Mapping, Sequence
 
 from mxresnet.errors import UserError
 from mxresnet.launch import nccl_test, system_config
 from mxresnet.launch.processes import Stream
-from mxresnet.launch.run_log import DEFAULT_LOGDIR
-from mxresnet.launch.terminal import print_to_stderr
+from mxresnet.launch.run_log import DEFAULT_LOGDIR, SERIES_VARIABLE
+from mxresnet.launch.terminal import OutputError, print_to_stderr, write_to_stdout
+
+
+def run_with_stdout_kept(run: Callable[[int], int]) -> int:
+    """Run a trial whose standard output is in memory, and write that to standard output at its end.
+
+    A trial succeeds without its RESULT line, which its log contains in another form. The summary of
+    the series, which is written later, reports a lost standard output.
+
+    Args:
+        run: Runs the trial with a file descriptor for its standard output; returns its exit status.
+
+    Returns:
+        The exit status.
+    """
+    with open(os.memfd_create("stdout"), "w+b") as output:
+        status = run(output.fileno())
+        output.seek(0)
+        try:
+            write_to_stdout(output.read())
+        except OutputError as error:
+            print_to_stderr(f"note: {error}")
+        return status
 
 
 @dataclass(frozen=True)
@@ -32,6 +55,7 @@ class Trial:
             "SEED": str(self.seed),
             "TRIAL": str(self.number),
             "DATESTAMP": self.stamp,
+            SERIES_VARIABLE: self.stamp,
             "CACHE_CLEARED": str(int(self.cache_cleared)),
             **bandwidth,
         }

@@ -10,7 +10,7 @@ from typing import Dict, List, Mapping, Optional, Sequence
 
 from mxresnet.errors import UserError
 from mxresnet.launch import nccl_test
-from mxresnet.launch.backends.base import Backend, Trial
+from mxresnet.launch.backends.base import Backend, Trial, run_with_stdout_kept
 from mxresnet.launch.copy_dataset import copy_dataset
 from mxresnet.launch.page_cache import DROP_CACHES_FILE, drop_page_cache
 from mxresnet.launch.processes import Stream, find_program, raise_if_stopped, run_to_end
@@ -161,7 +161,7 @@ class DockerBackend(Backend):
         return run_to_end(["docker", *arguments], env=self.environ, stdout=stdout, stderr=stderr)
 
     def run_trial(self, trial: Trial, flags: Sequence[str]) -> int:
-        return self._run_and_time(trial, flags, stdout=None)
+        return run_with_stdout_kept(lambda stdout: self._run_and_time(trial, flags, stdout))
 
     def check_settings(self, trial: Trial, flags: Sequence[str]) -> int:
         return self._run_and_time(trial, ["--print-config", *flags], stdout=subprocess.DEVNULL)

@@ -7,7 +7,7 @@ import subprocess
 from typing import Sequence
 
 from mxresnet.errors import UserError
-from mxresnet.launch.backends.base import Backend, Trial
+from mxresnet.launch.backends.base import Backend, Trial, run_with_stdout_kept
 from mxresnet.launch.page_cache import drop_page_cache
 from mxresnet.launch.processes import Stream, run_to_end
 from mxresnet.launch.run import environment_python
@@ -37,7 +37,7 @@ class LocalBackend(Backend):
             )
 
     def run_trial(self, trial: Trial, flags: Sequence[str]) -> int:
-        return self._run_and_time(trial, flags, stdout=None)
+        return run_with_stdout_kept(lambda stdout: self._run_and_time(trial, flags, stdout))
 
     def check_settings(self, trial: Trial, flags: Sequence[str]) -> int:
         return self._run_and_time(trial, ["--print-config", *flags], stdout=subprocess.DEVNULL)

@@ -50,11 +50,12 @@ def stdout_without_mlperf_log() -> Iterator[int]:
     def copy_lines() -> None:
         # Leave signals to the main thread, which runs the handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        # When standard output is lost, this end of the pipe closes, and the ranks notice it.
-        with contextlib.suppress(OutputError), open(read_end, "rb") as lines:
+        # The ranks write on when standard output is lost: the trial is not lost with it.
+        with open(read_end, "rb") as lines:
             for line in lines:
                 if not line.startswith(_MLPERF_PREFIX):
-                    write_to_stdout(line)
+                    with contextlib.suppress(OutputError):
+                        write_to_stdout(line)
 
     thread = threading.Thread(target=copy_lines, daemon=True)
     thread.start()
