@@ -13,7 +13,7 @@
 set -euo pipefail
 script=${BASH_SOURCE[0]}
 [ ! -L "$script" ] || script=$(readlink -f "$script")
-root=$(CDPATH='' cd -- "$(dirname -- "$script")" && pwd)
+root=$(CDPATH='' builtin cd -- "$(dirname -- "$script")" && pwd)
 python=$("$root/setup_env.sh" --launcher-python)
 # Do not change the working directory or PYTHONPATH: the command inherits both.
 exec "$python" -I -c 'import sys; sys.path.insert(0, sys.argv.pop(1))

@@ -6,7 +6,7 @@
 set -euo pipefail
 script=${BASH_SOURCE[0]}
 [ ! -L "$script" ] || script=$(readlink -f "$script")
-CDPATH='' cd -- "$(dirname -- "$script")"
+CDPATH='' builtin cd -- "$(dirname -- "$script")"
 launcher=$(./setup_env.sh --launcher-python)
 # The guard ends the set-up with this script.
 python=$(exec "$launcher" -I -S mxresnet/process_guard.py $$ ./setup_env.sh --dev)

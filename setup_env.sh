@@ -19,7 +19,7 @@ set -euo pipefail
 
 script=${BASH_SOURCE[0]}
 [ ! -L "$script" ] || script=$(readlink -f "$script")
-here=$(CDPATH='' cd -- "$(dirname -- "$script")" && pwd)
+here=$(CDPATH='' builtin cd -- "$(dirname -- "$script")" && pwd)
 venv=$here/.venv
 steps=3
 step=0
@@ -302,6 +302,7 @@ raise SystemExit(not (u.find_spec("mxnet") and u.find_spec("horovod.mxnet")))'
         --launcher-python)
             python=$(any_python)
             if [ -z "$python" ]; then
+                check_python_variables
                 steps=0
                 share_certificates
                 lock_environment
@@ -327,6 +328,7 @@ raise SystemExit(not (u.find_spec("mxnet") and u.find_spec("horovod.mxnet")))'
     fi
     if ! is_current .ready || { $dev && ! is_current .ready-dev; }; then
         ignore_redirections
+        check_python_variables
         share_certificates
         make_environment
     fi

@@ -12,7 +12,7 @@ archives=${1:?folder of the archives} records=${2:?folder for the records}
 [ "${records:0:1}" = / ] || records=$PWD/$records
 script=${BASH_SOURCE[0]}
 [ ! -L "$script" ] || script=$(readlink -f "$script")
-CDPATH='' cd -- "$(dirname -- "$script")/.."
+CDPATH='' builtin cd -- "$(dirname -- "$script")/.."
 python=$(./setup_env.sh)
 # Not empty after an error in the archives. Finished records are ignored then: they were not made
 # from the present archives.

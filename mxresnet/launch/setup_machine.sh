@@ -97,6 +97,25 @@ else:
         print("no %s without its module %s" % (version, error.name))' 2>/dev/null || true
 }
 
+# Python reads its variables before anything else. End with status 2 if it does not start with one.
+check_python_variables() {
+    local candidate name names
+    candidate=$(command -v python3 || command -v python) || return 0
+    ! "$candidate" -c "" 2>/dev/null && "$candidate" -E -c "" 2>/dev/null || return 0
+    names=$(compgen -A export PYTHON)
+    for name in $names; do
+        (
+            for other in $names; do
+                [ "$other" = "$name" ] || unset "$other"
+            done
+            "$candidate" -c "" 2>/dev/null
+        ) || {
+            log "setup_env.sh: $name=${!name}: Python does not start with this value: unset $name"
+            exit 2
+        }
+    done
+}
+
 # Set python to a suitable Python, that of the best tested version first. If there is none, python
 # is empty and rejected has a list of the others.
 # shellcheck disable=SC2034  # setup_env.sh uses python

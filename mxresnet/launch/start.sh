@@ -7,6 +7,11 @@
 start_launcher() {
     local module=$1 python signal block=(env "--block-signal=HUP,INT,QUIT,TERM")
     shift
+    # Files would get the numbers of descriptors that the caller closed. Standard output stays one
+    # that cannot be written: a result is lost.
+    { true 9<&0; } 2>/dev/null || exec 0</dev/null
+    { true 9>&1; } 2>/dev/null || exec 1</dev/null
+    true 9>&2 2>/dev/null || exec 2>/dev/null
     # PID 1 of a container ignores signals that it has no handler for.
     if [ $$ = 1 ]; then
         for signal in HUP INT QUIT TERM; do
@@ -16,7 +21,8 @@ start_launcher() {
     fi
     # Relative paths are relative to the caller's folder.
     export CALLER_FOLDER=$PWD
-    CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." || exit
+    # The caller may export a function cd.
+    CDPATH='' builtin cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." || exit
     python=$(./setup_env.sh --launcher-python)
     # Signals during the start of Python stay pending until it has its own handlers
     # (coreutils 8.31).

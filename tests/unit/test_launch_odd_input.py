@@ -67,6 +67,39 @@ def test_what_no_rank_could_start_with_is_refused(tmp_path, environ, words):
     assert words.replace("FOLDER", str(tmp_path)) in lines[0] and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("PYTHONHASHSEED", "bad"),
+        ("PYTHONHOME", "/nonexistent"),
+        ("PYTHONUTF8", "2"),
+        ("PYTHONMALLOC", "x"),
+    ],
+)
+def test_a_variable_that_python_does_not_start_with_is_named(tmp_path, name, value):
+    environ = {name: value, "PYTHONUNBUFFERED": "1", "DGXSYSTEM": "CPU_digits"}
+    done = finish(start_script(["./run_and_time.sh", "--print-config"], tmp_path, **environ))
+    message = f"setup_env.sh: {name}={value}: Python does not start with this value: unset {name}\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
+
+
+def test_a_function_cd_of_the_caller_is_not_used(tmp_path):
+    script = 'cd() { builtin cd "$@" && echo listing; }; export -f cd; "$@"'
+    environ = {"DGXSYSTEM": "CPU_digits", "DATAROOT": str(tmp_path)}
+    for command in (["./run_and_time.sh", "--help"], ["./bind.sh", "--cpu=off", "--", "true"]):
+        done = finish(start_script(["bash", "-c", script, "bash", *command], tmp_path, **environ))
+        assert done.returncode == 0 and "listing" not in done.stdout + done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"])
+def test_a_mistake_has_its_status_with_closed_descriptors(tmp_path, closed):
+    script = f"./run_and_time.sh --lr x {closed}"
+    done = finish(start_script(["bash", "-c", script], tmp_path, DGXSYSTEM="CPU_digits"))
+    expected = "" if "2>" in closed else "--lr: 'x'"
+    assert done.returncode == 2 and expected in done.stderr
+    assert done.stderr.count("\n") == (0 if "2>" in closed else 1)
+
+
 def test_an_empty_command_is_no_command():
     done = subprocess.run(
         ["./bind.sh", "--cpu=off", "--", ""], cwd=ROOT, text=True, capture_output=True
