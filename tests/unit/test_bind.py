@@ -14,7 +14,7 @@ from support.fake_programs import fake_program
 from mxresnet.errors import UserError
 from mxresnet.launch.bind import bound_command
 
-TOOLS = ("bash", "env", "dirname", "true")  # and Python
+TOOLS = ("bash", "env", "dirname", "true", "uname")  # and Python
 # A DGX A100 as NVIDIA documents it: 8 NUMA nodes of 16 cores, the GPUs in pairs on four of them.
 DGX_NODES = [3, 3, 1, 1, 7, 7, 5, 5]
 
