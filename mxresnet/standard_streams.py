@@ -12,11 +12,13 @@ import errno
 import os
 import signal
 import sys
+import threading
 from typing import Any, Optional, TextIO, Union
 
 from mxresnet.errors import ExitStatus, UserError
 
 _STANDARD_DESCRIPTORS = (0, 1, 2)
+_interrupted = threading.Lock()
 
 
 class TolerantStream:
@@ -75,7 +77,26 @@ def prepare_streams() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     sys.stdout, sys.stderr = TolerantStream(sys.stdout), TolerantStream(sys.stderr)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored by the caller
-        signal.signal(signal.SIGINT, _end_interrupted)
+        _handle_interrupts()
+
+
+def _handle_interrupts() -> None:
+    """End the process on SIGINT, also while the main thread waits for a library.
+
+    Python calls a handler only when the library returns, for MXNet at the end of an epoch. It
+    writes the signal's number to the pipe at once.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.signal(signal.SIGINT, _end_interrupted)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def wait() -> None:
+        while signal.SIGINT not in os.read(reader, 1):
+            pass
+        _end_interrupted()
+
+    threading.Thread(target=wait, name="interrupts", daemon=True).start()
 
 
 def _end_interrupted(*_: Any) -> None:
@@ -84,6 +105,8 @@ def _end_interrupted(*_: Any) -> None:
     KeyboardInterrupt would be lost where libraries ignore exceptions, as in a finalizer. When this
     rank has ended, the launcher ends the others.
     """
+    if not _interrupted.acquire(blocking=False):
+        return  # the other thread ends the process
     with contextlib.suppress(OSError):
         os.write(2, b"mxresnet: interrupted\n")  # sys.stderr may be in use by the code below
     os._exit(ExitStatus.INTERRUPTED)

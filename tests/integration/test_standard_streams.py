@@ -121,3 +121,22 @@ def test_an_interrupt_ends_the_run_in_one_line(few, last_key):
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err, err
     assert err.splitlines()[-1] == "mxresnet: interrupted" and err.count("mxresnet: ") == 1
+
+
+def test_an_interrupt_ends_a_process_that_waits_for_a_library():
+    script = (
+        "import ctypes; from mxresnet.standard_streams import prepare_streams; prepare_streams();"
+        "mutex = (ctypes.c_char * 64)(); lock = ctypes.CDLL(None).pthread_mutex_lock;"
+        "lock(mutex); print('ready', flush=True); lock(mutex)"  # no signal ends the second wait
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        try:
+            _, err = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert process.returncode == 130 and err == b"mxresnet: interrupted\n"
