@@ -49,10 +49,10 @@ is_current() { [ "$(cat "$venv/$1" 2>/dev/null)" = "$(fingerprint)" ]; }
 # Print the path of a Python 3.8 or newer, or nothing. It is enough for the launchers and the guard,
 # which run before the environment exists.
 any_python() {
-    local candidate
+    local candidate test='import sys; sys.exit(sys.version_info < (3, 8))'
     for candidate in python python3 python3.11 python3.10 python3.9 python3.8 python3.12 \
         "$venv/bin/python"; do
-        "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2>/dev/null || continue
+        PYTHONPATH='' "$candidate" -c "$test" 2>/dev/null || continue
         command -v "$candidate"
         return
     done

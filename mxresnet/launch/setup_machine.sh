@@ -98,17 +98,18 @@ else:
 }
 
 # Python reads its variables before anything else. End with status 2 if it does not start with one.
+# The launchers check PYTHONPATH themselves, and name the module that it hides.
 check_python_variables() {
     local candidate name names
     candidate=$(command -v python3 || command -v python) || return 0
-    ! "$candidate" -c "" 2>/dev/null && "$candidate" -E -c "" 2>/dev/null || return 0
-    names=$(compgen -A export PYTHON)
+    ! PYTHONPATH='' "$candidate" -c "" 2>/dev/null && "$candidate" -E -c "" 2>/dev/null || return 0
+    names=$(compgen -A export PYTHON | grep -vx PYTHONPATH)
     for name in $names; do
         (
             for other in $names; do
                 [ "$other" = "$name" ] || unset "$other"
             done
-            "$candidate" -c "" 2>/dev/null
+            PYTHONPATH='' "$candidate" -c "" 2>/dev/null
         ) || {
             log "setup_env.sh: $name=${!name}: Python does not start with this value: unset $name"
             exit 2

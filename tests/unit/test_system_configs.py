@@ -234,9 +234,9 @@ def test_an_environment_made_by_an_image_is_used_unchanged(tmp_path):
     assert (done.returncode, done.stdout) == (0, f"{python_path}\n"), done.stderr
 
 
-def launcher_python(path):
+def launcher_python(path, root=ROOT):
     return subprocess.run(
-        [ROOT / "setup_env.sh", "--launcher-python"],
+        [root / "setup_env.sh", "--launcher-python"],
         text=True,
         capture_output=True,
         env={"PATH": f"{path}:/usr/bin:/bin"},
@@ -253,6 +253,10 @@ def test_launchers_run_on_any_python_from_3_8_on(tmp_path):
 def test_launchers_without_a_python_end_with_advice(tmp_path):
     for name in ("python", "python3", *(f"python3.{minor}" for minor in range(8, 13))):
         (tmp_path / name).symlink_to("/usr/bin/false")
-    done = launcher_python(tmp_path)
+    # Without .venv, whose Python the launchers would use.
+    for name in ("setup_env.sh", "mxresnet/launch/setup_machine.sh"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    done = launcher_python(tmp_path, tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert "Python 3.9, 3.10, 3.11 or 3.12" in done.stderr
