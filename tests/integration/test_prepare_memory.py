@@ -87,7 +87,7 @@ large_images.LargeRecord.examine = examine_and_change
 sys.exit(imagenet.main(sys.argv[1:]))
 """
     changed = images.run_program(program, tmp_path / "in", tmp_path / "x", "--on-error=skip")
-    assert changed.returncode == 4 and "changed while it was read" in changed.stderr
+    assert changed.returncode == 4 and "has changed since it was listed" in changed.stderr
 
 
 def test_resumed_with_large_images(tmp_path):
