@@ -19,7 +19,9 @@ case "$*" in
     *" ./run_and_time.sh"*)
         echo "$DATAROOT $LOGDIR $CONFIG_LOADED $LR $SEED" >>"$CALLS.seen"
         echo ':::MLLOG of the ranks'; echo 'RESULT of rank 0'
-        echo ':::MLLOG {"key": "eval_accuracy", "value": 0.76, "metadata": {"epoch_num": 3}}' \\
+        printf ':::MLLOG %s\\n' \\
+            '{"key": "eval_accuracy", "value": 0.76, "metadata": {"epoch_num": 3}}' \\
+            '{"key": "run_stop", "value": null, "time_ms": 3}' \\
             >"$RESULTS/${DATESTAMP}_$TRIAL.log" ;;
 esac
 """
