@@ -42,10 +42,9 @@ _MAX_WAIT_SECONDS = 3600.0  # of one system call
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _PARENT_ENDED = signal.SIGUSR1
-_HANDLED = {*_STOP_SIGNALS, _PARENT_ENDED, signal.SIGCHLD}
-# Signals that Python ignores and that commands expect to have their default action.
+_HANDLED = {*STOP_SIGNALS, _PARENT_ENDED, signal.SIGCHLD}
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
@@ -58,6 +57,12 @@ def _prctl(option: int, value: int) -> None:
 def end_with_parent(number: int = signal.SIGKILL) -> None:
     """Let the kernel send a signal to this process when its parent's calling thread has ended."""
     _prctl(_PR_SET_PDEATHSIG, number)
+
+
+def restore_ignored_signals() -> None:
+    """Give the signals that Python ignores the default action that commands expect."""
+    for number in _IGNORED_BY_PYTHON:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def adopt_descendants() -> None:
@@ -121,8 +126,7 @@ def _execute(command: Sequence[str], guard: int, report: Optional[int]) -> NoRet
     end_with_parent()
     if os.getppid() != guard:
         os._exit(CANNOT_START)
-    for number in _IGNORED_BY_PYTHON:
-        signal.signal(number, signal.SIG_DFL)
+    restore_ignored_signals()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
     try:
         os.execvp(command[0], list(command))
@@ -142,7 +146,7 @@ def _stop(command: int) -> None:
 def _wait(command: int, parent: int) -> int:
     """Return the exit status of the command when it has ended, or when its time is over."""
     # A signal that the caller ignores (nohup) stays ignored.
-    ignored = {number for number in _STOP_SIGNALS if signal.getsignal(number) is signal.SIG_IGN}
+    ignored = {number for number in STOP_SIGNALS if signal.getsignal(number) is signal.SIG_IGN}
     awaited = _HANDLED - ignored
     stopped, deadline = False, math.inf
     while True:

@@ -28,9 +28,7 @@ from typing import IO, Any, Callable, List, Mapping, NoReturn, Optional, Sequenc
 from mxresnet import process_guard
 from mxresnet.errors import UserError
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-# Signals that Python ignores and that commands expect to have their default action.
-_IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
+STOP_SIGNALS = process_guard.STOP_SIGNALS
 
 Stream = Union[None, int, IO[Any]]
 
@@ -221,8 +219,7 @@ def replace_process(command: Sequence[str], env: Mapping[str, str]) -> NoReturn:
     Raises:
         UserError: The command cannot be started.
     """
-    for number in _IGNORED_BY_PYTHON:
-        signal.signal(number, signal.SIG_DFL)
+    process_guard.restore_ignored_signals()
     try:
         os.execvpe(command[0], list(command), dict(env))
     except OSError as error:

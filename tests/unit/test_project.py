@@ -207,6 +207,7 @@ EDGES = {
         "model.cudnn_bn.build",
         "model.cudnn_bn.runtime",
         "model.cudnn_bn.self_test",
+        "process_guard",
     },
     "model.cudnn_bn.build": {"errors"},
     "model.cudnn_bn.runtime": {"model.cudnn_bn.build"},

@@ -12,17 +12,14 @@ own operators.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
-import signal
 import sys
 from typing import NoReturn, Optional, Sequence
 
 from mxresnet.errors import UserError
 from mxresnet.model.cudnn_bn import build, self_test
 from mxresnet.model.cudnn_bn.runtime import UnavailableError
-
-PR_SET_PDEATHSIG = 1  # from Linux's <sys/prctl.h>
+from mxresnet.process_guard import end_with_parent
 
 
 def _parse(argv: Optional[Sequence[str]]) -> argparse.Namespace:
@@ -66,7 +63,7 @@ def _test(options: argparse.Namespace) -> NoReturn:
     20998 and 21182). The process therefore ends without that.
     """
     # The kernel kills this process when its parent ends: a test that hangs must not outlive a rank.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     import mxnet as mx
 
     try:
