@@ -22,7 +22,7 @@ BLOCK_BYTES = 512
 END_BYTES = 1024  # two blocks of zeros end an archive
 
 MEASURE = """
-import resource, sys, time
+import re, sys, time
 sys.path.insert(0, sys.argv[2])
 from prepare import plan, tar_index
 start_seconds = time.perf_counter()
@@ -31,12 +31,13 @@ listed_seconds = time.perf_counter()
 made = plan.make_plan("train", listing)
 pieces = made.pieces()
 planned_seconds = time.perf_counter()
-peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+# Not ru_maxrss, which includes the process that started this one.
+peak_kib = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read()).group(1))
 assert not made.problems
 print(
     f"{len(made.paths)} images, {len(pieces)} pieces: "
     f"index {listed_seconds - start_seconds:.1f} s, plan {planned_seconds - listed_seconds:.1f} s, "
-    f"peak memory {peak_mb:.0f} MB, output {made.output_bytes() / 1e9:.1f} GB"
+    f"peak memory {peak_kib * 1.024e-3:.0f} MB, output {made.output_bytes() / 1e9:.1f} GB"
 )
 """
 
