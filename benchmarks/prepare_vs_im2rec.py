@@ -31,8 +31,11 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VAL_SHARE = 50000 / 1281167  # ImageNet's number of validation images for each training image
 JPEG_START, JPEG_END = b"\xff\xd8\xff\xe0\x00\x04xx\xff\xda", b"\xff\xd9"
 
+# Forces its output to the disk, as prepare does and the other contenders do not.
+CAT_TO_DISK = "cat, then sync"
+
 FORMAT = tarfile.USTAR_FORMAT  # as the official archives; Python's default adds headers
-OUTPUTS = ("im2rec", "recipe", "folders", "archives", "cat")
+OUTPUTS = ("im2rec", "recipe", "folders", "archives", "cat", "synced")
 SUFFIXES = (".rec", ".idx", ".lst")
 
 # argv: delay in seconds, arguments of prepare.imagenet.
@@ -167,8 +170,10 @@ def contenders_in(folder: str, threads: List[int]) -> Dict[str, Tuple[List[str],
         shell(recipe_lines(archives, outputs["recipe"], threads[0])),
         outputs["recipe"],
     )
-    cat = f"find {folders} -type f | xargs cat > {outputs['cat']}/all"
-    contenders["cat"] = (shell([cat]), outputs["cat"])
+    cat = f"find {folders} -type f | xargs cat >"
+    contenders["cat"] = (shell([f"{cat} {outputs['cat']}/all"]), outputs["cat"])
+    synced = f"{outputs['synced']}/all"
+    contenders[CAT_TO_DISK] = (shell([f"{cat} {synced}", f"sync {synced}"]), outputs["synced"])
     for kind, source in (("folders", folders), ("archives", archives)):
         contenders[f"prepare, {kind}"] = ([*prepare, source, outputs[kind]], outputs[kind])
     return contenders
@@ -203,7 +208,7 @@ def compare(folder: str, num_bytes: int, images: int, rounds: int, threads: List
     best_im2rec = min((name for name in medians if name.startswith("im2rec")), key=medians.get)
     from_folders, from_archives = medians["prepare, folders"], medians["prepare, archives"]
     print("byte-identical: yes")
-    for name, digits in ((best_im2rec, 1), ("recipe", 1), ("cat", 2)):
+    for name, digits in ((best_im2rec, 1), ("recipe", 1), ("cat", 2), (CAT_TO_DISK, 2)):
         print(
             f"ratio to {name}: folders {medians[name] / from_folders:.{digits}f}, "
             f"archives {medians[name] / from_archives:.{digits}f}"
