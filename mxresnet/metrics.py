@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accuracy as integer counts that are summed exactly over ranks."""
+"""Accuracy as integer counts that are summed exactly over ranks, and the mean training loss."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, List, Protocol, Sequence
+from typing import Any, List, Optional, Protocol, Sequence
 
 from mxresnet.errors import UserError
+
+# Smaller probabilities count as this one in the loss, whose terms are thus at most 85.2. It is a
+# normal float32 number.
+MIN_PROBABILITY = 1e-37
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,44 @@ class AccuracyCounter:
         correct = sum(int(count.asscalar()) for count in self._correct)
         correct_in_top_k = sum(int(count.asscalar()) for count in self._correct_in_top_k)
         return [correct, self._total, correct_in_top_k]
+
+
+class LossMeter:
+    """Mean loss of one rank's images: cross-entropy with label smoothing (model/loss.py).
+
+    The arrays are MXNet NDArrays. add() only queues work for the device; take_mean() waits for it.
+    """
+
+    def __init__(self, label_smoothing: float):
+        self._label_smoothing = label_smoothing
+        self._sum: Optional[Any] = None  # float64 (1,)
+        self._images = 0
+
+    def add(self, probabilities: Any, labels: Any) -> None:
+        """Add a batch without padding.
+
+        Args:
+            probabilities: network output, float32 (images, classes).
+            labels: class numbers, float32 (images,), on the same device.
+        """
+        images, classes = probabilities.shape
+        # t_k of model/loss.py for the classes that are not the label.
+        other = self._label_smoothing / (classes - 1) if classes > 1 else 0.0
+        if other:
+            log_p = probabilities.clip(MIN_PROBABILITY, 1).log()
+            weight = 1 - self._label_smoothing - other
+            loss = log_p.pick(labels).sum() * -weight - log_p.sum() * other
+        else:
+            loss = -probabilities.pick(labels).clip(MIN_PROBABILITY, 1).log().sum()
+        loss = loss.astype("float64")
+        self._sum = loss if self._sum is None else self._sum + loss
+        self._images += images
+
+    def take_mean(self) -> float:
+        """Return the mean loss since the previous call; NaN when there was no batch."""
+        mean = float("nan") if self._sum is None else float(self._sum.asscalar()) / self._images
+        self._sum, self._images = None, 0
+        return mean
 
 
 class Ranks(Protocol):

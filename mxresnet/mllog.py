@@ -9,6 +9,7 @@ init_start, to standard output.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import pathlib
 import sys
@@ -22,6 +23,7 @@ from mxresnet.errors import UserError
 from mxresnet.lr_schedule import END_LEARNING_RATE, POLYNOMIAL_POWER
 from mxresnet.run_plan import Block, Plan
 from mxresnet.standard_streams import describe_error, output_error
+from mxresnet.step_times import StepTimes
 
 
 class _LogFile(logging.FileHandler):
@@ -248,6 +250,16 @@ class RunLog:
     def throughput(self, images_per_second: float, epoch: int) -> None:
         self._event("tracked_stats", {"imgs_sec": images_per_second}, {"step": epoch})
         self._event("throughput", images_per_second)
+
+    def train_loss(self, loss: float, epoch: int) -> None:
+        """Log the mean loss of an epoch (docs/fidelity.md describes this and the next key)."""
+        self._event("train_loss", loss, {constants.EPOCH_NUM: epoch})
+
+    def step_times(self, times_of_ranks: Sequence[StepTimes], epoch: int) -> None:
+        """Log for each figure of StepTimes the list of the ranks' values, by rank."""
+        names = [field.name for field in dataclasses.fields(StepTimes)]
+        value = {name: [getattr(times, name) for times in times_of_ranks] for name in names}
+        self._event("step_times", value, {constants.EPOCH_NUM: epoch})
 
     def accuracy(self, fraction: float, epoch: int) -> None:
         self._event(constants.EVAL_ACCURACY, fraction, {constants.EPOCH_NUM: epoch})

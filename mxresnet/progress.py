@@ -89,7 +89,7 @@ class Progress:
                 f"epoch {epoch}, step {step} of {self._plan.steps_per_epoch}: {speed:,.0f} images/s"
             )
 
-    def epoch_done(self, epoch: int, learning_rate: float) -> float:
+    def epoch_done(self, epoch: int, learning_rate: float, loss: float) -> float:
         """Write the epoch's line; return the epoch's images per second over all ranks."""
         num_epochs = self._plan.num_epochs
         epoch_seconds = self._clock() - self._epoch_start
@@ -98,8 +98,8 @@ class Progress:
         speed = images_per_second(self._images_per_epoch, epoch_seconds)
         self.write_line(
             f"epoch {epoch:{len(str(num_epochs))}d} of at most {num_epochs}: {speed:,.0f} images/s,"
-            f" {format_duration(epoch_seconds)}, learning rate {learning_rate:.4g}, at most "
-            f"{format_duration(seconds_left)} left"
+            f" {format_duration(epoch_seconds)}, loss {loss:.4f}, learning rate "
+            f"{learning_rate:.4g}, at most {format_duration(seconds_left)} left"
         )
         return speed
 

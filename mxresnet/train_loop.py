@@ -20,6 +20,7 @@ from mxresnet.mllog import RunLog
 from mxresnet.profiling import Rows, Timing
 from mxresnet.progress import Progress
 from mxresnet.run_plan import Plan
+from mxresnet.step_times import StepClock
 
 Value = TypeVar("Value")
 
@@ -37,6 +38,8 @@ class Trainer(Protocol):
 
     def update(self) -> None: ...
 
+    def take_loss(self) -> float: ...
+
     def evaluate(self, batches: Iterable[Batch]) -> Score: ...
 
     def wait(self) -> None: ...
@@ -47,6 +50,9 @@ class Trainer(Protocol):
 
 
 class TrainLoader(Protocol):
+    @property
+    def wait_seconds(self) -> float: ...
+
     def batches(self, steps: int) -> Iterator[Batch]: ...
 
 
@@ -145,9 +151,11 @@ class TrainLoop:
         trainer, timing, steps = self.trainer, self.timing, self.plan.steps_per_epoch
         self.progress.epoch_started()
         timing.start_epoch(epoch)
+        waited_before = train_loader.wait_seconds
         with self.log.epoch(epoch):
             batches = train_loader.batches(steps)
             batch = next(batches)
+            step_clock = StepClock()
             for step in range(1, steps + 1):
                 with timing.step(step):
                     with timing.part("fwd_time"):
@@ -161,11 +169,18 @@ class TrainLoop:
                         trainer.update()
                 self._log_times(timing.rows_at_limit())
                 self.progress.step_done(epoch, step)
+                step_clock.step_done()
             trainer.wait()  # the throughput below counts finished work, not queued work
             self._log_times(timing.end_epoch())
+        step_times = step_clock.summary(train_loader.wait_seconds - waited_before)
+        # On ranks other than 0, which write nothing, the list is empty.
+        ranks = self.ranks.gather((trainer.take_loss(), step_times))
+        loss = sum(rank_loss for rank_loss, _ in ranks) / self.ranks.size
         learning_rate = self.plan.learning_rate(epoch * steps)
-        throughput = self.progress.epoch_done(epoch, learning_rate)
+        throughput = self.progress.epoch_done(epoch, learning_rate, loss)
         self.log.throughput(throughput, epoch)
+        self.log.train_loss(loss, epoch)
+        self.log.step_times([times for _, times in ranks], epoch)
 
     def _evaluate(self, epoch: int, val_loader: ValLoader) -> Score:
         """Evaluate on the validation set, log the accuracy and return the score.

@@ -18,7 +18,7 @@ from mxresnet.data.loader import Batch
 from mxresnet.device import memory_bytes
 from mxresnet.lars import DECAYS_BIAS, Lars
 from mxresnet.memory import check_memory
-from mxresnet.metrics import AccuracyCounter, Score, score_of_all_ranks
+from mxresnet.metrics import AccuracyCounter, LossMeter, Score, score_of_all_ranks
 from mxresnet.model import resnet
 from mxresnet.model.initializers import initializer
 from mxresnet.model.ops import PlainOps
@@ -57,6 +57,11 @@ class BoundArrays:
         return [arrays[0] for arrays in self._group.grad_arrays]
 
     @property
+    def labels(self) -> Any:
+        """The labels of the batch that the forward pass got last, on the device."""
+        return self._group.label_arrays[0][0][1]
+
+    @property
     def running_statistics(self) -> List[Any]:
         return [arrays[0] for arrays in self._group.aux_arrays]
 
@@ -83,6 +88,7 @@ class Trainer:
                 in memory.
         """
         self._config, self._plan, self._world, self._device = config, plan, world, device
+        self._loss = LossMeter(config.label_smoothing)
         batch_norms = [bn for _, bn in resnet.layer_names(config.num_layers)]
         set_group_sum_functions(world.group_sum_functions(config.bn_group, batch_norms))
         network = resnet.build(ops, config, num_classes)
@@ -145,6 +151,7 @@ class Trainer:
         mx.nd.waitall()
         self._module.set_params(parameters, statistics)
         self._start_optimizer(updates_done=WARM_UP_UPDATES)
+        self.take_loss()
         mx.nd.waitall()
 
     def _start_optimizer(self, updates_done: int) -> None:
@@ -173,6 +180,7 @@ class Trainer:
 
     def forward(self, batch: Batch) -> None:
         self._module.forward(mx.io.DataBatch([batch.image], [batch.label]), is_train=True)
+        self._loss.add(self._module.get_outputs()[0], self.arrays.labels)
 
     def backward(self) -> None:
         self._module.backward()
@@ -181,6 +189,13 @@ class Trainer:
         """Average the gradients over the ranks and step the optimizer."""
         self._world.average(self.arrays.gradients, "gradient", self._config.num_groups)
         self._module.update()
+
+    def take_loss(self) -> float:
+        """Return the mean loss of this rank's training images since the previous call.
+
+        This waits for the last forward pass.
+        """
+        return self._loss.take_mean()
 
     def evaluate(self, batches: Iterable[Batch]) -> Score:
         """Average the running statistics over the ranks, then evaluate; return all ranks' score.

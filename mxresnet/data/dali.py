@@ -6,6 +6,7 @@ from __future__ import annotations
 import collections
 import ctypes
 import re
+import time
 from typing import Any, Deque, Iterator, List, Tuple
 
 import mxnet as mx
@@ -31,6 +32,7 @@ class DaliIterator:
 
     def __init__(self, config: Config, shard: RecordShard, device: mx.Context):
         self._shard = shard
+        self.wait_seconds = 0.0
         self._on_gpu = device.device_type == "gpu"
         self._pipeline = build_pipeline(config, shard, device.device_id if self._on_gpu else None)
         shape = (shard.batch_size, *config.batch_shape[1:])
@@ -84,11 +86,13 @@ class DaliIterator:
         if len(self._shared_images) == SHARED_CPU_OUTPUTS:
             _wait_for_pending_operations(self._shared_images.popleft())
             self._pipeline.release_outputs()
+        start = time.perf_counter()
         try:
             self._pipeline.schedule_run()
             image_list, label_list = self._pipeline.share_outputs()
         except RuntimeError as error:
             raise self._shard.read_error(_reason(error)) from None
+        self.wait_seconds += time.perf_counter() - start
         images, labels = image_list.as_tensor(), self._checked_labels(image_list, label_list)
         label_array = _copy_to_next_buffer(labels, self._label_buffers).reshape((-1,))
         if self._on_gpu:

@@ -7,6 +7,7 @@ the published ones.
 
 from __future__ import annotations
 
+import time
 from typing import Any, Dict, Iterator, Optional, Tuple
 
 import mxnet as mx
@@ -31,6 +32,7 @@ class ImageRecordIterator:
 
     def __init__(self, config: Config, shard: RecordShard, device: mx.Context):
         self._config, self._shard, self._device = config, shard, device
+        self.wait_seconds = 0.0
         self._created_iterator: Optional[mx.io.DataIter] = None
         self._num_examples = 0
 
@@ -135,6 +137,7 @@ class ImageRecordIterator:
         Args:
             num_valid: images at the start of the batch that are not padding.
         """
+        start = time.perf_counter()
         try:
             try:
                 batch = self._iterator.next()
@@ -144,6 +147,7 @@ class ImageRecordIterator:
         except mx.MXNetError as error:
             raise self._shard.read_error(_reason(error)) from None
         labels = batch.label[0].asnumpy()[:num_valid]
+        self.wait_seconds += time.perf_counter() - start
         position = find_wrong_label(labels, self._shard.num_classes)
         if position is not None:
             raise label_error(self._shard, float(labels[position]))

@@ -51,6 +51,9 @@ class Batch:
 class BatchIterator(Protocol):
     """What a backend provides: batches of one shard of the training or validation records."""
 
+    # Seconds in which the caller has waited for images, without waiting for the device.
+    wait_seconds: float
+
     def __init__(self, config: Config, shard: RecordShard, device: Context) -> None:
         """Prepare to read; must not open the record file."""
 
@@ -169,7 +172,13 @@ class TrainLoader:
     """
 
     def __init__(self, iterator: BatchIterator, batch_size: int, multiplier: int):
+        self._iterator = iterator
         self._endless_batches = _cut_batches(iterator, batch_size, multiplier)
+
+    @property
+    def wait_seconds(self) -> float:
+        """Time in which the rank has waited for images so far, not for the device."""
+        return self._iterator.wait_seconds
 
     def batches(self, steps: int) -> Iterator[Batch]:
         """Yield `steps` batches, continuing where the previous call stopped."""

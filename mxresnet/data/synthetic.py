@@ -19,6 +19,8 @@ class SyntheticIterator:
     device.
     """
 
+    wait_seconds = 0.0
+
     def __init__(self, config: Config, shard: RecordShard, device: mx.Context):
         self._num_examples = (
             config.num_examples or IMAGENET_TRAIN_EXAMPLES

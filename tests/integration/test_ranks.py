@@ -50,6 +50,23 @@ def test_every_evaluation_counts_every_image_once(finished):
     assert accuracies == [int(correct) / 47 for _, correct, _ in counts]
 
 
+def test_loss_and_step_times_of_each_epoch_are_logged(finished):
+    """The first loss is that of a network that knows nothing: about log 10."""
+    ranks, done, _ = finished
+    lines = log_lines(done.stdout)
+    losses = [line["value"] for line in lines if line["key"] == "train_loss"]
+    assert len(losses) == 2 and 1 < losses[0] < 10
+    assert re.findall(r", loss ([\d.]+),", done.stderr) == [f"{loss:.4f}" for loss in losses]
+    times = [line for line in lines if line["key"] == "step_times"]
+    assert [line["metadata"]["epoch_num"] for line in times] == [1, 2]
+    for line in times:
+        value = line["value"]
+        assert list(value) == ["p50_ms", "p99_ms", "max_ms", "input_wait_seconds"]
+        assert {len(rows) for rows in value.values()} == {ranks}
+        for p50, p99, longest, wait in zip(*value.values()):
+            assert 0 < p50 <= p99 <= longest and wait > 0
+
+
 def test_steps_of_a_shard(finished):
     ranks, done, _ = finished
     assert f"{-(-(100 // ranks) // 16)} steps an epoch" in done.stderr

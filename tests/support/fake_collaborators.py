@@ -11,6 +11,8 @@ from mxresnet.metrics import Score
 class FakeDataLoaders:
     """Data loaders and training loader in one; val_num_valid: images of each validation batch."""
 
+    wait_seconds = 0.0
+
     def __init__(self, events, val_num_valid=(4, 2)):
         self.events, self.val_num_valid = events, val_num_valid
 
@@ -65,6 +67,10 @@ class FakeTrainer:
 
     def update(self):
         self.events.append("update")
+
+    def take_loss(self):
+        self.events.append("take loss")
+        return 1.5
 
     def wait(self):
         self.events.append("wait")

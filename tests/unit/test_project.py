@@ -201,7 +201,7 @@ EDGES = {
     "lr_schedule": {"config"},
     "memory": {"config", "errors"},
     "metrics": {"errors"},
-    "mllog": {"config", "errors", "lr_schedule", "run_plan", "standard_streams"},
+    "mllog": {"config", "errors", "lr_schedule", "run_plan", "standard_streams", "step_times"},
     "model.cudnn_bn.__main__": {
         "errors",
         "model.cudnn_bn.build",
@@ -235,6 +235,7 @@ EDGES = {
         "profiling",
         "progress",
         "run_plan",
+        "step_times",
     },
     "trainer": {
         "config",

@@ -4,9 +4,11 @@
 import dataclasses
 
 import pytest
+from support.fake_collaborators import FakeWorld
 from support.fake_run import CONFIG, keys, run_with_fakes
 
 from mxresnet.errors import UserError
+from mxresnet.step_times import StepTimes
 
 
 def test_order_of_a_run(monkeypatch):
@@ -29,8 +31,11 @@ def test_order_of_a_run(monkeypatch):
         *step,
         *last,
         "epoch_stop",
+        "take loss",
         "tracked_stats",
         "throughput",
+        "train_loss",
+        "step_times",
     ]
     evaluation = ["eval_start", "evaluate", "eval_stop", "eval_accuracy", "block_stop"]
     assert after == [
@@ -77,8 +82,22 @@ def test_values_and_metadata(monkeypatch):
     assert metadata("run_stop") == [{"status": "success"}]
     assert value("train_samples") == [12] and value("eval_samples") == [6] and value("seed") == [7]
     assert value("lars_opt_learning_rate_decay_steps") == [6] and value("global_batch_size") == [4]
+    assert value("train_loss") == [1.5] * 3
+    assert metadata("train_loss") == metadata("step_times") == metadata("epoch_start")
     names = [meta["tensor"] for meta in metadata("weights_initialization")]
     assert len(names) == 161 and names == sorted(names)
+
+
+def test_the_loss_is_the_mean_of_the_ranks_and_the_times_are_those_of_each_rank(monkeypatch):
+    other = (2.5, StepTimes(1.0, 2.0, 3.0, 0.5))
+    monkeypatch.setattr(FakeWorld, "size", 2)
+    monkeypatch.setattr(FakeWorld, "gather", lambda self, value: [value, other])
+    _, events, seen = run_with_fakes(monkeypatch)
+    values = {event[0]: event[1] for event in events if isinstance(event, tuple)}
+    assert values["train_loss"] == 2.0 and "loss 2.0000" in seen
+    times = values["step_times"]
+    assert {name: rows[1] for name, rows in times.items()} == dataclasses.asdict(other[1])
+    assert all(len(rows) == 2 for rows in times.values())
 
 
 def test_lines_name_the_file_that_wrote_them(monkeypatch):
