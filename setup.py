@@ -37,6 +37,7 @@ setup(
         "test": [
             "pytest",
             "pytest-timeout",
+            "pytest-xdist",
             "hypothesis",
             "jsonschema",
             "kubernetes-validate",

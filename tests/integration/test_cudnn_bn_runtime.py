@@ -12,7 +12,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 from support.commands import python
-from support.cudnn_bn import copy_package, load_cpu_library, python_in, unavailable_reasons
+from support.cudnn_bn import copy_package, python_in, unavailable_reasons
 
 from mxresnet.model.cudnn_bn import build, runtime, self_test
 
@@ -28,11 +28,6 @@ UNAVAILABLE_REASON = (
     "import mxnet as mx; from mxresnet.model.cudnn_bn import runtime; "
     "runtime.unavailable_reason(mx.cpu())"
 )
-
-
-@pytest.fixture(scope="module")
-def cpu_library():
-    load_cpu_library()
 
 
 def wait_for(condition, timeout_seconds=100):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build and run mxresnet.model.cudnn_bn in tests: its CPU library, and changed copies of it."""
 
+import fcntl
 import os
 import pathlib
 import re
@@ -28,15 +29,19 @@ for fault in {faults}:
 """
 
 
+def build_cpu_library():
+    """Build the CPU library with its command."""
+    done = python("-m", "mxresnet.model.cudnn_bn", "build", "--cpu")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(build.library_path("cpu"))]
+
+
 def load_cpu_library():
-    """Build the CPU library with its command and load it into this process."""
+    """Load the CPU library into this process."""
     import mxnet as mx
 
     from mxresnet.model.cudnn_bn import runtime
 
-    done = python("-m", "mxresnet.model.cudnn_bn", "build", "--cpu")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(build.library_path("cpu"))]
     assert runtime.unavailable_reason(mx.cpu()) is None
 
 
@@ -83,9 +88,12 @@ def install_cuda_wheels():
     """
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
     folder = cache / "mxresnet" / "cuda11"
-    if not (folder / "complete").exists():
-        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-cache-dir"]
-        command = [*pip, "--upgrade", "--target", folder, *build.WHEELS]
-        subprocess.run(list(map(str, command)), check=True)
-        (folder / "complete").touch()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "complete").exists():
+            pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-cache-dir"]
+            command = [*pip, "--upgrade", "--target", folder, *build.WHEELS]
+            subprocess.run(list(map(str, command)), check=True)
+            (folder / "complete").touch()
     return folder

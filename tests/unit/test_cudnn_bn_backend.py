@@ -7,7 +7,6 @@ import json
 import mxnet as mx
 import numpy as np
 import pytest
-from support.cudnn_bn import load_cpu_library
 
 from mxresnet import trainer
 from mxresnet.config import Config
@@ -17,6 +16,7 @@ from mxresnet.model.ops import CudnnBnOps, PlainOps
 from mxresnet.parallel.world import World
 from mxresnet.run_plan import make_plan
 
+pytestmark = pytest.mark.usefixtures("cpu_library")
 CONFIG = Config(
     image_shape=(4, 32, 32),
     resize=32,
@@ -28,11 +28,6 @@ CONFIG = Config(
     num_epochs=5,
     bn_gamma_init0=True,
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cpu_library():
-    load_cpu_library()
 
 
 def warmed_up_trainer(ops, config=CONFIG):

@@ -6,16 +6,11 @@ import re
 import mxnet as mx
 import numpy as np
 import pytest
-from support.cudnn_bn import load_cpu_library
 
 from mxresnet.model.cudnn_bn import runtime, self_test
 
+pytestmark = pytest.mark.usefixtures("cpu_library")
 OPERATIONS = ["plain", "relu", "add_relu"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cpu_library():
-    load_cpu_library()
 
 
 def reference(operation, x, z, gamma, beta, dy, mean, variance, eps, momentum):

@@ -110,7 +110,7 @@ def test_only_a_server_with_an_ssh_banner_counts_as_sshd(listen):
     assert not kubernetes._sshd_answers("127.0.0.1", listen(b""))
     started = time.monotonic()
     assert not kubernetes._sshd_answers("127.0.0.1", listen(None))  # as of a stopped sshd
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 30
 
 
 def test_an_unknown_worker_is_waited_for_and_then_named(capfd):
