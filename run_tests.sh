@@ -8,6 +8,8 @@ set -euo pipefail
 script=${BASH_SOURCE[0]}
 [ ! -L "$script" ] || script=$(readlink -f "$script")
 CDPATH='' builtin cd -- "$(dirname -- "$script")"
+# The tests are for the environment for the CPU.
+export SETUP_DEVICE=${SETUP_DEVICE:-cpu}
 launcher=$(./setup_env.sh --launcher-python)
 # The guard ends the set-up with this script.
 python=$(exec "$launcher" -I -S mxresnet/process_guard.py $$ ./setup_env.sh --dev)

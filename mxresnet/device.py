@@ -16,6 +16,7 @@ from mxresnet.parallel.world import World
 _CUDA_DRIVER = "libcuda.so.1"
 _CUDA_COMPILER = "libnvrtc.so.11.2"  # the name that MXNet's CUDA 11 packages load
 _UUID_BYTES = 16
+_OLDEST_CUDA = 11000  # as cuDriverGetVersion() encodes CUDA 11.0
 FUSION = "MXNET_USE_FUSION"
 
 
@@ -25,6 +26,8 @@ def choose_device(config: Config, world: World) -> Any:
     Raises:
         UserError: the settings need a GPU that is missing, or do not fit the device.
     """
+    if mx.runtime.Features().is_enabled("CUDA"):
+        check_driver()
     num_found = mx.context.num_gpus()
     gpus = [int(gpu) for gpu in config.gpus.split(",")] if config.gpus else list(range(num_found))
     ids = visible_gpu_ids() if gpus else []
@@ -118,6 +121,29 @@ def visible_gpu_ids() -> List[str]:
     return ids
 
 
+def check_driver() -> None:
+    """Check that the NVIDIA driver, if there is one, is new enough for CUDA 11.
+
+    Raises:
+        UserError: the driver is too old.
+    """
+    driver = ctypes.c_int()
+    try:
+        ctypes.CDLL(_CUDA_DRIVER).cuDriverGetVersion(ctypes.byref(driver))
+    except (OSError, AttributeError):  # none, or one that stands in for it while an image is built
+        return
+    if 0 < driver.value < _OLDEST_CUDA:
+        supported = _cuda_text(driver.value)
+        raise UserError(
+            f"the NVIDIA driver supports CUDA {supported}, and MXNet needs CUDA 11.0: install "
+            "driver 450 or newer (520 or newer to fuse operators)"
+        )
+
+
+def _cuda_text(version: int) -> str:
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
 def disable_unsupported_fusion(device: Any, environ: MutableMapping[str, str]) -> Optional[str]:
     """Turn MXNET_USE_FUSION off if the driver is too old for it; return a note if so.
 
@@ -139,10 +165,9 @@ def disable_unsupported_fusion(device: Any, environ: MutableMapping[str, str]) -
     if driver.value >= 1000 * major.value + 10 * minor.value:
         return None
     environ[FUSION] = "0"
-    supported = f"{driver.value // 1000}.{driver.value % 1000 // 10}"
     return (
-        f"{FUSION}: off, because this driver supports CUDA {supported} and operators would be "
-        f"compiled by CUDA {major.value}.{minor.value} (driver 520 supports 11.8)"
+        f"{FUSION}: off, because this driver supports CUDA {_cuda_text(driver.value)} and operators "
+        f"would be compiled by CUDA {major.value}.{minor.value} (driver 520 supports 11.8)"
     )
 
 

@@ -177,6 +177,12 @@ def explain(error: BaseException) -> Optional[str]:
         return f"too many open files: ulimit -n {limit} is too small: raise it"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space left on the disk of {error.filename or 'a file'}: free some or set TMPDIR"
+    if isinstance(error, OSError) and text.startswith("libcuda.so.1:"):
+        return (
+            "this environment is for GPUs, and the NVIDIA driver's library libcuda.so.1 is not "
+            "found: start the container with GPUs (docker run --gpus all, nvidia.com/gpu), or make "
+            "an environment for the CPU (SETUP_DEVICE=cpu ./setup_env.sh)"
+        )
     if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(text):
         return f"out of memory ({_last_line(text)}): use a smaller --batch-size, or raise the limit"
     if "Resource temporarily unavailable" in text:

@@ -215,7 +215,7 @@ explain_failure() {
     elif grep -q "Could not find a suitable TLS CA certificate bundle" "$1"; then
         grep -oE "Could not find a suitable TLS CA certificate bundle.*" "$1" | head -n 1
     elif grep -qiE "no space left on device|disk quota exceeded" "$1"; then
-        echo "the disk is full: 1.7 GB are needed in $venv and 1 GB in ${TMPDIR:-/tmp}"
+        echo "the disk is full: ${size:-1.7 GB} are needed in $venv and 1 GB in ${TMPDIR:-/tmp}"
     elif uses_no_index && grep -q "No matching distribution found for" "$1"; then
         name=$(sed -n 's/.*No matching distribution found for \([^ ]*\).*/\1/p' "$1" | tail -n 1)
         echo "PIP_NO_INDEX is set, and PIP_FIND_LINKS=${PIP_FIND_LINKS-} has no file of $name for" \

@@ -112,7 +112,7 @@ def test_a_worker_that_does_not_start_is_named(few, tmp_path):
     process, out = run_job(tmp_path, few, *EPOCHS, before=remove_second_worker, LAUNCH_WAIT="4")
     worker = "resnet-worker-1.resnet.default.svc"
     assert process.returncode == 2
-    assert f"{worker} cannot be reached after 4 s: nothing answers on port 22" in out
+    assert f"{worker} cannot be reached after 4 s: nothing answers on port 2222" in out
     assert time.monotonic() - started < 30
 
 

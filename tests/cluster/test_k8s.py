@@ -75,6 +75,7 @@ MPIJOB = only(
     spec=only(
         ["mpiReplicaSpecs", "slotsPerWorker"],
         slotsPerWorker=COUNT,
+        sshAuthMountPath=an("string"),
         runPolicy=only(
             cleanPodPolicy={"enum": ["None", "Running", "All"]},
             backoffLimit=WHOLE,

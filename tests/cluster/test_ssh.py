@@ -26,6 +26,7 @@ def test_the_keys_of_workers_are_not_checked(host):
     options = client_options(host)
     assert options["stricthostkeychecking"] == "false"
     assert options["userknownhostsfile"] == "/dev/null"
+    assert options["port"] == "2222"
 
 
 @pytest.mark.parametrize("host", ["github.com", "worker.example.com", "job-launcher.job"])
@@ -33,15 +34,20 @@ def test_the_keys_of_other_hosts_are_checked(host):
     options = client_options(host)
     assert options["stricthostkeychecking"] in ("ask", "true")
     assert "/dev/null" not in options["userknownhostsfile"]
+    assert options["port"] == "22"
 
 
-def test_a_worker_has_a_host_key_of_its_own_and_permits_commands_only(tmp_path):
+@pytest.mark.parametrize("user", ["root", "mxresnet"])
+def test_a_worker_has_a_host_key_of_its_own_and_permits_commands_only(tmp_path, user):
+    """Also for a user with no capabilities: the container needs no root."""
     script = f"""
         ls /etc/ssh/ssh_host_* 2>&1
         for worker in {" ".join(WORKERS)}; do
             until ssh -o BatchMode=yes $worker true; do sleep 0.1; done 2>/dev/null
-            ssh-keyscan $worker 2>/dev/null
+            ssh-keyscan -p 2222 $worker 2>/dev/null
         done
+        echo "=== user"
+        ssh -o BatchMode=yes {WORKERS[0]} 'id -un; grep -E "CapBnd|NoNewPrivs" /proc/self/status'
         echo "=== forwarding"
         ssh -o BatchMode=yes -W localhost:22 {WORKERS[0]} </dev/null 2>&1
         ssh -o BatchMode=yes -A -X {WORKERS[0]} 'echo "agent=$SSH_AUTH_SOCK display=$DISPLAY"' 2>&1
@@ -50,16 +56,20 @@ def test_a_worker_has_a_host_key_of_its_own_and_permits_commands_only(tmp_path):
         echo "=== options"
         ssh -o BatchMode=yes {WORKERS[0]} /usr/sbin/sshd -T
     """
-    with network_hosts.Cluster(tmp_path) as cluster:
+    with network_hosts.Cluster(tmp_path, user=user) as cluster:
         agent = {"SSH_AUTH_SOCK": "/nowhere", "DISPLAY": ":0"}
         command = ["timeout", "40", "sh", "-c", script]
         process = cluster.launch(command, agent, stdout=subprocess.PIPE)
         out, _ = process.communicate(timeout=60)
-    keys, forwarding, login, options = out.split("\n=== ")
+    keys, who, forwarding, login, options = out.split("\n=== ")
     assert "cannot access" in keys  # the image has no host keys
-    found = [line.split()[1:] for line in keys.splitlines() if line.startswith(network_hosts.JOB)]
+    found = [
+        line.split()[1:] for line in keys.splitlines() if line.startswith(f"[{network_hosts.JOB}")
+    ]
     assert [kind for kind, _ in found] == ["ssh-ed25519"] * 2
     assert found[0] != found[1]
+    assert who.split()[1] == user
+    assert user == "root" or who.split()[2:] == ["CapBnd:", "0" * 16, "NoNewPrivs:", "1"]
     assert "stdio forwarding failed" in forwarding
     assert "X11 forwarding request failed" in forwarding and "agent= display=" in forwarding
     assert "Permission denied (publickey)" in login

@@ -25,6 +25,7 @@ LOG = "".join(
 )
 # Records its arguments; a trial leaves a log.
 DOCKER = """
+[ "$1" != info ] || { echo "${INFO:-}"; exit; }
 printf '%s\\037' "$@" >>"$CALLS"; echo >>"$CALLS"
 case "$*" in
     *--print-config*) [ -z "${WRONG:-}" ] || { echo "mxresnet: $WRONG" >&2; exit 2; } ;;
@@ -176,11 +177,35 @@ def test_the_container_has_no_more_rights_than_it_needs(docker, tmp_path, system
     options = options[: options.index("image:1")]
     values = [(options[i], options[i + 1]) for i in range(len(options) - 1)]
     added = [value for flag, value in values if flag == "--cap-add"]
+    if os.getuid() != 0:
+        capabilities = [name for name in capabilities or [] if name != "DAC_OVERRIDE"]
     assert added == (capabilities or added) and set(added) <= {"DAC_OVERRIDE", "SYS_NICE"}
     assert ("--cap-drop", "ALL") in values and ("--network", "none") in values
     assert [value for flag, value in values if flag == "--security-opt"] == ["no-new-privileges"]
     flags = {word.partition("=")[0] for word in options}
     assert not flags & {"--privileged", "--ipc", "--pid", "--uts", "--device"}
+
+
+@pytest.mark.parametrize(
+    "uid, info, user",
+    [
+        (1234, '{"SecurityOptions":["name=seccomp"]}', "1234:5678"),
+        (1234, '{"host":{"security":{"rootless":false}}}', "1234:5678"),
+        (1234, "", "1234:5678"),
+        (0, "", "0:5678"),
+        # The root user of the container is the caller.
+        (1234, '{"SecurityOptions":["name=seccomp","name=rootless"]}', "0:0"),
+        (1234, '{"host":{"security":{"rootless": true}}}', "0:0"),
+    ],
+)
+def test_the_container_runs_as_the_caller(tmp_path, monkeypatch, uid, info, user):
+    fake_program(tmp_path, "docker", f"echo '{info}'")
+    monkeypatch.setattr(os, "getuid", lambda: uid)
+    monkeypatch.setattr(os, "getgid", lambda: 5678)
+    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "DGXSYSTEM": "CPU_digits"}
+    options = docker_backend.DockerBackend(environ)._run_options(str(tmp_path))
+    assert options[options.index("--user") + 1] == user
+    assert ("DAC_OVERRIDE" in options) == user.startswith("0:")
 
 
 def test_the_cache_is_dropped_by_a_container_of_a_named_image_only(tmp_path, monkeypatch):

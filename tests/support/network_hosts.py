@@ -21,7 +21,6 @@ set -e
 hostname "$1"; files=$2; shift 2
 mount --make-rprivate /
 mount -t tmpfs tmpfs /dev/shm; mount -t tmpfs -o mode=755 tmpfs /run
-mkdir /run/sshd
 for folder in /etc /usr/sbin /usr/lib/openssh; do
     own=/run/own$folder work=/run/work$folder; mkdir -p "$own" "$work"
     mount -t overlay overlay -o "lowerdir=$folder,upperdir=$own,workdir=$work" "$folder"
@@ -35,9 +34,19 @@ mv /usr/sbin/sshd /usr/lib/openssh/sshd
 cp ROOT/k8s/image/ssh_config /etc/ssh/ssh_config.d/mpi.conf
 cp ROOT/k8s/image/sshd_config /etc/ssh/sshd_config.d/mpi.conf
 cp ROOT/k8s/image/sshd /usr/sbin/sshd
-mkdir -p /root/.ssh; mount -t tmpfs tmpfs /root/.ssh
-cp "$files"/ssh/* /root/.ssh; mount -o remount,ro /root/.ssh
+if [ "$POD_USER" = root ]; then
+    home=/root
+else
+    home=/run/home
+    sed -i /:x:1000:/d /etc/passwd
+    echo "$POD_USER:x:1000:1000::$home:/bin/sh" >>/etc/passwd
+    install -d -o 1000 -g 1000 "$home"
+fi
+mkdir -p "$home/.ssh"; mount -t tmpfs tmpfs "$home/.ssh"
+cp "$files"/ssh/* "$home/.ssh"; mount -o remount,ro "$home/.ssh"
 [ "$K_MPI_JOB_ROLE" = worker ] || cp -r "$files/mpi" /etc/mpi
+[ "$POD_USER" = root ] || set -- setpriv --reuid=1000 --regid=1000 --clear-groups \
+    --bounding-set=-all --inh-caps=-all --no-new-privs env HOME="$home" "$@"
 exec "$@"
 """.replace("ROOT", str(ROOT))
 TOOLS = ("ip", "unshare", "setpriv", "ssh", "ssh-keygen", "/usr/sbin/sshd")
@@ -87,11 +96,13 @@ def _start_time(pid):
 class Cluster:
     """A launcher and some workers of one MPIJob.
 
-    A context manager: all processes and namespaces end with it.
+    A context manager: all processes and namespaces end with it. The user is root, or the name of
+    one who has number 1000, no capabilities, and the keys as the operator then mounts them: they
+    belong to root, and everybody may read them.
     """
 
-    def __init__(self, folder, workers=2, slots=1):
-        self.folder, self.slots = pathlib.Path(folder), slots
+    def __init__(self, folder, workers=2, slots=1, user="root"):
+        self.folder, self.slots, self.user = pathlib.Path(folder), slots, user
         self.workers = [f"{JOB}-worker-{i}" for i in range(workers)]
         self.names = [f"{JOB}-launcher", *self.workers]
         self._prefix = f"mx{os.getpid()}"
@@ -120,7 +131,7 @@ class Cluster:
         subprocess.run(["ssh-keygen", "-q", *key_type, "-f", ssh / "id_rsa"], check=True)
         shutil.copy(ssh / "id_rsa.pub", ssh / "authorized_keys")
         for file in ssh.iterdir():
-            file.chmod(0o600)
+            file.chmod(0o600 if self.user == "root" else 0o644)
         (mpi / "hostfile").write_text(
             "".join(f"{name}.{JOB}.default.svc slots={self.slots}\n" for name in self.workers)
         )
@@ -153,7 +164,7 @@ class Cluster:
         set_up = ["bash", "-c", POD_SETUP, "pod", name, str(self.folder)]
         return subprocess.Popen(
             [*enter, "unshare", *isolate, *set_up, *command],
-            env={"HOME": "/root", "PATH": os.environ["PATH"], **env},
+            env={"HOME": "/root", "POD_USER": self.user, "PATH": os.environ["PATH"], **env},
             cwd=ROOT,
             text=True,
             **options,

@@ -13,6 +13,7 @@ from support.commands import ROOT
 SETUP_FILES = (
     "setup.py",
     "setup_env.sh",
+    "mxresnet/launch/setup_gpu.sh",
     "mxresnet/launch/setup_machine.sh",
     "mxresnet/process_guard.py",
 )

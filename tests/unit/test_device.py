@@ -39,6 +39,15 @@ extern "C" int nvrtcVersion(int* major, int* minor) {
 }
 """
 PRINT_IDS = "from mxresnet.device import visible_gpu_ids; print(visible_gpu_ids())"
+CHECK_DRIVER = """
+from mxresnet.device import check_driver
+from mxresnet.errors import UserError
+try:
+    check_driver()
+    print("accepted")
+except UserError as error:
+    print(error)
+"""
 PRINT_FUSION = """
 import os
 import mxnet as mx
@@ -108,6 +117,16 @@ def test_fusion_needs_a_driver_as_new_as_the_compiler(fake_cuda):
         "MXNET_USE_FUSION: off, because this driver supports CUDA 11.4 and operators would be "
         "compiled by CUDA 11.8 (driver 520 supports 11.8) 0"
     )
+
+
+def test_a_driver_older_than_cuda_11_is_refused(fake_cuda):
+    def message(driver, **env):
+        return output(CHECK_DRIVER, FAKE_DRIVER_CUDA=driver, **env)
+
+    found = message("10020", LD_LIBRARY_PATH=str(fake_cuda))
+    assert "supports CUDA 10.2, and MXNet needs CUDA 11.0: install driver 450 or newer" in found
+    assert message("11000", LD_LIBRARY_PATH=str(fake_cuda)) == "accepted"
+    assert message("10020") == "accepted"  # no driver
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,7 @@ def test_a_package_that_cannot_be_imported_is_named(tmp_path):
         (MemoryError(), "out of memory"),
         (RuntimeError("x\nstd::bad_alloc"), "out of memory .*bad_alloc"),
         (RuntimeError("thread: Resource temporarily unavailable"), "no more threads"),
+        (OSError("libcuda.so.1: cannot open shared object file"), "docker run --gpus all"),
         (ImportError("libnuma.so.1: cannot open", name="nvidia.dali"), "libnuma.so.1"),
     ],
 )

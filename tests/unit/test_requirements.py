@@ -13,6 +13,7 @@ EXTRAS_OF_FILE = {
     "build": ["build", "cpu"],
     "cpu": ["cpu", "train-without-horovod", "prepare"],
     "gpu": ["build", "gpu", "train-without-horovod", "prepare"],
+    "cuda": ["cuda"],
     "dev": ["test", "lint"],
 }
 PIN = re.compile(r"([a-z0-9-]+)==([\w.]+)( ; \w+ [<>=!]+ '[\w.*]+')?")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from typing import Dict, List, Mapping, Optional, Sequence
 
@@ -13,7 +14,13 @@ from mxresnet.launch import nccl_test
 from mxresnet.launch.backends.base import Backend, Trial, run_with_stdout_kept
 from mxresnet.launch.copy_dataset import copy_dataset
 from mxresnet.launch.page_cache import DROP_CACHES_FILE, drop_page_cache
-from mxresnet.launch.processes import Stream, find_program, raise_if_stopped, run_to_end
+from mxresnet.launch.processes import (
+    Stream,
+    capture_output,
+    find_program,
+    raise_if_stopped,
+    run_to_end,
+)
 from mxresnet.launch.run_log import make_log_folder
 from mxresnet.launch.system_config import check_system, forwarded_env, load_configuration
 from mxresnet.process_guard import end_with_parent
@@ -94,16 +101,19 @@ class DockerBackend(Backend):
         """Return the options of docker run for the container of the trials.
 
         The ranks of one machine exchange everything through shared memory, the GPUs and the
-        loopback interface: the container needs no network, and nothing of the machine's. Its root
-        user has one capability more than none, and a second one to bind memory to NUMA nodes
-        (bind.sh), which Docker's default seccomp profile permits only together with it.
+        loopback interface: the container needs no network, and nothing of the machine's. It runs
+        as the caller, to whom the logs then belong. A capability is needed to bind memory to NUMA
+        nodes (bind.sh): Docker's default seccomp profile permits that only together with it.
         """
         options = ["--detach", "--rm", "--name", self._container, "--init"]
         # The name of the machine is in the log and in the description of the system.
         options += ["--network", "none", "--hostname", platform.node() or "localhost"]
         options += ["--shm-size", _SHARED_MEMORY]
-        # DAC_OVERRIDE: the folder of the logs may belong to another user.
-        options += ["--cap-drop", "ALL", "--cap-add", "DAC_OVERRIDE"]
+        user = "0:0" if self._is_rootless() else f"{os.getuid()}:{os.getgid()}"
+        options += ["--user", user, "--cap-drop", "ALL"]
+        if user.startswith("0:"):
+            # The folder of the logs may belong to another user.
+            options += ["--cap-add", "DAC_OVERRIDE"]
         if self._forwarded.get("BIND"):
             options += ["--cap-add", "SYS_NICE"]
         options += ["--security-opt", "no-new-privileges"]
@@ -116,6 +126,11 @@ class DockerBackend(Backend):
         options += ["--volume", f"{os.path.realpath(data)}:{DATA_IN_CONTAINER}:{mode}"]
         options += ["--volume", f"{os.path.realpath(self.logdir)}:{LOGDIR_IN_CONTAINER}"]
         return options
+
+    def _is_rootless(self) -> bool:
+        """Return whether docker runs without root: the container's root user is then the caller."""
+        done = capture_output(["docker", "info", "--format", "{{json .}}"], self.environ)
+        return bool(re.search(r'name=rootless|"rootless": *true', done.stdout, re.IGNORECASE))
 
     def _start_container(self, image: str, data: str) -> None:
         """Start the container of the trials.
