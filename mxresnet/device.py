@@ -166,8 +166,8 @@ def disable_unsupported_fusion(device: Any, environ: MutableMapping[str, str]) -
         return None
     environ[FUSION] = "0"
     return (
-        f"{FUSION}: off, because this driver supports CUDA {_cuda_text(driver.value)} and operators "
-        f"would be compiled by CUDA {major.value}.{minor.value} (driver 520 supports 11.8)"
+        f"{FUSION}: off, because this driver supports CUDA {_cuda_text(driver.value)} and operators"
+        f" would be compiled by CUDA {major.value}.{minor.value} (driver 520 supports 11.8)"
     )
 
 
