@@ -3,6 +3,9 @@
 
 import pathlib
 import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 from support.commands import ROOT
@@ -39,6 +42,23 @@ def test_base_images_can_be_given_by_digest(dockerfile):
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES)
+def test_hadolint(dockerfile):
+    hadolint = shutil.which("hadolint", path=f"{pathlib.Path(sys.executable).parent}:/usr/bin")
+    if hadolint is None:
+        pytest.skip("hadolint is not installed")
+    done = subprocess.run([hadolint, ROOT / dockerfile], cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES)
+def test_nothing_in_an_image_needs_root(dockerfile):
+    """Numbers, because Kubernetes compares them with runAsNonRoot."""
+    last = (ROOT / dockerfile).read_text().rpartition("FROM ")[2]
+    assert last.splitlines()[-2] == "USER 1000:1000"
+    assert "useradd --create-home --uid 1000 " in last
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES)
 def test_downloaded_packages_have_hashes(dockerfile):
     text = re.sub(r"\\\n\s*", " ", (ROOT / dockerfile).read_text())
     commands = re.findall(r"pip install ([^&\n]*)", text)
@@ -47,7 +67,15 @@ def test_downloaded_packages_have_hashes(dockerfile):
             "--require-hashes" in command
             and (ROOT / command.rpartition("-r ")[2].split()[0]).exists()
         ), command
-    assert bool(commands) == (dockerfile != "Dockerfile.cpu")
+    # The others install with setup_env.sh.
+    assert bool(commands) == (dockerfile == "Dockerfile.ngc")
+
+
+def test_the_gpu_image_names_the_driver_that_it_needs():
+    """NVIDIA's container runtime compares it with the driver: CUDA 11.0 came with 450."""
+    text = (ROOT / "Dockerfile").read_text().rpartition("FROM ")[2]
+    assert "\nENV NVIDIA_REQUIRE_CUDA=cuda>=11.0\n" in text
+    assert "\nENV NVIDIA_VISIBLE_DEVICES=all\n" in text
 
 
 @pytest.mark.parametrize("dockerfile", ["Dockerfile", "Dockerfile.ngc"])
