@@ -177,14 +177,20 @@ install_cuda_libraries() {
     ln -sf libnccl.so.2 "$packages/nvidia/nccl/lib/libnccl.so" # the linker's name
 }
 
-# Run a command that imports MXNet. Without an NVIDIA driver, as while an image is built, an empty
-# library replaces the driver's: MXNet calls no function of it before it is asked for a GPU.
+# Write a library that stands in for the NVIDIA driver's, with the functions that MXNet links to.
+# Each of them answers that there is no GPU (CUDA_ERROR_NO_DEVICE).
+write_driver_stub() {
+    nm -D --undefined-only "$(packages_folder)/mxnet/libmxnet.so" |
+        sed -n 's/^ *U \(cu[A-Z]\w*\).*/extern "C" int \1() { return 100; }/p' |
+        c++ -shared -fPIC -Wl,-soname,libcuda.so.1 -o "$1/libcuda.so.1" -x c++ -
+}
+
+# Run a command that imports MXNet, also where there is no NVIDIA driver, as while an image is built.
 with_driver() {
     local stub=$venv/driver-stub
     if [ "$device" = gpu ] &&
         ! "$venv/bin/python" -c 'import ctypes; ctypes.CDLL("libcuda.so.1")' 2>/dev/null; then
-        mkdir -p "$stub" &&
-            c++ -shared -Wl,-soname,libcuda.so.1 -o "$stub/libcuda.so.1" -x c++ /dev/null || return
+        mkdir -p "$stub" && write_driver_stub "$stub" || return
         set -- env LD_LIBRARY_PATH="$stub${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" "$@"
     fi
     "$@"
