@@ -296,7 +296,7 @@ make_environment() {
         check_gpus
         find_nvcc
         find_cuda_cxx
-        size="6 GB" # download 2.5 GB
+        size="5 GB"
     fi
     lock_environment
     if ! is_current .ready; then
@@ -304,7 +304,7 @@ make_environment() {
         remove_other_environment
         provide_python
         log "Making the environment in $venv for the ${device^^} with $("$python" --version)" \
-            "(about $size, 1 to 3 minutes; only once)"
+            "(about $size, some minutes; only once)"
         if [ "$device" = gpu ]; then
             run_step "MXNet, CUDA libraries, DALI and build tools" install_gpu_packages
             run_step "Horovod and batch norms (compiled from source)" \

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """setup_env.sh on machines with GPUs: which environment it makes, and why it cannot.
 
-The programs of NVIDIA are fakes. tests/cluster/test_gpu_environment.py makes a real environment.
+The programs of NVIDIA are fakes. tests/cluster/test_images.py makes the environment with real ones.
 """
 
 import os
@@ -68,7 +68,7 @@ def test_a_machine_with_gpus_gets_an_environment_for_them(machine):
     status, out, err = machine.run(BUILD=SHOW_BUILD)
     assert (status, out) == (0, f"{machine.folder}/.venv/bin/python\n"), err
     assert machine.installed() == GPU
-    assert "for the GPU" in err and "about 6 GB" in err
+    assert "for the GPU" in err and "about 5 GB" in err
     assert "-m mxresnet.model.cudnn_bn build --gpu --cuda lib --cuda" in machine.calls.read_text()
     variables = build_variables(machine)
     nccl = "lib/nvidia/nccl"
