@@ -11,8 +11,9 @@
 # machine, or for its CPU if nvidia-smi lists none.
 # If the active python already has mxnet and horovod (as in a container), this script prints its
 # path and installs nothing. Otherwise it installs packages from the Python package index and
-# compiles Horovod, for which the machine needs a C++ compiler and, for GPUs, a CUDA 11 toolkit. Python 3.9, 3.10, 3.11 or 3.12 is
-# used if the machine has it. Otherwise uv downloads Python 3.11 into .venv/python.
+# compiles Horovod, for which the machine needs a C++ compiler and, for GPUs, a CUDA 11 toolkit.
+# Python 3.9, 3.10, 3.11 or 3.12 is used if the machine has it. Otherwise uv downloads Python 3.11
+# into .venv/python.
 # Progress goes to standard error, the output of each command to a file .venv/*.log.
 # The script can be interrupted at any time: the next call continues.
 set -euo pipefail
@@ -45,9 +46,9 @@ declare -A running=() # process id of a guard -> name of the function that runs 
 # Print the device and a hash of the files that define the environment. When the hash changes, .venv
 # is updated; for another device it is made anew.
 fingerprint() {
-    local scripts=("$here/setup_env.sh" "$here/mxresnet/launch/setup_gpu.sh")
-    echo "$device" \
-        "$(cat "$here"/requirements/*.txt "$here/setup.py" "${scripts[@]}" | sha256sum | cut -d' ' -f1)"
+    local files=("$here"/requirements/*.txt "$here/setup.py" "$here/setup_env.sh")
+    files+=("$here/mxresnet/launch/setup_gpu.sh")
+    echo "$device $(cat "${files[@]}" | sha256sum | cut -d' ' -f1)"
 }
 
 # Succeed if a marker file (.ready or .ready-dev) exists and has the current fingerprint.
@@ -148,7 +149,7 @@ install_build_requirements() {
 # that on Python 3.12 (mxresnet/numpy_bool.py).
 restore_numpy_bool() {
     local packages
-    packages=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    packages=$(packages_folder)
     case $packages in
         */python3.12/*) printf '%s\n' "$here" "import mxresnet" >"$packages/mxresnet.pth" ;;
     esac
@@ -232,7 +233,8 @@ import cv2, mlperf_logging.mllog, mpi4py.MPI, scipy.io, sklearn.datasets, tqdm
 import horovod.mxnet as hvd
 import nvidia.dali.fn, nvidia.dali.pipeline
 assert hvd.mpi_built(), "Horovod was built without MPI"
-assert os.environ["DEVICE"] == "cpu" or hvd.nccl_built(), "Horovod was built without NCCL"' || return
+assert os.environ["DEVICE"] == "cpu" or hvd.nccl_built(), "Horovod was built without NCCL"' ||
+        return
     rm -rf "$venv/driver-stub"
 }
 

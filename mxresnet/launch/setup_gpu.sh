@@ -6,7 +6,8 @@
 : "${venv:?}" "${device=}"
 # What libmxnet.so of mxnet-cu112 loads, and the headers that Horovod and cudnn_bn include.
 cuda_libraries="libcublas.so.11 libcublasLt.so.11 libcudart.so.11.0 libcudnn.so.8 libcufft.so.10"
-cuda_libraries+=" libcurand.so.10 libcusolver.so.11 libnccl.so.2 libnvrtc.so.11.2 libnvToolsExt.so.1"
+cuda_libraries+=" libcurand.so.10 libcusolver.so.11 libnccl.so.2 libnvrtc.so.11.2"
+cuda_libraries+=" libnvToolsExt.so.1"
 cuda_headers="cublas_v2.h cudnn_version.h curand.h nccl.h"
 # Compute capabilities that mxnet-cu112 has code for: Maxwell to Ampere.
 cuda_architectures=50,60,70,75,80,86
@@ -139,13 +140,15 @@ find_cuda_cxx() {
     rm -rf "$test"
     export CXX=$found
     [ -n "$found" ] ||
-        die "$CUDACXX cannot compile with $first ($(grep -m 1 -i error <<<"$output")): it needs g++ 11" \
-            "or older (apt-get install g++-11, for CUDA 11.4 and older g++-10) and CUDA's runtime" \
+        die "$CUDACXX cannot compile with $first ($(grep -m 1 -i error <<<"$output")): it needs" \
+            "g++ 11 or older (apt-get install g++-11, for CUDA 11.4 and older g++-10) and CUDA's runtime" \
             "(cuda-cudart-dev)"
 }
 
 # Print the folder of the environment's packages.
-packages_folder() { "$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
+packages_folder() {
+    "$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+}
 
 # Succeed if the machine has all CUDA libraries where the loader finds them, with their headers. A
 # part of them would be a combination that nobody has tested.
@@ -185,7 +188,7 @@ write_driver_stub() {
         c++ -shared -fPIC -Wl,-soname,libcuda.so.1 -o "$1/libcuda.so.1" -x c++ -
 }
 
-# Run a command that imports MXNet, also where there is no NVIDIA driver, as while an image is built.
+# Run a command that imports MXNet, also where there is no driver, as while an image is built.
 with_driver() {
     local stub=$venv/driver-stub
     if [ "$device" = gpu ] &&
@@ -218,6 +221,6 @@ build_batch_norms() {
 }
 
 install_gpu_packages() {
-    "${python:?}" -m venv "$venv" && pip_install_locked gpu.txt --no-compile && restore_numpy_bool &&
-        install_cuda_libraries && pip_install_project
+    "${python:?}" -m venv "$venv" && pip_install_locked gpu.txt --no-compile &&
+        restore_numpy_bool && install_cuda_libraries && pip_install_project
 }
