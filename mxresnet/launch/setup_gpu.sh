@@ -141,8 +141,8 @@ find_cuda_cxx() {
     export CXX=$found
     [ -n "$found" ] ||
         die "$CUDACXX cannot compile with $first ($(grep -m 1 -i error <<<"$output")): it needs" \
-            "g++ 11 or older (apt-get install g++-11, for CUDA 11.4 and older g++-10) and CUDA's runtime" \
-            "(cuda-cudart-dev)"
+            "g++ 11 or older (apt-get install g++-11, for CUDA 11.4 and older g++-10) and" \
+            "CUDA's runtime (cuda-cudart-dev)"
 }
 
 # Print the folder of the environment's packages.
