@@ -12,9 +12,9 @@
 #                          UCX_NET_DEVICES is set
 set -euo pipefail
 script=${BASH_SOURCE[0]}
-[ ! -L "$script" ] || script=$(readlink -f "$script")
-root=$(CDPATH='' builtin cd -- "$(dirname -- "$script")" && pwd)
-python=$("$root/setup_env.sh" --launcher-python)
+[ ! -L "$script" ] || script=$(command readlink -f "$script")
+root=$(CDPATH='' builtin cd -- "$(command dirname -- "$script")" && pwd)
+python=$(BASH_ENV='' "$root/setup_env.sh" --launcher-python)
 # Do not change the working directory or PYTHONPATH: the command inherits both.
 exec "$python" -I -c 'import sys; sys.path.insert(0, sys.argv.pop(1))
 from mxresnet.launch.bind import main; main()' "$root" "$@"

@@ -11,6 +11,6 @@
 # mxresnet/launch/run.py does the work and describes the exit statuses.
 set -euo pipefail
 script=${BASH_SOURCE[0]}
-[ ! -L "$script" ] || script=$(readlink -f "$script")
-source "$(dirname -- "$script")/mxresnet/launch/start.sh"
+[ ! -L "$script" ] || script=$(command readlink -f "$script")
+source "$(command dirname -- "$script")/mxresnet/launch/start.sh"
 start_launcher run "$@"

@@ -13,6 +13,6 @@
 #   NEXP, SEED, SEEDS, CLEAR_CACHES, DATESTAMP, SUBMISSION_*  as for run_trials.sh
 set -euo pipefail
 script=${BASH_SOURCE[0]}
-[ ! -L "$script" ] || script=$(readlink -f "$script")
-source "$(dirname -- "$script")/mxresnet/launch/start.sh"
+[ ! -L "$script" ] || script=$(command readlink -f "$script")
+source "$(command dirname -- "$script")/mxresnet/launch/start.sh"
 start_launcher trials docker "$@"

@@ -18,6 +18,8 @@
 # The script can be interrupted at any time: the next call continues.
 set -euo pipefail
 
+# The caller may have exported functions with the names of commands.
+for name in $(compgen -A function); do unset -f "$name"; done
 script=${BASH_SOURCE[0]}
 [ ! -L "$script" ] || script=$(readlink -f "$script")
 here=$(CDPATH='' builtin cd -- "$(dirname -- "$script")" && pwd)

@@ -2,8 +2,19 @@
 """python -m mxresnet: run one rank of a training run."""
 
 import os
+import signal
 import sys
+import warnings
 
+if __name__ == "__main__":
+    # Until the streams are prepared, an interrupt ends the process without a traceback.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # With PYTHONWARNINGS=error, a warning of a package would end the run.
+    if any(action == "error" for action, *_ in warnings.filters):
+        warnings.simplefilter("default")
+
+from mxresnet.bus_error import report_bus_errors
 from mxresnet.environment import check_python_path, explain
 from mxresnet.errors import ExitStatus, UserError, exit_now
 from mxresnet.standard_streams import check_output, prepare_streams
@@ -33,5 +44,6 @@ def main() -> ExitStatus:
 
 if __name__ == "__main__":
     prepare_streams()
+    report_bus_errors()
     # All ranks have finalized MPI: nothing would end a rank that hangs in a library's cleanup.
     exit_now(main())

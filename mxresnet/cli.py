@@ -99,12 +99,23 @@ def data_notes(config: Config, data: DataSet, backend: str) -> List[str]:
 def start_progress(
     config: Config, data: DataSet, plan: Plan, world: World, device: Any, notes: List[str]
 ) -> Progress:
-    """Open the progress output and describe the run in it."""
+    """Open the progress output and describe the run in it.
+
+    Raises:
+        UserError: --log-file cannot be opened any more.
+    """
     from mxresnet.progress import Progress
 
     streams: List[TextIO] = [sys.stderr]
     if config.log_file and world.rank == 0:
-        streams.append(open(config.log_file, "a"))  # noqa: SIM115 (open until the process ends)
+        try:
+            # Open until the process ends.
+            streams.append(open(config.log_file, "a"))  # noqa: SIM115
+        except OSError as error:
+            raise UserError(
+                f"--log-file {config.log_file} cannot be written ({error.strerror}): its folder "
+                "was moved, removed or changed"
+            ) from None
     progress = Progress(
         plan,
         data.train_examples,

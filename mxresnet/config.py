@@ -33,6 +33,7 @@ from mxresnet.config_field import (
     parse_image_shape,
     parse_int,
     parse_lr_step_epochs,
+    parse_text,
     setting,
     zero_or_between,
 )
@@ -346,10 +347,10 @@ class Config:
 
     # Submission and machine, for the log (own)
     submission_org: str = setting(
-        "unknown", "SUBMISSION_ORG", "submitting organization, for the log"
+        "unknown", "SUBMISSION_ORG", "submitting organization, for the log", parse=parse_text
     )
     submission_platform: str = setting(
-        "unknown", "SUBMISSION_PLATFORM", "name of the machine, for the log"
+        "unknown", "SUBMISSION_PLATFORM", "name of the machine, for the log", parse=parse_text
     )
     submission_division: str = setting(
         "closed", "SUBMISSION_DIVISION", "MLPerf division, for the log", one_of("closed", "open")

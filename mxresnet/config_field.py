@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 from dataclasses import field
 from typing import Any, Callable, Dict, Optional, Tuple
@@ -18,6 +20,7 @@ Check = Tuple[Callable[[Any], bool], str]
 
 MAX_INT = 2**31 - 1  # the libraries behind the settings take 32-bit integers
 MAX_EPOCHS = 100_000
+MAX_TEXT_CHARACTERS = 1000
 MAX_PIXELS = 16384  # width or height of an image
 
 
@@ -110,6 +113,20 @@ def parse_lr_step_epochs(text: str) -> str:
 def parse_gpu_list(text: str) -> str:
     """Return text when it lists GPU numbers ("0,1"). Raises ValueError."""
     if any(not 0 <= parse_int(part) <= MAX_INT for part in text.split(",")):
+        raise ValueError(text)
+    return text
+
+
+def parse_text(text: str) -> str:
+    """Return a text for the log. UTF-8 is read as such, also where the locale is another.
+
+    Raises:
+        ValueError: text has bytes that are no text in the encoding of the locale, or is too long.
+    """
+    with contextlib.suppress(UnicodeDecodeError):
+        text = os.fsencode(text).decode()
+    text.encode()
+    if len(text) > MAX_TEXT_CHARACTERS:
         raise ValueError(text)
     return text
 

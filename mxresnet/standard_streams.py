@@ -76,7 +76,7 @@ def prepare_streams() -> None:
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     sys.stdout, sys.stderr = TolerantStream(sys.stdout), TolerantStream(sys.stderr)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored by the caller
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # not ignored by the caller
         _handle_interrupts()
 
 

@@ -71,7 +71,8 @@ def describe(config: Config) -> DataSet:
         records = config.path(f"data_{prefix}")
         _check_file(records, f"{name} records")
         _check_file(config.path(f"data_{prefix}_idx"), f"index of the {name} records")
-        manifests[prefix] = _read_manifest(_manifest_path(config, prefix))
+        manifests[prefix] = _read_manifest(_manifest_path(config, prefix), prefix)
+    _check_different_files(config)
     train, val = manifests["train"], manifests["val"]
     if train and val:
         _check_same_classes(train, val)
@@ -138,11 +139,22 @@ def _check_file(path: str, contents: str) -> None:
         raise UserError(f"{contents}: file {path} is empty: {_CONVERT_AGAIN}")
 
 
-def _read_manifest(path: str) -> Optional[_Manifest]:
-    """Return the manifest, or None when the file does not exist.
+def _check_different_files(config: Config) -> None:
+    """Raise UserError if the training records are the validation records too."""
+    train, val = config.path("data_train"), config.path("data_val")
+    if os.path.samefile(train, val):
+        raise UserError(
+            f"the validation records {val} are the file of the training records {train}: an "
+            "accuracy on training images is no result: set --data-val to the validation records"
+        )
+
+
+def _read_manifest(path: str, prefix: str) -> Optional[_Manifest]:
+    """Return the manifest of a split, "train" or "val", or None when the file does not exist.
 
     Raises:
-        UserError: the file is not a manifest, or does not match the files in its folder.
+        UserError: the file is not a manifest of this split, or does not match the files in its
+            folder.
     """
     try:
         content = read_file(path, _MAX_MANIFEST_BYTES)
@@ -165,6 +177,11 @@ def _read_manifest(path: str) -> Optional[_Manifest]:
         raise UserError(
             f"manifest {path} marks the data set as incomplete: run python -m prepare.imagenet "
             "again to complete it"
+        )
+    if manifest.get("prefix", prefix) != prefix:
+        raise UserError(
+            f"manifest {path} describes records of the split {manifest['prefix']!r}, and "
+            f"--data-{prefix} names them: set it to the records of the split {prefix!r}"
         )
     _check_file_sizes(path, manifest.get("files"))
     counts = _parse_counts(path, manifest)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import re
 import tempfile
 from dataclasses import dataclass
 from typing import Any, Iterator, Protocol, Tuple, Type
@@ -18,6 +19,10 @@ from mxresnet.data.dataset import DataSet
 from mxresnet.data.shard import RecordShard, train_shard, val_shard
 from mxresnet.errors import UserError
 from mxresnet.parallel.world import World
+
+# Paths that the libraries open unchanged. They take text as UTF-8, whatever the encoding of the
+# file system's names is, and ImageRecordIter takes ; ? # and other characters as operators.
+_PLAIN_PATH = re.compile(r"[\w/.,=+@ -]*", re.ASCII)
 
 NDArray = Any  # mxnet.nd.NDArray; MXNet is imported by the backends only
 Context = Any  # mxnet.Context
@@ -120,9 +125,12 @@ class DataLoaders:
             for name in ("data_train", "data_train_idx", "data_val", "data_val_idx")
         }
         # With --lazy_init_sanity the iterators get paths that open() creates: reading earlier is
-        # an error.
+        # an error. Paths that they would not open as they are need links too.
+        plain = all(map(_PLAIN_PATH.fullmatch, self._data_paths.values()))
         self._links_folder = (
-            tempfile.TemporaryDirectory(prefix="mxresnet-") if config.lazy_init_sanity else None
+            tempfile.TemporaryDirectory(prefix="mxresnet-")
+            if config.lazy_init_sanity or not plain
+            else None
         )
         self._opened_paths = (
             {name: os.path.join(self._links_folder.name, name) for name in self._data_paths}
@@ -144,7 +152,12 @@ class DataLoaders:
         if self._links_folder:
             for name, path in self._data_paths.items():
                 os.symlink(os.path.abspath(path), self._opened_paths[name])
-        self._check_counts(self._train.num_examples(), self._val.num_examples())
+        try:
+            self._check_counts(self._train.num_examples(), self._val.num_examples())
+        except UserError:
+            if self._links_folder:  # MPI may end this process before Python does
+                self._links_folder.cleanup()
+            raise
         config = self._config
         return (
             TrainLoader(self._train, config.batch_size, config.input_batch_multiplier),

@@ -25,6 +25,10 @@ _ENDING = re.compile(
 POLL_SECONDS = 2.0
 GRACE_SECONDS = 8.0
 _RULE = "--------"
+_USUAL_CAUSES = {
+    signal.SIGKILL.value: "often out of memory",
+    signal.SIGBUS.value: "often a file that was cut off while it was read, or a full /dev/shm",
+}
 _SHARED_MEMORY = "/dev/shm"
 _SHARED_MEMORY_BYTES = 16 << 20  # of a rank: Open MPI allocates 4 MiB for it
 # Seconds that the last output of ranks may take to arrive after the end of mpirun.
@@ -313,6 +317,7 @@ def _signal_name(number: int) -> Optional[str]:
 
 
 def _signal_text(number: int) -> str:
-    """Return the name of a signal, for SIGKILL with its usual cause."""
+    """Return the name of a signal, with its usual cause where it has one."""
     name = _signal_name(number) or f"signal {number}"
-    return f"{name} (often out of memory)" if number == signal.SIGKILL else name
+    cause = _USUAL_CAUSES.get(number)
+    return f"{name} ({cause})" if cause else name

@@ -27,6 +27,7 @@ from typing import IO, Any, Callable, List, Mapping, NoReturn, Optional, Sequenc
 
 from mxresnet import process_guard
 from mxresnet.errors import UserError
+from mxresnet.launch import terminal
 
 STOP_SIGNALS = process_guard.STOP_SIGNALS
 
@@ -91,6 +92,7 @@ def _on_stop_signal(number: int, frame: Optional[FrameType]) -> None:
     if _state.stopped_by is not None:
         return
     _state.stopped_by = number
+    terminal.stop_waiting()
     if _state.send_to_child is not None:
         _state.send_to_child(signal.SIGTERM)
     elif not _state.in_run_to_end:

@@ -212,7 +212,9 @@ def configured_environment(
     environ = {**environ, "DGXSYSTEM": system}
     # A launcher outside the container has loaded the configuration and set CONFIG_LOADED: the
     # container's file of this name may differ.
-    if environ.get("CONFIG_LOADED") != system:
+    if environ.pop("CONFIG_LOADED", None) == system:
+        system_config.check_loaded(system, environ)
+    else:
         before = environ
         environ = system_config.load_configuration(system, before)
         notes += system_config.overridden_settings(system, before, environ, flags)

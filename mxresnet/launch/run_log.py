@@ -16,7 +16,8 @@ from mxresnet.results.log_reader import read_log
 
 DEFAULT_LOGDIR = "./results"
 SERIES_VARIABLE = "SERIES_STAMP"  # in the environment of a trial: the stamp of its series
-MAX_NAME_BYTES = 200  # most file systems allow 255
+# Most file systems allow names of 255 bytes, and the longest suffix has 13.
+MAX_NAME_BYTES = {"DATESTAMP": 180, "TRIAL": 60}
 
 
 def make_log_folder(folder: str) -> None:
@@ -44,8 +45,8 @@ def check_name_part(variable: str, value: str) -> None:
     """Raise UserError if the value of a variable cannot be a part of the name of a file."""
     if "/" in value or not value.isprintable():
         reason = "a / or an unprintable character"
-    elif len(os.fsencode(value)) > MAX_NAME_BYTES:
-        reason = f"more than {MAX_NAME_BYTES} bytes"
+    elif len(os.fsencode(value)) > MAX_NAME_BYTES[variable]:
+        reason = f"more than {MAX_NAME_BYTES[variable]} bytes"
     else:
         return
     raise UserError(

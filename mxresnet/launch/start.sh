@@ -5,8 +5,12 @@
 # Replace this process with a module of mxresnet.launch, in the folder of this project.
 # Usage: start_launcher <module> [arguments]
 start_launcher() {
-    local module=$1 python signal block=(env "--block-signal=HUP,INT,QUIT,TERM")
+    local module=$1 python signal block
+    block=("$(type -P env)" "--block-signal=HUP,INT,QUIT,TERM")
     shift
+    # What the caller's file of BASH_ENV prints would mix with the output of scripts; a warning that
+    # is made an error would stop packages.
+    unset BASH_ENV PYTHONWARNINGS
     # Files would get the numbers of descriptors that the caller closed. Standard output stays one
     # that cannot be written: a result is lost.
     { true 9<&0; } 2>/dev/null || exec 0</dev/null
@@ -22,7 +26,7 @@ start_launcher() {
     # Relative paths are relative to the caller's folder.
     export CALLER_FOLDER=$PWD
     # The caller may export a function cd.
-    CDPATH='' builtin cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." || exit
+    CDPATH='' builtin cd -- "$(command dirname -- "${BASH_SOURCE[0]}")/../.." || exit
     python=$(./setup_env.sh --launcher-python)
     # Signals during the start of Python stay pending until it has its own handlers
     # (coreutils 8.31).

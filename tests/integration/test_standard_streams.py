@@ -64,8 +64,10 @@ def test_training_with_a_lost_stream_that_is_not_the_log(few, redirections):
 
 
 def test_training_with_a_log_file_and_without_output(few, tmp_path):
+    """PYTHONWARNINGS: packages warn, which must not end the run."""
     log = tmp_path / "log"
-    done = run_line([*TINY, "--data-root", few, "--log-file", log], ">/dev/full")
+    environ = {**os.environ, "PYTHONWARNINGS": "error"}
+    done = run_line([*TINY, "--data-root", few, "--log-file", log], ">/dev/full", env=environ)
     assert done.returncode == 0 and "trained to accuracy" in done.stderr, done.stderr
     assert "Logging error" not in done.stderr and "Traceback" not in done.stderr
     assert log_lines(log.read_text())[-1]["key"] == "run_stop"
@@ -121,6 +123,41 @@ def test_an_interrupt_ends_the_run_in_one_line(few, last_key):
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err, err
     assert err.splitlines()[-1] == "mxresnet: interrupted" and err.count("mxresnet: ") == 1
+
+
+def test_an_interrupt_while_the_program_is_imported_shows_no_traceback(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        "        if name == 'mxresnet.environment':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt)\n"
+    )
+    environ = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "mxresnet", SHOW], cwd=ROOT, capture_output=True, env=environ
+    )
+    assert done.returncode == -signal.SIGINT and done.stderr == b"", done.stderr
+
+
+def test_a_file_that_is_cut_off_during_the_run_is_reported_in_one_line(copied):
+    """DALI has the records mapped into memory."""
+    flags = [*TINY, "--num-epochs", "500", "--eval-period", "500", "--data-root", copied]
+    with subprocess.Popen(
+        [sys.executable, "-m", "mxresnet", *map(str, flags), "--disp-batches", "1"],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    ) as process:
+        for line in process.stderr:
+            if "images/s" in line:
+                break
+        os.truncate(copied / "train.rec", 4096)
+        *_, last = process.stderr
+        process.wait(timeout=60)
+    assert process.returncode == 2 and last.startswith("mxresnet: SIGBUS: a file was cut off")
 
 
 def test_an_interrupt_ends_a_process_that_waits_for_a_library():

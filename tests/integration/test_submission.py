@@ -195,31 +195,91 @@ def test_a_file_that_is_not_a_log_is_refused(tmp_path, content):
     )
 
 
-def test_a_log_with_a_damaged_submission_line_is_refused(tmp_path):
-    (tmp_path / "cut.log").write_text('hello\n:::MLLOG {"key": "submission_org", "val')
-    done = python("-m", "mxresnet.results.submission", tmp_path / "package", tmp_path / "cut.log")
-    assert done.returncode == 2
-    assert "cut.log cannot be read: line 2 is damaged" in done.stderr
+def event(key, value=None, time_ms=1.0):
+    return f":::MLLOG {json.dumps({'key': key, 'value': value, 'time_ms': time_ms})}\n"
+
+
+ORG, START, STOP = event("submission_org", "Us"), event("run_start"), event("run_stop", time_ms=2)
+
+
+def refused(capsys, tmp_path, *logs):
+    """Call the command with logs of this content, which it must refuse; return its message."""
+    paths = [tmp_path / f"{number}.log" for number in range(len(logs))]
+    for path, content in zip(paths, logs):
+        path.write_text(content)
+    assert submission.main([str(tmp_path / "package"), *map(str, paths)]) == 2
+    assert not (tmp_path / "package").exists()
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1, message
+    return message
 
 
 @pytest.mark.parametrize(
-    "line",
+    "content, words",
     [
-        '{"key": "submission_org", "value": ["Us"]}',
-        '{"key": "submission_org", "value": null}',
-        '{"key": "submission_org", "value": "Us"}\n'
-        ':::MLLOG {"key": "submission_status", "value": {}}',
-        '{"key": "submission_org", "value": 1e999}',
-        '{"key": "submission_org", "value": ' + "9" * 5000 + "}",
-        '{"key": "submission_org", "value": ' + "[" * 5000,
+        ('hello\n:::MLLOG {"key": "submission_org", "val', "cannot be read: line 2 is damaged"),
+        (ORG + START + ":::MLLOG {\n" + STOP, "cannot be read: line 3 is damaged"),
+        (ORG, "was cut off: it has no run_start"),
+        (ORG + START, "was cut off: it has no run_stop"),
+        (START + STOP, "is not the log of a run: it has no submission_org"),
+        (ORG + START + STOP + ORG + START + STOP, "is not the log of one run: it has 2 subm"),
+        (ORG + STOP + START + START, "is not the log of one run: it has 2 run_start"),
+        (ORG + START + event("run_stop", time_ms="x"), "have no valid times"),
+        (ORG + event("run_start", time_ms=9) + STOP, "have no valid times"),
     ],
-    ids=range(6),
 )
-def test_a_log_with_odd_values_is_refused(tmp_path, line):
-    (tmp_path / "odd.log").write_text(f":::MLLOG {line}\n")
-    done = python("-m", "mxresnet.results.submission", tmp_path / "package", tmp_path / "odd.log")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert "odd.log" in done.stderr and not (tmp_path / "package").exists()
+def test_a_log_that_is_not_that_of_one_whole_run_is_refused(tmp_path, capsys, content, words):
+    assert words in refused(capsys, tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("submission_org", '["Us"]'),
+        ("submission_org", "null"),
+        ("submission_status", "{}"),
+        ("submission_status", '"elsewhere"'),
+        ("submission_division", '"ajar"'),
+        ("submission_org", "1e999"),
+        ("submission_org", "9" * 5000),
+        ("submission_org", "[" * 5000),
+        ("eval_accuracy", "NaN"),
+        ("eval_accuracy", '"0.76"'),
+        ("eval_accuracy", "75.9"),
+        ("eval_accuracy", "true"),
+    ],
+    ids=range(12),
+)
+def test_a_log_with_odd_values_is_refused(tmp_path, capsys, key, value):
+    line = f':::MLLOG {{"key": "{key}", "value": {value}}}\n'
+    org = "" if key == "submission_org" else ORG
+    message = refused(capsys, tmp_path, org + line + START + STOP)
+    assert "0.log" in message and (key in message or "is damaged" in message)
+
+
+def test_logs_of_one_run_or_of_several_systems_are_refused(tmp_path, capsys):
+    log, seed = ORG + START + STOP, event("seed", 3)
+    message = refused(capsys, tmp_path, log, log)
+    assert "0.log and" in message and "1.log are of the same run" in message
+    message = refused(capsys, tmp_path, log, log + seed, "note\n" + log)
+    assert "0.log and" in message and "2.log are of the same run" in message
+    message = refused(capsys, tmp_path, log, log.replace("Us", "You") + seed)
+    assert 'differ in submission_org ("Us", "You")' in message
+
+
+def test_a_failed_copy_leaves_nothing_that_the_next_call_refuses(tmp_path, capsys, monkeypatch):
+    (log,) = write_logs(tmp_path, [0.7605])
+    arguments = [str(tmp_path / "package"), str(log), "--system=s"]
+
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(submission.shutil, "copyfile", no_space)
+        assert submission.main(arguments) == 2
+    assert "No space left" in capsys.readouterr().err
+    assert submission.main(arguments) == 0
+    assert os.listdir(tmp_path / "package" / "results" / "s") == ["resnet"]
 
 
 def test_a_log_that_is_a_named_pipe_is_refused(tmp_path):

@@ -17,7 +17,7 @@ from support.image_fixtures import CLASSES, write_devkit
 
 from mxresnet.data.dataset import _read_manifest
 from mxresnet.errors import UserError
-from mxresnet.results.submission import read_submission_values
+from mxresnet.results.submission import read_run
 from prepare import val_labels
 from prepare.journal import Journal
 from prepare.listing import SourceError
@@ -176,9 +176,9 @@ def test_a_manifest_index_or_log_that_is_far_too_large_is_refused(tmp_path):
     with pytest.raises(DestinationError, match="train.json has more than 512 MiB"):
         load_manifest(str(tmp_path), "train")
     with pytest.raises(UserError, match="train.json cannot be read .*more than 512 MiB"):
-        _read_manifest(str(path))
+        _read_manifest(str(path), "train")
     with pytest.raises(UserError, match="train.json cannot be read: it has more than 256 MiB"):
-        read_submission_values(str(path))
+        read_run(str(path))
     assert tracemalloc.get_traced_memory()[1] < 16 * MIB
     tracemalloc.stop()
 

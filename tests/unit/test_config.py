@@ -7,6 +7,7 @@ import os
 
 import pytest
 from support.commands import ROOT, python
+from support.locales import ASCII_ENVIRONMENT, latin1_environment
 
 from mxresnet.config import (
     FIELDS,
@@ -243,3 +244,22 @@ def test_batch_shape_follows_the_input_layout():
         192,
         4,
     )
+
+
+@pytest.mark.parametrize("locale", ["utf-8", "latin1", "ascii"])
+def test_texts_for_the_log_do_not_depend_on_the_locale(tmp_path, locale):
+    environ = {"utf-8": {"LC_ALL": "C.UTF-8"}, "ascii": ASCII_ENVIRONMENT}.get(locale)
+    environ = {
+        **os.environ,
+        **(environ or latin1_environment(tmp_path)),
+        "SUBMISSION_ORG": "M\u00fc",
+    }
+    done = python("-m", "mxresnet", "--print-config", "--submission-platform=\u4e2d", env=environ)
+    settings = json.loads(done.stdout)
+    assert (settings["submission_org"], settings["submission_platform"]) == ("M\u00fc", "\u4e2d")
+
+
+@pytest.mark.parametrize("text", ["M\udcfc", "x" * 1001])
+def test_a_text_that_the_log_cannot_have_is_refused(text):
+    with pytest.raises(UserError, match="variable SUBMISSION_ORG: "):
+        parse([], {"SUBMISSION_ORG": text})

@@ -42,6 +42,31 @@ def test_other_counts_than_those_of_the_records_are_refused(tmp_path):
         open_loaders(tmp_path, 20, 8)
 
 
+@pytest.mark.parametrize("use_dali", [True, False])
+@pytest.mark.parametrize("name", ["with space", "a;b?c#d*[e]", "\u00e9", "not utf-8 \udce9"])
+def test_a_path_may_have_any_characters(tmp_path, name, use_dali):
+    (tmp_path / name).mkdir()
+    write_records(tmp_path, random_images(20), random_images(9))
+    for path in [*tmp_path.glob("*.rec"), *tmp_path.glob("*.idx")]:
+        path.rename(tmp_path / name / path.name)
+    config = Config(data_root=str(tmp_path / name), use_dali=use_dali, **SETTINGS)
+    loaders = make_loaders(config, 20, 9)
+    _, val = loaders.open()
+    assert sorted(labels_of(val.batches())) == list(range(9))
+
+
+def test_links_to_records_are_removed_when_the_records_are_refused(tmp_path, monkeypatch):
+    links = tmp_path / "links"
+    links.mkdir()
+    monkeypatch.setattr(loader.tempfile, "tempdir", str(links))
+    write_records(tmp_path, random_images(20), random_images(9))
+    config = Config(data_root=str(tmp_path), lazy_init_sanity=True, **SETTINGS)
+    loaders = make_loaders(config, 21, 9)
+    with pytest.raises(UserError, match="20 training and 9 validation images, not 21 and 9"):
+        loaders.open()
+    assert list(links.iterdir()) == []
+
+
 @pytest.mark.parametrize("multiplier", [2, 3])
 def test_batches_made_several_at_a_time_are_cut_up_in_order(tmp_path, multiplier):
     """The images are those without a multiplier; an epoch's unused batches begin the next one."""

@@ -91,6 +91,34 @@ def test_a_manifest_that_is_not_valid_is_refused(copied, old, new, words):
     assert str(caught.value).isprintable()
 
 
+@pytest.mark.parametrize("manifests", [True, False])
+@pytest.mark.parametrize("split, other", [("val", "train"), ("train", "val")])
+def test_the_records_of_the_other_split_are_refused(copied, manifests, split, other):
+    """An accuracy on training images is no result, and is mostly a better one."""
+    settings = {
+        f"data_{split}": str(copied / f"{other}.rec"),
+        f"data_{split}_idx": str(copied / f"{other}.idx"),
+    }
+    if not manifests:
+        for name in ("train", "val"):
+            (copied / f"{name}.json").unlink()
+        settings.update(num_examples=300, num_val_examples=300, num_classes=10)
+    words = (
+        f"{other}.json describes records of the split '{other}', and --data-{split} names them"
+        if manifests
+        else "the validation records .* are the file of the training records"
+    )
+    with pytest.raises(UserError, match=words):
+        describe(Config(data_root=str(copied), **settings))
+
+
+def test_a_manifest_of_another_split_is_refused(copied):
+    """As for a copy of the training records with the name of the validation records."""
+    change_manifest(copied / "val.json", lambda fields: fields.update(prefix="train"))
+    with pytest.raises(UserError, match="val.json describes records of the split 'train'"):
+        describe(Config(data_root=str(copied)))
+
+
 def set_in(*keys, value):
     """Return a function that sets a value in a manifest."""
 

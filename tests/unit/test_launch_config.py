@@ -9,7 +9,7 @@ from support.commands import ROOT
 from support.launchers import exported
 
 from mxresnet.errors import UserError
-from mxresnet.launch import system_config
+from mxresnet.launch import run, system_config
 
 
 def clean(**more):
@@ -37,6 +37,29 @@ def test_the_result_is_what_bash_exports():
 def test_the_message_of_a_failed_configuration_is_reported():
     with pytest.raises(UserError, match="^DGXNGPU=0 ranks on each of DGXNNODES=1 machines: both"):
         system_config.load_configuration("CPU_digits", clean(DGXNGPU="0"))
+
+
+def test_functions_of_the_caller_with_names_of_commands_are_not_used():
+    """Other functions are kept: a configuration may call "module load"."""
+    function = "() {  echo listing; }"
+    functions = {f"BASH_FUNC_{name}%%": function for name in ("dirname", "env", "nproc", "grep")}
+    module = {"BASH_FUNC_module%%": "() {  echo load\n}"}
+    after = system_config.load_configuration("CPU_digits", clean(**functions, **module))
+    assert after == {**clean(), **module, **exported("CPU_digits")}
+
+
+def test_a_mark_that_a_configuration_is_loaded_needs_the_configuration():
+    loaded = exported("CPU_digits")
+    environ = {**clean(), **loaded, "DGXSYSTEM": "CPU_digits", "CONFIG_LOADED": "CPU_digits"}
+    after, notes = run.configured_environment([], {**environ, "LR": "7"})
+    assert (after["LR"], notes) == ("7", []) and "CONFIG_LOADED" not in after
+    for name in ("DGXNGPU", "LR", "BATCHSIZE"):
+        left_over = {key: value for key, value in environ.items() if key != name}
+        with pytest.raises(UserError, match=f"^CONFIG_LOADED=CPU_digits is set, and {name} of"):
+            run.configured_environment([], left_over)
+    other = {**clean(), "DGXSYSTEM": "CPU_digits", "CONFIG_LOADED": "A30_1x2x204"}
+    after, _ = run.configured_environment([], other)
+    assert after["LR"] == loaded["LR"] and "CONFIG_LOADED" not in after
 
 
 def test_messages_of_a_configuration_are_shown(tmp_path, monkeypatch, capfd):

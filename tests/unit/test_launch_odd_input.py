@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Launchers with odd variables, arguments and moments of signals: one line and a fitting status."""
 
+import json
 import os
 import signal
 import subprocess
@@ -83,12 +84,33 @@ def test_a_variable_that_python_does_not_start_with_is_named(tmp_path, name, val
     assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
 
 
-def test_a_function_cd_of_the_caller_is_not_used(tmp_path):
-    script = 'cd() { builtin cd "$@" && echo listing; }; export -f cd; "$@"'
+def test_functions_of_the_caller_with_names_of_commands_are_not_used(tmp_path):
+    script = """
+        cd() { builtin cd "$@" && echo listing; }
+        for name in dirname readlink env nproc grep cat sha256sum cut head sed uname; do
+            eval "$name() { echo listing; }"
+            export -f "$name"
+        done
+        export -f cd
+        "$@"
+    """
     environ = {"DGXSYSTEM": "CPU_digits", "DATAROOT": str(tmp_path)}
     for command in (["./run_and_time.sh", "--help"], ["./bind.sh", "--cpu=off", "--", "true"]):
         done = finish(start_script(["bash", "-c", script, "bash", *command], tmp_path, **environ))
         assert done.returncode == 0 and "listing" not in done.stdout + done.stderr, done.stderr
+
+
+def test_output_of_the_callers_file_for_bash_is_not_mixed_with_that_of_scripts(tmp_path):
+    (tmp_path / "noise").write_text("echo noise\n")
+    environ = {"DGXSYSTEM": "CPU_digits", "BASH_ENV": str(tmp_path / "noise")}
+    done = finish(start_script(["./run_and_time.sh", "--print-config"], tmp_path, **environ))
+    noise, _, settings = done.stdout.partition("\n")
+    assert done.returncode == 0 and noise == "noise", done.stderr
+    assert json.loads(settings)["image_shape"] == [3, 32, 32]
+    done = finish(
+        start_script(["./bind.sh", "--cpu=off", "--", "echo", "here"], tmp_path, **environ)
+    )
+    assert done.returncode == 0 and done.stdout == "noise\nhere\n", done.stderr
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"])

@@ -2,8 +2,11 @@
 """Launchers whose standard output is full or closed: one line and status 1, no traceback."""
 
 import os
+import select
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from support.commands import ROOT
@@ -94,6 +97,45 @@ def test_trials_go_on_without_standard_output(tmp_path, place):
 @pytest.mark.parametrize("place", ["full", "closed", "left"])
 def test_lost_output_of_ranks_shows_no_traceback(place):
     assert run_without_stdout(SLURM_RANKS, place).stderr == "ranks ended\n"
+
+
+STOPPED = """
+from mxresnet.launch import mpi, run
+from mxresnet.launch.terminal import print_to_stderr
+def run_ranks(*arguments):
+    os.write(1, b"ready\\n")
+    PLACE
+    return 143
+mpi._DRAIN_SECONDS = 1000
+run.run = run_ranks
+sys.exit(run.main())
+"""
+WRITES = "while True: print_to_stderr('x' * 100)"
+FILTERS_RANKS = "mpi.run_local_ranks(sys.argv[1], [], 1, os.environ)"
+
+
+@pytest.mark.parametrize("place", [WRITES, FILTERS_RANKS])
+def test_a_stop_does_not_wait_for_a_reader_of_standard_error(tmp_path, place):
+    """A pager that was left open, or a terminal after Ctrl-S."""
+    mpirun = tmp_path / "mpirun"
+    mpirun.write_text("#!/bin/sh\nexec yes\n")
+    mpirun.chmod(0o755)
+    program = "import os, sys\n" + STOPPED.replace("PLACE", place)
+    command = [sys.executable, "-c", program, str(mpirun)]
+    read_end, write_end = os.pipe()
+    writable = select.poll()
+    writable.register(write_end, select.POLLOUT)
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=write_end) as process:
+        try:
+            assert process.stdout.readline() == b"ready\n"
+            while writable.poll(0):
+                time.sleep(0.05)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=30) == 143
+        finally:
+            process.kill()
+            os.close(read_end)
+            os.close(write_end)
 
 
 def test_output_that_can_be_written_is_complete():

@@ -60,7 +60,7 @@ OWNERS = {
 # What each module of mxresnet may import from mxresnet; a module that is not listed: nothing.
 EDGES = {
     "__init__": {"numpy_bool"},
-    "__main__": {"cli", "environment", "errors", "standard_streams"},
+    "__main__": {"bus_error", "cli", "environment", "errors", "standard_streams"},
     "bandwidth": {
         "cli",
         "config",
@@ -70,6 +70,7 @@ EDGES = {
         "parallel.world",
         "standard_streams",
     },
+    "bus_error": {"errors"},
     "checkpoint.arrays": {"checkpoint.manifest"},
     "checkpoint.fingerprint": {"config"},
     "checkpoint.manifest": {"bounded_read", "checkpoint.fingerprint"},
@@ -159,7 +160,7 @@ EDGES = {
     },
     "launch.mpi": {"errors", "launch.processes", "launch.terminal"},
     "launch.page_cache": {"launch.processes"},
-    "launch.processes": {"errors", "process_guard"},
+    "launch.processes": {"errors", "launch.terminal", "process_guard"},
     "launch.nsys": {"errors", "launch.processes", "launch.run_log", "launch.terminal"},
     "launch.refused_variables": {"errors"},
     "launch.run": {

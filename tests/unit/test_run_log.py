@@ -87,6 +87,17 @@ def test_a_name_that_is_no_part_of_a_name_is_refused(tmp_path, variable, value):
     assert os.listdir(tmp_path) == []
 
 
+def test_the_longest_names_fit(tmp_path):
+    environ = {"LOGDIR": str(tmp_path), "TRIAL": "t" * 60}
+    path = run_log.create_log({**environ, "DATESTAMP": "\u00e9" * 90})
+    (tmp_path / f"{path}.accuracy").touch()
+    stamp = run_log.reserve_stamp(str(tmp_path), "s" * 180)
+    (tmp_path / f"{stamp}_9999.log.accuracy").touch()
+    for variable, length in (("DATESTAMP", 181), ("TRIAL", 61)):
+        with pytest.raises(UserError, match=f"^{variable}=x*: .*more than {length - 1} bytes"):
+            run_log.create_log({**environ, variable: "x" * length})
+
+
 def test_a_folder_that_may_not_be_written_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     with pytest.raises(UserError, match=f"LOGDIR={tmp_path} cannot be written"):
