@@ -9,6 +9,8 @@ from support.commands import ROOT, SMALL, mpirun, python
 from support.mlperf_log import check_compliance, log_lines
 
 SHORT = [*SMALL, "--num-epochs", "2"]
+# The checker of logs knows the names of its parameters.
+RESNET_50 = ["--num-layers", "50"]
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3])
@@ -16,9 +18,8 @@ def finished(request, few, tmp_path_factory):
     """A short run that misses its target: (number of ranks, finished process, log file)."""
     log = tmp_path_factory.mktemp("run") / "run.log"
     ranks = request.param
-    done = mpirun(
-        ranks, "-m", "mxresnet", *SHORT, "--data-root", few, "--seed", "5", "--log-file", log
-    )
+    flags = [*SHORT, *RESNET_50, "--data-root", few, "--seed", "5", "--log-file", log]
+    done = mpirun(ranks, "-m", "mxresnet", *flags)
     return ranks, done, log
 
 
@@ -103,53 +104,44 @@ def test_the_official_checker_refuses_a_damaged_log(finished, tmp_path, damage):
     assert check_compliance(path).returncode == 1
 
 
-WEIGHTS_AFTER_STEPS = """
+WEIGHTS = """
 import hashlib, sys
 from mxresnet.parallel import world
 from mxresnet.train_loop import TrainLoop
 from mxresnet import cli
-run = TrainLoop.run
-def run_and_print_digest(self):
-    reached = run(self)
+run, prepare = TrainLoop.run, TrainLoop._prepare
+def print_digest(self, moment):
     parameters, _ = self.trainer._module.get_params()
     content = b"".join(parameters[name].asnumpy().tobytes() for name in sorted(parameters))
     digest = hashlib.sha256(content).hexdigest()
-    sys.stderr.write(f"weights {digest}\\n")
+    sys.stderr.write(f"weights {moment} {digest}\\n")
+def prepare_and_print_digest(self):
+    prepare(self)
+    print_digest(self, "before")
+def run_and_print_digest(self):
+    reached = run(self)
+    print_digest(self, "after")
     return reached
-TrainLoop.run = run_and_print_digest
+TrainLoop._prepare, TrainLoop.run = prepare_and_print_digest, run_and_print_digest
 sys.exit(cli.main())
 """
 
 
 def test_all_ranks_hold_the_same_weights_after_training(few, tmp_path):
-    script = tmp_path / "print_digest.py"
-    script.write_text(WEIGHTS_AFTER_STEPS)
-    digests = []
-    for seed in (1, 2):
-        flags = [*SMALL, "--num-epochs", "2", "--data-root", few, "--seed", seed]
-        done = mpirun(3, script, *flags, env={"PYTHONPATH": str(ROOT)})
-        weights = re.findall(r"weights (\w+)", done.stderr)
-        assert len(weights) == 3 and len(set(weights)) == 1, done.stderr
-        digests.append(weights[0])
-    assert digests[0] != digests[1]
+    script = tmp_path / "print_digests.py"
+    script.write_text(WEIGHTS)
+    flags = [*SHORT, "--data-root", few]
+    done = mpirun(3, script, *flags, env={"PYTHONPATH": str(ROOT)})
+    before, after = (re.findall(rf"weights {m} (\w+)", done.stderr) for m in ("before", "after"))
+    assert len(before) == len(after) == 3, done.stderr
+    assert len(set(after)) == 1 and not set(before) & set(after), done.stderr
 
 
 def test_a_log_of_sgd_is_compliant_but_for_the_accuracy(few, tmp_path):
     log = tmp_path / "sgd.log"
-    done = mpirun(
-        1,
-        "-m",
-        "mxresnet",
-        *SHORT,
-        "--optimizer",
-        "sgd",
-        "--lr",
-        "0.1",
-        "--data-root",
-        few,
-        "--log-file",
-        log,
-    )
+    flags = [*SHORT, *RESNET_50, "--data-root", few, "--log-file", log]
+    flags += ["--optimizer", "sgd", "--lr", "0.1"]
+    done = mpirun(1, "-m", "mxresnet", *flags)
     assert done.returncode == 3, done.stderr
     assert check_compliance(log).returncode == 1
     log.write_text(re.sub(r'("eval_accuracy", "value": )[\d.]+', r"\g<1>0.76", log.read_text()))
@@ -161,86 +153,45 @@ class TestKindsOfRun:
     """Settings of the reference that change what a run does, on two ranks."""
 
     def finished(self, few, *flags, status=3):
-        done = mpirun(
-            2,
-            "-m",
-            "mxresnet",
-            *SMALL,
-            "--num-layers",
-            "18",
-            "--num-epochs",
-            "2",
-            "--data-root",
-            few,
-            *flags,
-        )
+        done = mpirun(2, "-m", "mxresnet", *SHORT, "--data-root", few, *flags)
         assert done.returncode == status, done.stderr
         return done, log_lines(done.stdout)
 
     def test_settings_without_effect_are_reported_once_by_name(self, few):
-        done, _ = self.finished(
-            few,
-            "--conv-algo",
-            "1",
-            "--force-tensor-core",
-            "1",
-            "--dali-cache-size",
-            "100",
-            "--network",
-            "resnet-v1b-stats-fl",
-        )
+        """And plain SGD with a step schedule has an effect."""
+        flags = ["--conv-algo", "1", "--force-tensor-core", "1", "--dali-cache-size", "100"]
+        flags += ["--network", "resnet-v1b-stats-fl"]
+        schedule = ["--optimizer", "sgd", "--lr", "0.1", "--lr-step-epochs", "1"]
+        done, lines = self.finished(few, *flags, *schedule)
         notes = [line for line in done.stderr.splitlines() if line.startswith("note: ")]
-        for flags in (
+        for name in (
             "--conv-algo, --force-tensor-core",
             "--dali-cache-size",
             "resnet-v1b-stats-fl",
         ):
-            assert sum(flags in note for note in notes) == 1, flags
+            assert sum(name in note for note in notes) == 1, name
+        values = {line["key"]: line["value"] for line in lines}
+        assert values["opt_name"] == "sgd"
+        assert values["opt_learning_rate_decay_boundary_epochs"] == [1]
 
     def test_imagerecorditer(self, few):
-        done, lines = self.finished(
-            few, "--use-dali", "0", "--input-batch-multiplier", "2", "--top-k", "3"
-        )
-        assert (
-            done.stderr.count("ImageRecordIter, not DALI") == 1
-            and "of 47), top-3 0." in done.stderr
-        )
+        flags = ["--use-dali", "0", "--input-batch-multiplier", "2", "--top-k", "3"]
+        done, _ = self.finished(few, *flags)
+        assert done.stderr.count("ImageRecordIter, not DALI") == 1
+        assert "of 47), top-3 0." in done.stderr
 
     def test_synthetic_data(self, few):
-        done, lines = self.finished(
-            few,
-            "--synth-data",
-            "1",
-            "--num-examples",
-            "64",
-            "--num-classes",
-            "10",
-            "--data-root",
-            "/nowhere",
-            status=0,
-        )
-        assert "nothing was evaluated" in done.stderr and not [
-            line for line in lines if line["key"] == "eval_start"
-        ]
+        sizes = ["--num-examples", "64", "--num-classes", "10"]
+        flags = ["--synth-data", "1", *sizes, "--data-root", "/nowhere"]
+        done, lines = self.finished(few, *flags, status=0)
+        assert "nothing was evaluated" in done.stderr
+        assert not [line for line in lines if line["key"] == "eval_start"]
         assert lines[-1]["metadata"]["status"] == "aborted"
 
-    def test_separate_validation_and_hidden_data(self, few):
-        done, lines = self.finished(
-            few, "--separ-val", "--lazy_init_sanity", "--input-batch-multiplier", "3"
-        )
+    def test_separate_validation_and_hidden_data_with_time_tags_on_every_rank(self, few):
+        flags = ["--separ-val", "--lazy_init_sanity", "--input-batch-multiplier", "3"]
+        done, lines = self.finished(few, *flags, "--time-tags", "1", "--num-examples", "32")
         assert "of 47)" in done.stderr
-
-    def test_plain_sgd_with_a_step_schedule(self, few):
-        done, lines = self.finished(
-            few, "--optimizer", "sgd", "--lr", "0.1", "--lr-step-epochs", "1"
-        )
-        values = {line["key"]: line["value"] for line in lines}
-        assert values["opt_name"] == "sgd" and values[
-            "opt_learning_rate_decay_boundary_epochs"
-        ] == [1]
-
-    def test_time_tags_on_every_rank(self, few):
-        done, lines = self.finished(few, "--time-tags", "1", "--num-examples", "32")
         times = [line["value"] for line in lines if line["key"] == "iter_time_count"]
         # One line for each rank and each of 4 epochs, of 1 step.
         assert sorted(value["r"] for value in times) == [0] * 4 + [1] * 4

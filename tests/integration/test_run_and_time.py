@@ -13,8 +13,9 @@ import time
 
 import pytest
 from support.commands import ROOT, mpirun
-from support.launchers import QUICK, environment, run_and_time
+from support.launchers import QUICK, QUICK_RESNET_50, environment, run_and_time
 from support.mlperf_log import check_compliance, log_lines
+from support.process_marks import marked_processes, new_mark, wait_until_gone
 
 from mxresnet.launch import processes
 from mxresnet.launch.builtin_data import make_builtin_data
@@ -25,7 +26,7 @@ PUBLISHED = json.loads((ROOT / "tests" / "golden" / "published_configs.json").re
 def test_a_run_to_its_target_ends_with_one_result_line_and_a_compliant_log(few, tmp_path):
     env = environment(few, tmp_path, SEED="3", DATESTAMP="today", TRIAL="7")
     started = time.time()
-    done = run_and_time(*QUICK, "--accuracy-threshold", "0", env=env)
+    done = run_and_time(*QUICK_RESNET_50, "--accuracy-threshold", "0", env=env)
     assert done.returncode == 0, done.stderr
     match = re.fullmatch(
         r"RESULT,IMAGE_CLASSIFICATION,,(\d+),(\S+),(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [AP]M)\n",
@@ -178,20 +179,15 @@ def test_inside_mpirun_it_is_one_rank_and_rank_0_prints_the_result(few, tmp_path
     assert len(list((tmp_path / "results").iterdir())) == 1
 
 
-def processes_of(log_folder):
-    return subprocess.run(
-        ["pgrep", "-f", f"{log_folder}|-m mxresnet --num-epochs 77"], text=True, capture_output=True
-    ).stdout.split()
-
-
 @pytest.mark.parametrize("number, to_group", [(signal.SIGTERM, False), (signal.SIGINT, True)])
 def test_a_signal_ends_every_rank(few, tmp_path, number, to_group):
     """SIGTERM as a scheduler sends it to the script, SIGINT as a terminal sends it to all."""
+    mark = new_mark()
     process = subprocess.Popen(
-        ["./run_and_time.sh", "--num-epochs", "77"],
+        ["./run_and_time.sh", "--num-epochs", "77", "--num-layers", "18"],
         cwd=ROOT,
         text=True,
-        env=environment(few, tmp_path),
+        env={**environment(few, tmp_path), **mark},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
@@ -199,12 +195,11 @@ def test_a_signal_ends_every_rank(few, tmp_path, number, to_group):
     for line in process.stderr:
         if "epoch" in line and "images/s" in line:
             break
-    assert len(processes_of(tmp_path)) >= 3
+    assert len(marked_processes(mark)) >= 3
     (os.killpg if to_group else os.kill)(process.pid, number)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 128 + number and "stopped by SIG" in err and out == ""
-    time.sleep(1)
-    assert processes_of(tmp_path) == []
+    assert wait_until_gone(mark, 1) == {}
 
 
 def test_a_profiled_run_starts_every_rank_under_nsys_and_logs_the_times_of_all(few, tmp_path):
@@ -219,7 +214,7 @@ def test_a_profiled_run_starts_every_rank_under_nsys_and_logs_the_times_of_all(f
     more = {"NVTX_FLAG": "1", "TIME_TAGS": "1", "DATESTAMP": "today", "SYNTH_DATA": "0"}
     env = environment(few, tmp_path, **more)
     env["PATH"] = f"{program.parent}:{env['PATH']}"
-    done = run_and_time("--batch-size", "16", "--accuracy-threshold", "0", env=env)
+    done = run_and_time(*QUICK, "--accuracy-threshold", "0", env=env)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^STARTING TIMING RUN AT \d{4}-\d\d-\d\d \d\d:.*M$", done.stderr, re.M)
     assert re.search(r"^ENDING TIMING RUN AT \d{4}-\d\d-\d\d \d\d:.*M$", done.stderr, re.M)

@@ -7,8 +7,9 @@ import subprocess
 
 from support.commands import ROOT
 
-# Flags for a run of a few seconds.
-QUICK = ["--batch-size", "16", "--num-epochs", "2"]
+# Flags for a run of a few seconds, of ResNet-50 and of a smaller network.
+QUICK_RESNET_50 = ["--batch-size", "16", "--num-epochs", "2"]
+QUICK = [*QUICK_RESNET_50, "--num-layers", "18"]
 # Variables that bash sets for itself.
 _BASH_VARIABLES = ("PATH", "PWD", "SHLVL", "_", "OLDPWD")
 
@@ -21,6 +22,7 @@ def environment(records: pathlib.Path, tmp_path: pathlib.Path, **more: str) -> d
         "DATAROOT": str(records),
         "LOGDIR": str(tmp_path / "results"),
         "DGXSYSTEM": "CPU_digits",
+        "OMP_NUM_THREADS": "1",
         **more,
     }
 
