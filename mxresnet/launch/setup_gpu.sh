@@ -165,10 +165,10 @@ has_cuda_libraries() {
 
 # Install the CUDA libraries from the package index, and let MXNet find them.
 #
-# libmxnet.so has the RPATH $ORIGIN: the loader searches its own folder first, also before
-# LD_LIBRARY_PATH, and does so for the libraries that these load in turn. Links there need no
-# variable that each launcher, rank and tool would have to set, and no change of a file whose hash
-# was checked.
+# libmxnet.so has the RPATH $ORIGIN: the loader searches its own folder before LD_LIBRARY_PATH and
+# all others. Links there need no variable that each launcher, rank and tool would have to set, and
+# no change of a file whose hash was checked. mxresnet/cuda_libraries.py is about what these
+# libraries load in turn.
 install_cuda_libraries() {
     local packages file
     ! has_cuda_libraries || return 0

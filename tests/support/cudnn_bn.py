@@ -49,7 +49,7 @@ def copy_package(folder):
     """Copy what cudnn_bn needs to a folder, to change it there; return the copy of cudnn_bn."""
     package = folder / "mxresnet"
     for name in (
-        *("__init__.py", "numpy_bool.py", "errors.py", "process_guard.py"),
+        *("__init__.py", "cuda_libraries.py", "numpy_bool.py", "errors.py", "process_guard.py"),
         "model/__init__.py",
     ):
         (package / name).parent.mkdir(parents=True, exist_ok=True)

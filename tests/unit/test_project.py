@@ -59,7 +59,7 @@ OWNERS = {
 }
 # What each module of mxresnet may import from mxresnet; a module that is not listed: nothing.
 EDGES = {
-    "__init__": {"numpy_bool"},
+    "__init__": {"cuda_libraries", "numpy_bool"},
     "__main__": {"bus_error", "cli", "environment", "errors", "standard_streams"},
     "bandwidth": {
         "cli",
