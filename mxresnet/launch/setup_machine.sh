@@ -240,10 +240,14 @@ ignore_redirections() {
     export PIP_USER=0
 }
 
-# Let pip and uv trust the same certificates: those that the variables of either name, or else those
-# of the system.
+# Let pip and uv trust the same certificates: those that the variables of either name, or else
+# pip's settings, or else those of the system. For pip, the variable set here comes before its files.
 share_certificates() {
     local file=${PIP_CERT:-${REQUESTS_CA_BUNDLE:-${CURL_CA_BUNDLE:-${SSL_CERT_FILE-}}}} system
+    for system in "${PIP_CONFIG_FILE-}" ~/.config/pip/pip.conf ~/.pip/pip.conf /etc/pip.conf; do
+        [ -n "$file" ] || [ ! -f "$system" ] ||
+            file=$(sed -nE 's/^cert *[=:] *//p' "$system" | tail -n 1)
+    done
     for system in /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt; do
         [ -n "$file" ] || [ ! -s "$system" ] || file=$system
     done

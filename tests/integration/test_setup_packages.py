@@ -141,6 +141,11 @@ def test_a_certificate_of_ones_own_is_used_and_its_lack_is_named(checkout, tls_i
         run_setup(checkout, **index(address, **{name: certificate}))
         assert installed(checkout), name
         shutil.rmtree(checkout / ".venv")
+    pip_conf = checkout / "pip.conf"
+    pip_conf.write_text(f"[global]\ncert = {certificate}\n")
+    run_setup(checkout, **index(address, PIP_CONFIG_FILE=str(pip_conf)))
+    assert installed(checkout), "pip.conf"
+    shutil.rmtree(checkout / ".venv")
     missing = failure(checkout, **index(address, SSL_CERT_FILE=f"{certificate}.old"))
     assert f"{certificate}.old" in missing
 
