@@ -284,6 +284,37 @@ def test_images_commands_and_paths_exist(where, spec):
         assert filled == f"/data/{mounts['/data']['subPath']}"
 
 
+@pytest.mark.parametrize(
+    "where, spec", pod_specs(), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_a_pod_needs_no_root(where, spec):
+    (container,) = spec["containers"]
+    assert container["securityContext"] == {
+        "runAsNonRoot": True,
+        "runAsUser": 1000,
+        "runAsGroup": 1000,
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    # Who writes to a volume belongs to its group.
+    writes = any(not mount.get("readOnly") for mount in container.get("volumeMounts", []))
+    claims = any("persistentVolumeClaim" in volume for volume in spec.get("volumes", []))
+    assert (spec.get("securityContext", {}).get("fsGroup") == 1000) == (writes and claims)
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_sshd_is_where_the_jobs_expect_it(name):
+    (port,) = re.findall(r"^Port (\d+)$", (K8S / "image" / "sshd_config").read_text(), re.M)
+    assert f"    Port {port}\n" in (K8S / "image" / "ssh_config").read_text()
+    (job,) = documents(name)
+    worker = job["spec"]["mpiReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]
+    assert worker["readinessProbe"]["tcpSocket"]["port"] == int(port)
+    dockerfile = (ROOT / IMAGES[worker["image"]]).read_text()
+    (user,) = re.findall(r"useradd --create-home .* (\w+)$", dockerfile, re.M)
+    assert job["spec"]["sshAuthMountPath"] == f"/home/{user}/.ssh"
+
+
 def test_files_named_in_the_readme_exist():
     for name in re.findall(r"\bk8s/[\w./-]+", (K8S / "README.md").read_text()):
         assert (ROOT / name.rstrip(".")).exists(), name
