@@ -241,7 +241,7 @@ ignore_redirections() {
 }
 
 # Let pip and uv trust the same certificates: those that the variables of either name, or else
-# pip's settings, or else those of the system. For pip, the variable set here comes before its files.
+# pip's settings, or else those of the system. For pip, a variable comes before its files.
 share_certificates() {
     local file=${PIP_CERT:-${REQUESTS_CA_BUNDLE:-${CURL_CA_BUNDLE:-${SSL_CERT_FILE-}}}} system
     for system in "${PIP_CONFIG_FILE-}" ~/.config/pip/pip.conf ~/.pip/pip.conf /etc/pip.conf; do
