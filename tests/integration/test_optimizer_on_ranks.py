@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every step of a run of a small network, through Trainer and Horovod, against float64."""
 
+import functools
+
 import numpy as np
 import pytest
 from support.commands import mpirun
 
-WHOLE_RUN = """
+# Arguments: folder for the results; optimizer, schedule and number of groups of each run.
+WHOLE_RUNS = """
 import sys
 import numpy as np
 from mxresnet.data import loader
@@ -19,8 +22,8 @@ from mxresnet import trainer
 from mxresnet.data.loader import Batch
 from mxresnet.run_plan import make_plan
 
-path, optimizer, schedule, groups, batch_size = sys.argv[1:]
-batch_size = int(batch_size)
+folder, runs = sys.argv[1], sys.argv[2:]
+batch_size = 12 // world.size
 
 def two_layers(ops, config, num_classes):
     x = mx.sym.Flatten(mx.sym.var("data"))
@@ -35,36 +38,43 @@ class FakeOps:
     def for_evaluation(self):
         return self
 
-def parameters():
+def parameters(made):
     return {n: a.asnumpy() for n, a in made._module.get_params()[0].items()}
 
+def train(run):
+    optimizer, schedule, groups = run.split()
+    config = Config(
+        image_shape=(3, 4, 4), batch_size=batch_size, optimizer=optimizer,
+        lr=0.8 if "lars" in optimizer else 0.05, wd=5e-4, label_smoothing=0.1,
+        lr_step_epochs=schedule, num_epochs=9, warmup_epochs=2, lars_eta=0.02,
+        num_groups=int(groups))
+    plan = make_plan(config, 24, world.size)
+    random = np.random.RandomState(0)
+    made = trainer.Trainer(config, plan, world, 5, mx.cpu(), FakeOps())
+    trainer.seed_everything(7 + world.rank)  # all ranks must get rank 0's weights
+    made.initialize()
+    made.warm_up()
+    first = parameters(made)
+    steps = plan.total_steps
+    images = random.randn(steps, world.size, batch_size, 3, 4, 4)
+    labels = random.randint(0, 5, (steps, world.size, batch_size))
+    for step in range(steps):
+        image, label = mx.nd.array(images[step, world.rank]), mx.nd.array(labels[step, world.rank])
+        made.forward(Batch(image, label, batch_size))
+        made.backward()
+        made.update()
+    made.wait()
+    if world.rank == 0:
+        np.savez(
+            f"{folder}/{run}.npz",
+            images=images.reshape(steps, 12, -1), labels=labels.reshape(steps, 12),
+            rates=[plan.learning_rate(i) for i in range(steps + 3)],
+            **{"first_" + n: a for n, a in first.items()},
+            **{"last_" + n: a for n, a in parameters(made).items()})
+
 resnet.build = two_layers
-config = Config(
-    image_shape=(3, 4, 4), batch_size=batch_size, optimizer=optimizer,
-    lr=0.8 if "lars" in optimizer else 0.05, wd=5e-4, label_smoothing=0.1,
-    lr_step_epochs=schedule, num_epochs=9, warmup_epochs=2, lars_eta=0.02, num_groups=int(groups))
-plan = make_plan(config, 24, world.size)
-random = np.random.RandomState(0)
-made = trainer.Trainer(config, plan, world, 5, mx.cpu(), FakeOps())
-trainer.seed_everything(7 + world.rank)  # all ranks must get rank 0's weights
-made.initialize()
-made.warm_up()
-first = parameters()
-steps = plan.total_steps
-images = random.randn(steps, world.size, batch_size, 3, 4, 4)
-labels = random.randint(0, 5, (steps, world.size, batch_size))
-for step in range(steps):
-    image, label = mx.nd.array(images[step, world.rank]), mx.nd.array(labels[step, world.rank])
-    made.forward(Batch(image, label, batch_size))
-    made.backward()
-    made.update()
-made.wait()
-if world.rank == 0:
-    np.savez(
-        path, images=images.reshape(steps, 12, -1), labels=labels.reshape(steps, 12),
-        rates=[plan.learning_rate(i) for i in range(steps + 3)],
-        **{"first_" + n: a for n, a in first.items()},
-        **{"last_" + n: a for n, a in parameters().items()})
+for run in runs:
+    train(run)
 world.shutdown()
 """
 
@@ -108,24 +118,37 @@ def float64_run(data, optimizer, wd=5e-4, eta=0.02, momentum=0.9, alpha=0.1):
     return w
 
 
-@pytest.mark.parametrize(
-    "ranks, optimizer, schedule, groups",
-    [
-        (1, "sgdwfastlars", "pow2", 1),
-        (3, "sgdwfastlars", "pow2", 1),
-        (3, "sgdwfastlarsv2", "pow2", 0),
-        (3, "sgdwlars", "4,7", 2),
-        (3, "sgd", "4,7", 1),
+# Numbers of ranks -> optimizer, schedule and number of groups of each run.
+RUNS = {
+    1: ["sgdwfastlars pow2 1"],
+    3: [
+        "sgdwfastlars pow2 1",
+        "sgdwfastlarsv2 pow2 0",
+        "sgdwlars 4,7 2",
+        "sgd 4,7 1",
     ],
-)
-def test_a_whole_run_equals_float64(tmp_path, ranks, optimizer, schedule, groups):
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Return results(ranks), the folder with the results of all runs on these ranks."""
+
+    @functools.lru_cache(maxsize=None)
+    def run(ranks):
+        folder = tmp_path_factory.mktemp(f"runs on {ranks} ranks")
+        done = mpirun(ranks, "-c", WHOLE_RUNS, folder, *RUNS[ranks])
+        assert done.returncode == 0, done.stderr
+        return folder
+
+    return run
+
+
+@pytest.mark.parametrize("ranks, run", [(ranks, run) for ranks in RUNS for run in RUNS[ranks]])
+def test_a_whole_run_equals_float64(results, ranks, run):
     """18 steps of a small network through Trainer and Horovod, warm-up and decay included."""
-    done = mpirun(
-        ranks, "-c", WHOLE_RUN, tmp_path / "run.npz", optimizer, schedule, groups, 12 // ranks
-    )
-    assert done.returncode == 0, done.stderr
-    data = np.load(tmp_path / "run.npz")
-    expected = float64_run(data, optimizer)
+    data = np.load(results(ranks) / f"{run}.npz")
+    expected = float64_run(data, run.split()[0])
     assert len(data["images"]) == 18
     for name, value in expected.items():
         moved = np.linalg.norm(value - data["first_" + name])

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 from support import image_fixtures as images
+from support.conversions import convert, verify_records
 from support.image_fixtures import MAGIC, jpeg
 from support.manifests import change_manifest, make_version_1, write_manifest
 
@@ -37,8 +38,8 @@ def records(undamaged, tmp_path):
 
 def verify(folder, *options, status=0):
     """Run prepare.verify, which must end with this status; return its standard error."""
-    result = images.run_prepare(folder, *options, module="prepare.verify")
-    assert result.returncode == status and "Traceback" not in result.stderr, result.stderr
+    result = verify_records(folder, *options)
+    assert result.status == status and "Traceback" not in result.stderr, result.stderr
     return result.stderr
 
 
@@ -71,9 +72,9 @@ def test_flipped_bit_is_attributed_to_its_record(undamaged, records, offset_in_r
     key, path, start = tables[DAMAGED_RECORD]
     end = tables[DAMAGED_RECORD + 1][2]
     flip_bit(records / "train.rec", (start if offset_in_record >= 0 else end) + offset_in_record)
-    result = images.run_prepare(records, module="prepare.verify")
+    result = verify_records(records)
     errors = result.stderr
-    assert result.returncode == 1 and len(errors.splitlines()) == 1
+    assert result.status == 1 and len(errors.splitlines()) == 1
     assert "train: 92 records in 3 classes, 1 error\n" in result.stdout
     assert f"record {DAMAGED_RECORD} (key {key}, {path}, at byte {start})" in errors
     name = f"record {DAMAGED_RECORD} ("
@@ -221,8 +222,8 @@ def test_damaged_manifest(undamaged, records, name):
     text = f'train.json: is damaged: its field "{field}" is missing or invalid'
     errors = verify(records, status=3)
     assert text in errors and len(errors.splitlines()) == 1
-    again = images.run_prepare(undamaged / "in", records)
-    assert again.returncode == 3 and text in again.stderr and len(again.stderr.splitlines()) == 1
+    again = convert(undamaged / "in", records)
+    assert again.status == 3 and text in again.stderr and len(again.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -254,14 +255,14 @@ def test_a_flipped_bit_at_any_place_of_a_manifest_is_found(undamaged, records):
     path.write_bytes(content.replace(b"n01440764", b"n01440765"))
     text = "train.json: is damaged: its content differs from its sum"
     assert text in verify(records, status=3)
-    again = images.run_prepare(undamaged / "in", records)
-    assert again.returncode == 3 and text in again.stderr
+    again = convert(undamaged / "in", records)
+    assert again.status == 3 and text in again.stderr
 
 
 def test_a_manifest_of_an_earlier_version_is_read_and_has_no_sum(undamaged, records):
     make_version_1(records / "val.json")
-    result = images.run_prepare(records, module="prepare.verify")
-    assert result.returncode == 0 and "val: its manifest is of version 1" in result.stdout
+    result = verify_records(records)
+    assert result.status == 0 and "val: its manifest is of version 1" in result.stdout
     assert "train: its manifest" not in result.stdout
-    again = images.run_prepare(undamaged / "in", records)
-    assert again.returncode == 0 and "already complete" in again.stdout
+    again = convert(undamaged / "in", records)
+    assert again.status == 0 and "already complete" in again.stdout
