@@ -10,12 +10,13 @@ import dataclasses
 import os
 import secrets
 import sys
+import time
 import traceback
 from typing import TYPE_CHECKING, Any, Callable, List, Optional, Sequence, TextIO, Tuple
 
 from mxresnet import config_parser, environment
 from mxresnet.config import Config
-from mxresnet.errors import ExitStatus, UserError, exit_now
+from mxresnet.errors import ExitStatus, Interrupted, UserError, exit_now
 from mxresnet.parallel.world import (
     CollectiveUserError,
     World,
@@ -30,25 +31,51 @@ from mxresnet.standard_streams import check_output
 # At run time these are imported when needed: MXNet takes seconds to load, and DALI must be
 # loaded before Horovod.
 if TYPE_CHECKING:
+    from mxresnet.checkpoint.session import Session
     from mxresnet.data.dataset import DataSet
     from mxresnet.model.ops import PlainOps
     from mxresnet.progress import Progress
     from mxresnet.run_plan import Plan
 
 
-def start_log(config: Config, rank: int) -> None:
+def start_log(config: Config, rank: int) -> Optional[int]:
     """Write the header of the MLPerf log and init_start, before any work that takes time.
+
+    Returns:
+        When the process started, milliseconds since 1970, if nothing is written because the log may
+        have these lines already: rank 0 has found an unfinished run. Else None.
 
     Raises:
         UserError: --log-file, or without it standard output, cannot be written.
     """
     from mxresnet import mllog
+    from mxresnet.checkpoint import opening
 
     if rank == 0:
+        if opening.may_resume(config):
+            return int(time.time() * 1000)
         if config.log_file:
             mllog.open_file(config.log_file)
         mllog.header(config)
     mllog.init_start(to_file=bool(config.log_file))
+    return None
+
+
+def continue_log(config: Config, session: Session, start_ms: Optional[int], rank: int) -> None:
+    """Write what start_log() has not written, unless the log has it already.
+
+    Raises:
+        UserError: the log cannot be written.
+    """
+    from mxresnet import mllog
+
+    if rank != 0 or start_ms is None:
+        return
+    if config.log_file:
+        mllog.open_file(config.log_file)
+    if not session.log_continues:
+        mllog.header(config)
+        mllog.init_start(to_file=bool(config.log_file), time_ms=start_ms)
 
 
 def load_dataset_and_plan(config: Config, num_ranks: int) -> Tuple[DataSet, Plan]:
@@ -161,16 +188,29 @@ def choose_device_and_ops(config: Config, world: World) -> Tuple[Any, PlainOps, 
     return device, ops, [*notes, *filter(None, changes)]
 
 
-def train(config: Config, world: World) -> Optional[bool]:
-    """Run one rank; return whether it reached the target, None when nothing was evaluated."""
+def train(config: Config, world: World, start_ms: Optional[int] = None) -> Optional[bool]:
+    """Run one rank; return whether it reached the target, None when nothing was evaluated.
+
+    Args:
+        config: the settings.
+        world: the ranks.
+        start_ms: what start_log() returned.
+
+    Raises:
+        Interrupted: SIGTERM came, and a checkpoint is written.
+    """
     from mxresnet import mllog, profiling
+    from mxresnet.checkpoint import opening
     from mxresnet.data import loader
     from mxresnet.train_loop import TrainLoop
 
     data, plan = world.run_on_all_ranks(lambda: load_dataset_and_plan(config, world.size))
     data_backend = loader.load_backend(config)
     world = start_horovod(world)
-    seed = world.broadcast(secrets.randbelow(2**16) if config.seed is None else config.seed)
+    session = opening.open_session(config, data, world, loader.choose_backend(config))
+    world.run_on_all_ranks(lambda: continue_log(config, session, start_ms, world.rank))
+    seed = session.seed if config.seed is None else config.seed
+    seed = world.broadcast(secrets.randbelow(2**16) if seed is None else seed)
     config = dataclasses.replace(config, seed=seed)
     rank_seed = rank_seeds(seed, world.size)[world.rank]
 
@@ -179,25 +219,28 @@ def train(config: Config, world: World) -> Optional[bool]:
     device, ops, ignored = choose_device_and_ops(config, world)
     world.end_loading()
     seed_everything(rank_seed)
-    notes = data_notes(config, data, loader.choose_backend(config)) + ignored
+    notes = data_notes(config, data, loader.choose_backend(config)) + ignored + session.notes
     progress = start_progress(config, data, plan, world, device, notes)
     trainer = world.run_on_all_ranks(
         lambda: Trainer(config, plan, world, data.classes, device, ops)
     )
-    loop = TrainLoop(
-        config,
-        data,
-        plan,
-        world,
-        mllog.RunLog(world.rank),
-        progress,
-        trainer,
-        loader.DataLoaders(data_backend, config, data, world, device, rank_seed),
-        profiling.Timing(config, trainer.wait),
+    log = mllog.RunLog(world.rank, has_start=session.log_continues)
+    world.run_on_all_ranks(lambda: session.start(config, log, progress))
+    data_loaders = loader.DataLoaders(
+        data_backend, config, data, world, device, rank_seed, session.is_on, session.input_state
     )
-    reached = loop.run()
+    timing = profiling.Timing(config, trainer.wait)
+    loop = TrainLoop(
+        config, data, plan, world, log, progress, trainer, data_loaders, timing, session
+    )
+    try:
+        reached, interrupted = loop.run(), None
+    except Interrupted as stop:
+        reached, interrupted = None, stop
     trainer.wait()
     world.shutdown()
+    if interrupted:
+        raise interrupted
     return reached
 
 
@@ -236,6 +279,8 @@ def run_rank(
         world.raise_if_any_failed(config_error)
         missed = (work or train)(config, world) is False
         return ExitStatus.TARGET_MISSED if missed else ExitStatus.SUCCESS
+    except Interrupted:
+        return ExitStatus.TERMINATED
     except CollectiveUserError as error:
         # Every rank gets this error; only rank 0 prints it. When MPI has not connected the ranks,
         # each of them is rank 0 of its own World, so the launcher's rank number is checked too.
@@ -273,6 +318,10 @@ def main(argv: Optional[Sequence[str]] = None) -> ExitStatus:
         print(config_parser.to_json(config))
         check_output()
         return ExitStatus.SUCCESS
+    start_ms = None
     if config_error is None:
-        _, config_error = catch_user_error(lambda: start_log(config, launched_rank() or 0))
-    return run_rank(config, config_error, join_or_exit(config, config_error))
+        start_ms, config_error = catch_user_error(lambda: start_log(config, launched_rank() or 0))
+    world = join_or_exit(config, config_error)
+    return run_rank(
+        config, config_error, world, lambda config, world: train(config, world, start_ms)
+    )

@@ -23,6 +23,10 @@ class UserError(Exception):
         super().__init__(one_line(message))
 
 
+class Interrupted(Exception):  # noqa: N818 (not an error)
+    """The run was stopped by SIGTERM after a checkpoint; it continues when it is started again."""
+
+
 def one_line(text: str) -> str:
     """Return a text with spaces for line breaks and escapes for other control characters.
 
@@ -42,6 +46,7 @@ class ExitStatus(enum.IntEnum):
     FAILURE = 1  # any other error; its traceback is on standard error
     USER_ERROR = 2  # wrong settings or data, reported in one line
     TARGET_MISSED = 3  # the last epoch ended below the target accuracy
+    TERMINATED = 143  # ended by SIGTERM, after a checkpoint; 128 + its number, as in a shell
     INTERRUPTED = 130  # ended by SIGINT; the same as 128 + its number in a shell
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, List, Optional, Protocol, Sequence
+from typing import Any, List, Optional, Protocol, Sequence, Tuple
 
 from mxresnet.errors import UserError
 
@@ -106,6 +106,21 @@ class LossMeter:
         loss = loss.astype("float64")
         self._sum = loss if self._sum is None else self._sum + loss
         self._images += images
+
+    def state(self) -> Tuple[float, int]:
+        """Return the sum of the losses and the number of images since the last take_mean()."""
+        return (0.0 if self._sum is None else float(self._sum.asscalar())), self._images
+
+    def set_state(self, state: Tuple[float, int], like: Any) -> None:
+        """Restore what state() returned.
+
+        Args:
+            state: the sum and the number of images.
+            like: an NDArray on the device of the network.
+        """
+        total, self._images = state
+        zero = like.reshape((-1,))[:1].astype("float64") * 0
+        self._sum = zero + total if self._images else None
 
     def take_mean(self) -> float:
         """Return the mean loss since the previous call; NaN when there was no batch."""

@@ -18,12 +18,16 @@ from typing import Any, Dict, Iterable, Optional, Sequence, Tuple
 from mlperf_logging import mllog
 from mlperf_logging.mllog import constants
 
+from mxresnet.checkpoint.manifest import Position
 from mxresnet.config import Config
-from mxresnet.errors import UserError
+from mxresnet.errors import Interrupted, UserError
 from mxresnet.lr_schedule import END_LEARNING_RATE, POLYNOMIAL_POWER
 from mxresnet.run_plan import Block, Plan
 from mxresnet.standard_streams import describe_error, output_error
 from mxresnet.step_times import StepTimes
+
+# Keys of lines about checkpoints; MLPerf has none for them.
+CHECKPOINT, RESUMED = "checkpoint", "resumed"
 
 
 class _LogFile(logging.FileHandler):
@@ -94,9 +98,14 @@ def header(config: Config) -> None:
     _raise_write_error()
 
 
-def init_start(to_file: bool = False) -> None:
-    """Log the start of the process; `to_file`: rank 0 writes the log to a file."""
-    mllog.get_mllogger().start(constants.INIT_START)
+def init_start(to_file: bool = False, time_ms: Optional[int] = None) -> None:
+    """Log the start of the process.
+
+    Args:
+        to_file: whether rank 0 writes the log to a file.
+        time_ms: when it started, milliseconds since 1970; None: now.
+    """
+    mllog.get_mllogger().start(constants.INIT_START, time_ms=time_ms)
     _raise_write_error(to_file)
 
 
@@ -108,12 +117,28 @@ class _Interval:
     """
 
     def __init__(
-        self, log: RunLog, kind: str, start: Dict[str, Any], stop: Optional[Dict[str, Any]]
+        self,
+        log: RunLog,
+        kind: str,
+        start: Dict[str, Any],
+        stop: Optional[Dict[str, Any]],
+        started: bool = False,
     ):
-        """Take the metadata of the two lines; without `stop` there is no stop line."""
+        """Take the metadata of the two lines.
+
+        Args:
+            log: where to write them.
+            kind: first part of their keys.
+            start: metadata of the start line.
+            stop: metadata of the stop line; None: there is none.
+            started: whether an earlier process has written the start line.
+        """
         self._log, self._kind, self._start, self._stop = log, kind, start, stop
+        self._started = started
 
     def __enter__(self) -> None:
+        if self._started:
+            return
         self._log.write("start", f"{self._kind}_start", None, self._start, depth=1)
 
     def __exit__(self, error: Any, *_: Any) -> None:
@@ -124,11 +149,17 @@ class _Interval:
 class _Run:
     """Context manager that writes run_start on entry and run_stop on exit.
 
-    The status of run_stop is "aborted" unless succeed() was called.
+    The status of run_stop is "aborted" unless succeed() was called. A run that was interrupted
+    after a checkpoint has no run_stop: it goes on in another process.
     """
 
     def __init__(self, log: RunLog):
         self._log, self._status = log, constants.ABORTED
+
+    @property
+    def text(self) -> str:
+        """The status of run_stop: "success" or "aborted"."""
+        return self._status
 
     def __enter__(self) -> _Run:
         self._log.write("start", constants.RUN_START, None, {}, depth=1)
@@ -137,15 +168,25 @@ class _Run:
     def succeed(self) -> None:
         self._status = constants.SUCCESS
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, error_type: Any, *_: Any) -> None:
+        if error_type is not None and issubclass(error_type, Interrupted):
+            return
         self._log.write("end", constants.RUN_STOP, None, {"status": self._status}, depth=1)
 
 
 class RunLog:
     """The lines of one run after init_start. Writes nothing on ranks other than 0."""
 
-    def __init__(self, rank: int):
+    def __init__(self, rank: int, has_start: bool = False):
+        """Choose whether to write.
+
+        Args:
+            rank: this rank.
+            has_start: whether the log file has the lines up to a checkpoint already: then nothing
+                is written before resumed().
+        """
         self._logger = mllog.get_mllogger() if rank == 0 else None
+        self._is_muted = has_start
 
     def write(
         self, kind: str, key: str, value: Any, metadata: Dict[str, Any], depth: int = 0
@@ -162,7 +203,7 @@ class RunLog:
         Raises:
             UserError: the log cannot be written.
         """
-        if self._logger:
+        if self._logger and not self._is_muted:
             getattr(self._logger, kind)(key, value, metadata=metadata, stack_offset=2 + depth)
             _raise_write_error()
 
@@ -233,15 +274,33 @@ class RunLog:
         self._event(constants.TRAIN_SAMPLES, train)
         self._event(constants.EVAL_SAMPLES, val)
 
-    def block(self, block: Block) -> _Interval:
-        """Log a block; one without an evaluation is never closed, as in the reference."""
+    def resumed(self, position: Position, gap_seconds: float) -> None:
+        """Log that the run continues from a checkpoint, the time after which it does so."""
+        self._is_muted = False
+        metadata = {"checkpoint": position.folder_name, "epoch_num": position.epoch}
+        self._event(RESUMED, gap_seconds, {**metadata, "step": position.step})
+
+    def checkpoint(self, position: Position, wait_seconds: float, write_seconds: float) -> None:
+        """Log a checkpoint: how long the step waited for it, and how long its write took."""
+        seconds = {"wait_seconds": wait_seconds, "write_seconds": write_seconds}
+        metadata = {constants.EPOCH_NUM: position.epoch, "step": position.step}
+        self._event(CHECKPOINT, seconds, metadata)
+
+    def block(self, block: Block, started: bool = False) -> _Interval:
+        """Log a block; one without an evaluation is never closed, as in the reference.
+
+        Args:
+            block: the block.
+            started: whether the log has its start already.
+        """
         first = {constants.FIRST_EPOCH_NUM: block.first_epoch}
         start = {**first, constants.EPOCH_COUNT: block.epoch_count}
-        return _Interval(self, "block", start, stop=first if block.evaluated else None)
+        return _Interval(self, "block", start, first if block.evaluated else None, started)
 
-    def epoch(self, number: int) -> _Interval:
+    def epoch(self, number: int, started: bool = False) -> _Interval:
+        """Log an epoch, without its start if the log has that already."""
         metadata = {constants.EPOCH_NUM: number}
-        return _Interval(self, "epoch", metadata, stop=metadata)
+        return _Interval(self, "epoch", metadata, metadata, started)
 
     def evaluation(self, epoch: int) -> _Interval:
         metadata = {constants.EPOCH_NUM: epoch}

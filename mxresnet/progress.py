@@ -21,7 +21,7 @@ def format_duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def images_per_second(images: int, seconds: float) -> float:
+def images_per_second(images: float, seconds: float) -> float:
     """Return the throughput; to get that of all ranks, pass the number of images of all ranks."""
     return images / seconds
 
@@ -57,6 +57,8 @@ class Progress:
         self._clock = clock
         self._run_start = self._epoch_start = self._interval_start = 0.0
         self._best_accuracy = 0.0
+        self._seconds_before = 0.0  # of the run, before this process
+        self._first_step = 1
 
     def write_line(self, text: str) -> None:
         """Write a line on rank 0.
@@ -72,10 +74,22 @@ class Progress:
                 name = getattr(stream, "name", "a stream")
                 raise UserError(f"{name} cannot be written ({error.strerror})") from None
 
-    def run_started(self) -> None:
-        self._run_start = self._clock()
+    def resume(self, run_started: float, best_accuracy: float) -> None:
+        """Continue an earlier process: the time since then counts as time of the run.
 
-    def epoch_started(self) -> None:
+        Args:
+            run_started: when it started, seconds since 1970.
+            best_accuracy: of its evaluations.
+        """
+        self._seconds_before = max(0.0, time.time() - run_started)
+        self._best_accuracy = best_accuracy
+
+    def run_started(self) -> None:
+        self._run_start = self._clock() - self._seconds_before
+
+    def epoch_started(self, first_step: int = 1) -> None:
+        """Start to measure an epoch whose earlier steps another process has done."""
+        self._first_step = first_step
         self._epoch_start = self._interval_start = self._clock()
 
     def step_done(self, epoch: int, step: int) -> None:
@@ -95,7 +109,9 @@ class Progress:
         epoch_seconds = self._clock() - self._epoch_start
         seconds_per_epoch = (self._clock() - self._run_start) / epoch  # evaluations included
         seconds_left = seconds_per_epoch * (num_epochs - epoch)
-        speed = images_per_second(self._images_per_epoch, epoch_seconds)
+        steps = self._plan.steps_per_epoch
+        images = self._images_per_epoch * (steps - self._first_step + 1) / steps
+        speed = images_per_second(images, max(epoch_seconds, 1e-9))
         self.write_line(
             f"epoch {epoch:{len(str(num_epochs))}d} of at most {num_epochs}: {speed:,.0f} images/s,"
             f" {format_duration(epoch_seconds)}, loss {loss:.4f}, learning rate "

@@ -9,8 +9,9 @@ it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Callable, Iterable, Iterator, List, Optional, Protocol, Tuple, TypeVar
+from typing import Any, Callable, Iterable, Iterator, List, Optional, Protocol, Tuple, TypeVar, cast
 
+from mxresnet.checkpoint.manifest import Position
 from mxresnet.config import Config
 from mxresnet.data.dataset import DataSet
 from mxresnet.data.loader import Batch
@@ -49,7 +50,43 @@ class Trainer(Protocol):
     def stop_profile(self) -> None: ...
 
 
+class Checkpoints(Protocol):
+    """The methods of mxresnet.checkpoint.session.Session that a run uses."""
+
+    @property
+    def is_on(self) -> bool: ...
+
+    @property
+    def position(self) -> Optional[Position]: ...
+
+    @property
+    def accuracy(self) -> Optional[float]: ...
+
+    @property
+    def log_continues(self) -> bool: ...
+
+    def restore(self, trainer: Any) -> None: ...
+
+    def announce(self) -> None: ...
+
+    def due(self, can_save: bool, can_save_soon: bool = True) -> bool: ...
+
+    def save(
+        self, position: Position, trainer: Any, inputs: Any, accuracy: Optional[float] = None
+    ) -> None: ...
+
+    def finish(self, outcome: str) -> None: ...
+
+
 class TrainLoader(Protocol):
+    @property
+    def restores_exactly(self) -> bool: ...
+
+    @property
+    def can_save(self) -> bool: ...
+
+    def state(self) -> Any: ...
+
     @property
     def wait_seconds(self) -> float: ...
 
@@ -94,12 +131,14 @@ class TrainLoop:
     trainer: Trainer
     data_loaders: DataLoaders
     timing: Timing
+    checkpoints: Checkpoints
 
     def run(self) -> Optional[bool]:
         """Return whether the target accuracy was reached; None when nothing was evaluated.
 
         Raises:
             UserError: the data set is damaged or training diverged.
+            Interrupted: SIGTERM came; a checkpoint is written, and run_stop is not logged.
         """
         self._prepare()
         with self.log.run() as run_status:
@@ -107,11 +146,13 @@ class TrainLoop:
             self.progress.run_started()
             train_loader, val_loader = self.ranks.run_on_all_ranks(self.data_loaders.open)
             self.log.samples(self.dataset.train_examples, self.dataset.val_examples)
+            self.checkpoints.announce()
             self.timing.profiler(on=True)
             reached = self._train_blocks(train_loader, val_loader)
             # A profiled run evaluates nothing; the reference benchmark logs it as a success.
             if reached or self.config.profile:
                 run_status.succeed()
+        self.checkpoints.finish(run_status.text)
         self.timing.profiler(on=False)
         self.trainer.stop_profile()
         self.progress.run_done(reached, self.config.accuracy_threshold)
@@ -125,42 +166,59 @@ class TrainLoop:
         self.log.init_stop()
         self.log.hyperparameters(config, self.plan, self.ranks.size)
         self.trainer.warm_up()
+        self.checkpoints.restore(self.trainer)
         self.trainer.start_profile()
         self.ranks.barrier()
 
     def _train_blocks(self, train_loader: TrainLoader, val_loader: ValLoader) -> Optional[bool]:
         """Train and evaluate block by block until an evaluation is above the target."""
-        reached = None
+        reached, steps = None, self.plan.steps_per_epoch
+        start = self.checkpoints.position or Position(1, 0)
         for block in self.plan.blocks:
-            with self.log.block(block):
+            end = Position(block.last_epoch, steps, block.evaluated)
+            if end < start or (end == start and block.evaluated):
+                accuracy = self.checkpoints.accuracy if end == start else None
+                reached = accuracy is not None and accuracy > self.config.accuracy_threshold
+                if reached:  # the earlier process was ended before it noted that
+                    break
+                continue
+            logged = self.checkpoints.log_continues and start >= Position(block.first_epoch, 1)
+            accuracy = None
+            with self.log.block(block, logged):
                 for epoch in block.epochs:
-                    self._train_epoch(epoch, train_loader)
+                    if epoch >= start.epoch:
+                        first_step = start.step + 1 if epoch == start.epoch else 1
+                        self._train_epoch(epoch, train_loader, first_step)
                 if block.evaluated:
                     score = self._evaluate(block.last_epoch, val_loader)
                     self.progress.evaluated(block.last_epoch, score, self.config)
-                    reached = score.accuracy > self.config.accuracy_threshold
+                    accuracy = score.accuracy
+                    reached = accuracy > self.config.accuracy_threshold
+            if block.evaluated and self.checkpoints.is_on:
+                self.checkpoints.save(end, self.trainer, train_loader.state(), accuracy)
             if reached:
                 break
         return reached
 
-    def _train_epoch(self, epoch: int, train_loader: TrainLoader) -> None:
-        """Take the steps of an epoch.
+    def _train_epoch(self, epoch: int, train_loader: TrainLoader, first_step: int) -> None:
+        """Take the steps of an epoch, those from the first one that is not done.
 
         The next batch is fetched while the device works on the current one.
         """
         trainer, timing, steps = self.trainer, self.timing, self.plan.steps_per_epoch
-        self.progress.epoch_started()
+        self.progress.epoch_started(first_step)
         timing.start_epoch(epoch)
         waited_before = train_loader.wait_seconds
-        with self.log.epoch(epoch):
-            batches = train_loader.batches(steps)
-            batch = next(batches)
+        with self.log.epoch(epoch, self.checkpoints.log_continues and first_step > 1):
+            batches = train_loader.batches(steps - first_step + 1)
+            batch = cast(Batch, next(batches, None))  # None if no step is left
             step_clock = StepClock()
-            for step in range(1, steps + 1):
+            for step in range(first_step, steps + 1):
                 with timing.step(step):
                     with timing.part("fwd_time"):
                         trainer.forward(batch)
                     with timing.part("load_time"):
+                        inputs = self._input_state_if_due(train_loader, is_last=step == steps)
                         if step < steps:
                             batch = next(batches)
                     with timing.part("bwd_time"):
@@ -170,6 +228,8 @@ class TrainLoop:
                 self._log_times(timing.rows_at_limit())
                 self.progress.step_done(epoch, step)
                 step_clock.step_done()
+                if inputs is not None:
+                    self.checkpoints.save(Position(epoch, step), trainer, inputs)
             trainer.wait()  # the throughput below counts finished work, not queued work
             self._log_times(timing.end_epoch())
         step_times = step_clock.summary(train_loader.wait_seconds - waited_before)
@@ -181,6 +241,14 @@ class TrainLoop:
         self.log.throughput(throughput, epoch)
         self.log.train_loss(loss, epoch)
         self.log.step_times([times for _, times in ranks], epoch)
+
+    def _input_state_if_due(self, train_loader: TrainLoader, is_last: bool) -> Optional[Any]:
+        """Return the position in the data after this step's batch if a checkpoint is due."""
+        exact = train_loader.restores_exactly
+        can_save = train_loader.can_save and (exact or is_last)
+        if not self.checkpoints.due(can_save, can_save_soon=exact or is_last):
+            return None
+        return train_loader.state()
 
     def _evaluate(self, epoch: int, val_loader: ValLoader) -> Score:
         """Evaluate on the validation set, log the accuracy and return the score.

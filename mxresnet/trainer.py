@@ -13,18 +13,20 @@ from typing import Any, Dict, Iterable, List
 import mxnet as mx
 import numpy as np
 
+from mxresnet.checkpoint.state import NetworkState, OwnState
 from mxresnet.config import Config
 from mxresnet.data.loader import Batch
 from mxresnet.device import memory_bytes
 from mxresnet.lars import DECAYS_BIAS, Lars
 from mxresnet.memory import check_memory
 from mxresnet.metrics import AccuracyCounter, LossMeter, Score, score_of_all_ranks
-from mxresnet.model import resnet
+from mxresnet.model import portable, resnet
 from mxresnet.model.initializers import initializer
 from mxresnet.model.ops import PlainOps
 from mxresnet.model.sync_batch_norm import set_group_sum_functions
 from mxresnet.parallel.world import World
 from mxresnet.run_plan import Plan
+from mxresnet.trainer_state import BoundArrays, network_state, restore_network
 
 # The reference benchmark updates the weights once before the clock starts, which consumes the
 # schedule's first value. This program consumes it too, but restores weights, momenta and
@@ -36,34 +38,6 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     mx.random.seed(seed)
-
-
-class BoundArrays:
-    """The arrays that a bound Module computes on: the same objects in every step, not copies.
-
-    Module's public methods return copies. Only this class uses Module's private executor group.
-    """
-
-    def __init__(self, module: Any):
-        self._group = module._exec_group
-
-    @property
-    def parameter_names(self) -> List[str]:
-        return list(self._group.param_names)
-
-    @property
-    def gradients(self) -> List[Any]:
-        """Gradients of the parameters, in the order of parameter_names."""
-        return [arrays[0] for arrays in self._group.grad_arrays]
-
-    @property
-    def labels(self) -> Any:
-        """The labels of the batch that the forward pass got last, on the device."""
-        return self._group.label_arrays[0][0][1]
-
-    @property
-    def running_statistics(self) -> List[Any]:
-        return [arrays[0] for arrays in self._group.aux_arrays]
 
 
 class Trainer:
@@ -91,6 +65,7 @@ class Trainer:
         self._loss = LossMeter(config.label_smoothing)
         batch_norms = [bn for _, bn in resnet.layer_names(config.num_layers)]
         set_group_sum_functions(world.group_sum_functions(config.bn_group, batch_norms))
+        self._ops, self._num_classes = ops, num_classes
         network = resnet.build(ops, config, num_classes)
         check_memory(config, network, memory_bytes(device, world))
         self._module = mx.mod.Module(network, context=device)
@@ -219,6 +194,34 @@ class Trainer:
         mx.nd.waitall()
         counts = self._world.run_on_all_ranks(counter.counts)
         return score_of_all_ranks(counts, self._world, self._config.separ_val)
+
+    def symbol_json(self) -> str:
+        """Return the network for inference as the text of an MXNet symbol."""
+        return portable.symbol_json(self._config, self._num_classes)
+
+    def network_state(self) -> NetworkState:
+        """Copy weights and momenta to host memory, after all queued work. They are all ranks'."""
+        self.wait()
+        return network_state(self._module, self.arrays, self.has_channel_last_weights)
+
+    def own_state(self) -> OwnState:
+        """Copy this rank's running statistics and its loss so far to host memory."""
+        self.wait()
+        arrays = self.arrays
+        statistics = dict(zip(arrays.statistic_names, arrays.running_statistics))
+        return OwnState({n: a.asnumpy() for n, a in statistics.items()}, self._loss.state())
+
+    def restore(self, network: NetworkState, own: OwnState) -> None:
+        """Continue after the step at which the states were copied."""
+        self._start_optimizer(updates_done=network.updates)
+        restore_network(self._module, self.arrays, network, own.statistics)
+        self._loss.set_state(own.loss, self.arrays.running_statistics[0])
+        self.wait()
+
+    @property
+    def has_channel_last_weights(self) -> bool:
+        """Whether network_state() has weights of convolutions as (O, H, W, I)."""
+        return self._ops.has_channel_last_weights
 
     def start_profile(self) -> None:
         """Start MXNet's own profiler when --profile-worker-suffix names its file."""

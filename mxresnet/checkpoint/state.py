@@ -57,16 +57,29 @@ class InputState:
 
 
 @dataclass(frozen=True)
+class OwnState:
+    """What a rank's network has of its own.
+
+    Attributes:
+        statistics: its running statistics, float32, by name.
+        loss: sum over its images of this epoch so far, and their number.
+    """
+
+    statistics: Arrays
+    loss: Tuple[float, int] = (0.0, 0)
+
+
+@dataclass(frozen=True)
 class RankState:
     """What differs from rank to rank.
 
     Attributes:
-        statistics: the rank's own running statistics, float32, by name.
+        own: state of the network.
         input: state of its training data.
         generators: states of the random number generators of Python and NumPy, as JSON values.
     """
 
-    statistics: Arrays
+    own: OwnState
     input: InputState
     generators: Dict[str, Any]
 
@@ -105,7 +118,7 @@ def size_bytes(network: NetworkState, ranks: Sequence[RankState]) -> int:
     """Return about how many bytes the files of a checkpoint will have."""
     parts: List[Arrays] = [network.weights, network.momenta]
     for rank in ranks:
-        parts += [rank.statistics, rank.input.arrays]
+        parts += [rank.own.statistics, rank.input.arrays]
     overhead = (1 << 20) + 40_000 * len(ranks)
     return sum(array.nbytes for part in parts for array in part.values()) + overhead
 
@@ -125,16 +138,16 @@ def write_state(
     model = {
         f"arg:{name}": _to_channel_first(array, network) for name, array in network.weights.items()
     }
-    for name in ranks[0].statistics:
-        model[f"aux:{name}"] = _mean([rank.statistics[name] for rank in ranks])
+    for name in ranks[0].own.statistics:
+        model[f"aux:{name}"] = _mean([rank.own.statistics[name] for rank in ranks])
     write_params(os.path.join(folder, PARAMS_FILE), model)
     momenta = {_MOMENTUM + name: array for name, array in network.momenta.items()}
     write_npz(os.path.join(folder, OPTIMIZER_FILE), momenta)
     for number, rank in enumerate(ranks):
-        arrays = {_STATISTIC + name: array for name, array in rank.statistics.items()}
+        arrays = {_STATISTIC + name: array for name, array in rank.own.statistics.items()}
         arrays.update({_INPUT + name: array for name, array in rank.input.arrays.items()})
-        values = json.dumps({"input": rank.input.values, "generators": rank.generators})
-        arrays[_VALUES] = np.frombuffer(values.encode(), dtype=np.uint8)
+        values = {"input": rank.input.values, "generators": rank.generators, "loss": rank.own.loss}
+        arrays[_VALUES] = np.frombuffer(json.dumps(values).encode(), dtype=np.uint8)
         write_npz(os.path.join(folder, rank_file(number)), arrays)
 
 
@@ -192,7 +205,9 @@ def read_rank(folder: str, rank: int) -> RankState:
     try:
         values = json.loads(arrays[_VALUES].tobytes().decode())
         inputs = InputState(values["input"], _without_prefix(arrays, _INPUT))
-        return RankState(_without_prefix(arrays, _STATISTIC), inputs, values["generators"])
+        total, images = values["loss"]
+        own = OwnState(_without_prefix(arrays, _STATISTIC), (float(total), int(images)))
+        return RankState(own, inputs, values["generators"])
     except (KeyError, ValueError, TypeError, RecursionError):
         raise DamagedError(f"{rank_file(rank)} is damaged") from None
 

@@ -7,20 +7,22 @@ import collections
 import ctypes
 import re
 import time
-from typing import Any, Deque, Iterator, List, Tuple
+from typing import Any, Deque, Iterator, List, Optional, Tuple
 
 import mxnet as mx
 import numpy as np
 
+from mxresnet.checkpoint.state import InputState
 from mxresnet.config import Config
 from mxresnet.data.dali_graph import (
     READER_NAME,
     SHARED_CPU_OUTPUTS,
-    build_pipeline,
     shard_sizes,
 )
+from mxresnet.data.dali_position import PipelinePosition
 from mxresnet.data.record_file import check_record_file, find_wrong_label, label_error
 from mxresnet.data.shard import RecordShard
+from mxresnet.errors import UserError
 
 
 class DaliIterator:
@@ -30,11 +32,30 @@ class DaliIterator:
     take time from the decoder, MXNet reads them from DALI's memory, two batches at the same time.
     """
 
-    def __init__(self, config: Config, shard: RecordShard, device: mx.Context):
+    def __init__(
+        self,
+        config: Config,
+        shard: RecordShard,
+        device: mx.Context,
+        saves_state: bool = False,
+        state: Optional[InputState] = None,
+    ):
+        """Build the pipeline; it reads nothing yet.
+
+        Args:
+            config: the settings.
+            shard: what to read.
+            device: MXNet context.
+            saves_state: whether state() will be called.
+            state: what an earlier iterator's state() returned, to continue after it.
+        """
         self._shard = shard
         self.wait_seconds = 0.0
         self._on_gpu = device.device_type == "gpu"
-        self._pipeline = build_pipeline(config, shard, device.device_id if self._on_gpu else None)
+        device_id = device.device_id if self._on_gpu else None
+        self._position = PipelinePosition(shard, state)
+        self._build = lambda: self._position.build(config, device_id, saves_state)
+        self._pipeline = self._build()
         shape = (shard.batch_size, *config.batch_shape[1:])
         self._image_buffers = (
             [mx.nd.empty(shape, device, dtype=config.input_dtype) for _ in range(2)]
@@ -65,7 +86,26 @@ class DaliIterator:
         Raises:
             UserError: a record cannot be decoded, or its label is not the number of a class.
         """
-        return self._next_batch()
+        for _ in range(self._position.take_skipped_batches()):
+            self._next_batch()
+        try:
+            batch = self._next_batch()
+        except UserError as error:
+            if not self._position.give_up(str(error)):
+                raise
+            self._pipeline = self._build()
+            batch = self._next_batch()
+        self._position.batches_since += 1
+        return batch
+
+    @property
+    def restores_exactly(self) -> bool:
+        """Whether an iterator with this one's state() continues with the same batches."""
+        return self._position.is_exact
+
+    def state(self) -> InputState:
+        """Return the position after the last training batch."""
+        return self._position.state(self._pipeline)
 
     def iterate_validation(self) -> Iterator[Tuple[mx.nd.NDArray, mx.nd.NDArray, int]]:
         """Yield (images, labels, num_valid) for one pass over this rank's shard.

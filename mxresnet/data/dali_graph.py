@@ -10,8 +10,10 @@ with OpenCV do not antialias.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Dict, List, Optional, Tuple
 
+import nvidia.dali
 from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 
@@ -23,6 +25,8 @@ MEAN = [255 * value for value in (0.485, 0.456, 0.406)]
 STD = [255 * value for value in (0.229, 0.224, 0.225)]
 RANDOM_CROP_ATTEMPTS = 10
 READER_NAME = "reader"
+# The first version that saves the state of random_resized_crop.
+FIRST_VERSION_WITH_STATE = (1, 34)
 # Batches in DALI's memory that MXNet may read at the same time, on the CPU.
 SHARED_CPU_OUTPUTS = 2
 
@@ -30,7 +34,19 @@ DataNode = Any  # nvidia.dali.data_node.DataNode, an output of an operator in th
 Options = Dict[str, Any]  # keyword arguments of an operator
 
 
-def define_pipeline(config: Config, shard: RecordShard, device_id: Optional[int]) -> Pipeline:
+def can_save_state() -> bool:
+    """Return whether this DALI can save and restore the state of these pipelines."""
+    numbers = re.findall(r"\d+", nvidia.dali.__version__)[:2]
+    return tuple(map(int, numbers)) >= FIRST_VERSION_WITH_STATE
+
+
+def define_pipeline(
+    config: Config,
+    shard: RecordShard,
+    device_id: Optional[int],
+    saves_state: bool = False,
+    state: Optional[bytes] = None,
+) -> Pipeline:
     """Return the DALI pipeline of one shard, not built: read, decode, crop, normalize.
 
     Its outputs are the images, of shape (batch, ...) as config.batch_shape, and the float32
@@ -39,7 +55,12 @@ def define_pipeline(config: Config, shard: RecordShard, device_id: Optional[int]
 
     Args:
         device_id: number of the GPU, or None to run entirely on the CPU.
+        saves_state: whether Pipeline.checkpoint() will be called; needs can_save_state().
+        state: what Pipeline.checkpoint() of such a pipeline returned, to continue after it.
     """
+    options: Options = {"enable_checkpointing": True} if saves_state else {}
+    if state is not None:
+        options["checkpoint"] = state
     on_gpu = device_id is not None
     pipeline = Pipeline(
         batch_size=shard.batch_size,
@@ -47,6 +68,7 @@ def define_pipeline(config: Config, shard: RecordShard, device_id: Optional[int]
         device_id=device_id,
         seed=shard.seed + (device_id or 0),
         prefetch_queue_depth=config.dali_prefetch_queue + (0 if on_gpu else SHARED_CPU_OUTPUTS - 1),
+        **options,
     )
     with pipeline:
         jpegs, labels = _read_records(config, shard, on_gpu)
@@ -55,9 +77,15 @@ def define_pipeline(config: Config, shard: RecordShard, device_id: Optional[int]
     return pipeline
 
 
-def build_pipeline(config: Config, shard: RecordShard, device_id: Optional[int]) -> Pipeline:
+def build_pipeline(
+    config: Config,
+    shard: RecordShard,
+    device_id: Optional[int],
+    saves_state: bool = False,
+    state: Optional[bytes] = None,
+) -> Pipeline:
     """Return the pipeline of define_pipeline(), built: it allocates its memory on the device."""
-    pipeline = define_pipeline(config, shard, device_id)
+    pipeline = define_pipeline(config, shard, device_id, saves_state, state)
     pipeline.build()
     return pipeline
 

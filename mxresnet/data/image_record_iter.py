@@ -12,6 +12,7 @@ from typing import Any, Dict, Iterator, Optional, Tuple
 
 import mxnet as mx
 
+from mxresnet.checkpoint.state import InputState
 from mxresnet.config import Config
 from mxresnet.data.record_file import check_record_file, find_wrong_label, label_error
 from mxresnet.data.shard import RecordShard
@@ -30,7 +31,19 @@ _NORMALIZATION = {
 class ImageRecordIterator:
     """Batches of one mx.io.ImageRecordIter, created at its first use because that reads records."""
 
-    def __init__(self, config: Config, shard: RecordShard, device: mx.Context):
+    restores_exactly = True
+
+    def __init__(
+        self,
+        config: Config,
+        shard: RecordShard,
+        device: mx.Context,
+        saves_state: bool = False,
+        state: Optional[InputState] = None,
+    ):
+        """Prepare to read. To restore a state, the first batch decodes all images before it."""
+        self._batches = 0  # training batches read so far
+        self._skipped_batches = int(state.values["batches"]) if state else 0
         self._config, self._shard, self._device = config, shard, device
         self.wait_seconds = 0.0
         self._created_iterator: Optional[mx.io.DataIter] = None
@@ -52,7 +65,15 @@ class ImageRecordIterator:
             UserError: the records cannot be read or decoded, or a label is not the number of a
                 class.
         """
+        while self._batches < self._skipped_batches:
+            self._next_batch(self._shard.batch_size)
+            self._batches += 1
+        self._batches += 1
         return self._next_batch(self._shard.batch_size)
+
+    def state(self) -> InputState:
+        """Return how many training batches were read since the start of the run."""
+        return InputState({"batches": max(self._batches, self._skipped_batches)})
 
     def iterate_validation(self) -> Iterator[Tuple[mx.nd.NDArray, mx.nd.NDArray, int]]:
         """Yield (images, labels, num_valid) for one pass over this rank's shard.

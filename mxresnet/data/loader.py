@@ -6,14 +6,16 @@ Nothing is read from the data set before DataLoaders.open().
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import os
 import re
 import tempfile
 from dataclasses import dataclass
-from typing import Any, Iterator, Protocol, Tuple, Type
+from typing import Any, Iterator, Optional, Protocol, Tuple, Type
 
+from mxresnet.checkpoint.state import InputState
 from mxresnet.config import Config
 from mxresnet.data.dataset import DataSet
 from mxresnet.data.shard import RecordShard, train_shard, val_shard
@@ -24,6 +26,8 @@ from mxresnet.parallel.world import World
 # file system's names is, and ImageRecordIter takes ; ? # and other characters as operators.
 _PLAIN_PATH = re.compile(r"[\w/.,=+@ -]*", re.ASCII)
 
+# Values in the state of a TrainLoader.
+_ITERATOR, _CUT = "iterator", "cut"
 NDArray = Any  # mxnet.nd.NDArray; MXNet is imported by the backends only
 Context = Any  # mxnet.Context
 
@@ -59,8 +63,30 @@ class BatchIterator(Protocol):
     # Seconds in which the caller has waited for images, without waiting for the device.
     wait_seconds: float
 
-    def __init__(self, config: Config, shard: RecordShard, device: Context) -> None:
-        """Prepare to read; must not open the record file."""
+    def __init__(
+        self,
+        config: Config,
+        shard: RecordShard,
+        device: Context,
+        saves_state: bool = False,
+        state: Optional[InputState] = None,
+    ) -> None:
+        """Prepare to read; must not open the record file.
+
+        Args:
+            config: the settings.
+            shard: what to read.
+            device: where the batches are needed.
+            saves_state: whether state() will be called.
+            state: what an earlier iterator's state() returned, to continue after it.
+        """
+
+    @property
+    def restores_exactly(self) -> bool:
+        """Whether an iterator with this one's state() continues with the same batches."""
+
+    def state(self) -> InputState:
+        """Return the position after the last training batch."""
 
     def num_examples(self) -> int:
         """Check the record file, open it, and return the number of all its images.
@@ -118,7 +144,21 @@ class DataLoaders:
         world: World,
         device: Context,
         seed: int,
+        saves_state: bool = False,
+        state: Optional[InputState] = None,
     ):
+        """Create the iterators.
+
+        Args:
+            backend: class of the iterators.
+            config: the settings.
+            dataset: the data set.
+            world: the ranks.
+            device: MXNet context.
+            seed: seed of this rank.
+            saves_state: whether TrainLoader.state() will be called.
+            state: what it returned in the run that is resumed.
+        """
         self._config, self._dataset = config, dataset
         self._data_paths = {
             name: config.path(name)
@@ -141,7 +181,10 @@ class DataLoaders:
             make(config, dataset, self._opened_paths, world, seed)
             for make in (train_shard, val_shard)
         ]
-        self._train, self._val = (backend(config, shard, device) for shard in shards)
+        self._saves_state, self._state = saves_state, state or InputState()
+        of_iterator = dataclasses.replace(state, values=state.values[_ITERATOR]) if state else None
+        self._train = backend(config, shards[0], device, saves_state, of_iterator)
+        self._val = backend(config, shards[1], device)
 
     def open(self) -> Tuple[TrainLoader, ValLoader]:
         """Open the record files for the first time, and compare their counts with `dataset`'s.
@@ -160,7 +203,13 @@ class DataLoaders:
             raise
         config = self._config
         return (
-            TrainLoader(self._train, config.batch_size, config.input_batch_multiplier),
+            TrainLoader(
+                self._train,
+                config.batch_size,
+                config.input_batch_multiplier,
+                self._saves_state,
+                self._state.values.get(_CUT, 0),
+            ),
             ValLoader(self._val),
         )
 
@@ -176,39 +225,75 @@ class DataLoaders:
 
 
 class TrainLoader:
-    """Endless training batches of this rank.
+    """Endless training batches of this rank."""
 
-    Args:
-        iterator: returns images and labels of `multiplier` batches at a time.
-        batch_size: images in one batch.
-        multiplier: --input-batch-multiplier, batches cut from each result of the iterator.
-    """
+    def __init__(
+        self,
+        iterator: BatchIterator,
+        batch_size: int,
+        multiplier: int,
+        saves_state: bool = False,
+        cut: int = 0,
+    ):
+        """Take the iterator; nothing is read yet.
 
-    def __init__(self, iterator: BatchIterator, batch_size: int, multiplier: int):
-        self._iterator = iterator
-        self._endless_batches = _cut_batches(iterator, batch_size, multiplier)
+        Args:
+            iterator: returns images and labels of `multiplier` batches at a time.
+            batch_size: images in one batch.
+            multiplier: --input-batch-multiplier, batches cut from each result of the iterator.
+            saves_state: whether state() will be called.
+            cut: batches of the iterator's next result that an earlier loader has delivered.
+        """
+        self._iterator, self._batch_size, self._multiplier = iterator, batch_size, multiplier
+        self._saves_state = saves_state
+        self._large: Optional[Tuple[NDArray, NDArray]] = None
+        self._cut = cut
+        # State before the current result of the iterator, where it may be needed.
+        self._state_before: Optional[InputState] = iterator.state() if cut else None
 
     @property
     def wait_seconds(self) -> float:
         """Time in which the rank has waited for images so far, not for the device."""
         return self._iterator.wait_seconds
 
+    @property
+    def restores_exactly(self) -> bool:
+        """Whether a loader with this one's state() continues with the same batches."""
+        return self._iterator.restores_exactly
+
+    @property
+    def can_save(self) -> bool:
+        """Whether state() can be called now: not amid a result of the iterator, if it was long."""
+        return self._cut in (0, self._multiplier) or self._state_before is not None
+
+    def state(self) -> InputState:
+        """Return the position after the last batch; requires `can_save`."""
+        amid = self._state_before if self._cut not in (0, self._multiplier) else None
+        state = amid or self._iterator.state()
+        values = {_ITERATOR: state.values, _CUT: self._cut if amid else 0}
+        return InputState(values, state.arrays)
+
     def batches(self, steps: int) -> Iterator[Batch]:
-        """Yield `steps` batches, continuing where the previous call stopped."""
-        for _ in range(steps):
-            yield next(self._endless_batches)
+        """Yield the `steps` batches up to the end of an epoch; continue after the previous ones."""
+        for step in range(steps):
+            yield self._next(remaining_steps=steps - step)
 
-
-def _cut_batches(iterator: BatchIterator, batch_size: int, multiplier: int) -> Iterator[Batch]:
-    """Yield batches without end; each result of the iterator holds `multiplier` batches."""
-    while True:
-        image, label = iterator.next_train_batch()
-        if multiplier == 1:
-            yield Batch(image, label, batch_size)
-            continue
-        for first in range(0, multiplier * batch_size, batch_size):
-            last = first + batch_size
-            yield Batch(image[first:last], label[first:last], batch_size)
+    def _next(self, remaining_steps: int) -> Batch:
+        if self._large is None or self._cut == self._multiplier:
+            resumed_amid = self._large is None and self._cut > 0
+            if not resumed_amid:
+                self._cut = 0
+                # A checkpoint may be taken at the end of the epoch.
+                ends_epoch = self._saves_state and remaining_steps < self._multiplier
+                self._state_before = self._iterator.state() if ends_epoch else None
+            self._large = self._iterator.next_train_batch()
+        image, label = self._large
+        first = self._cut * self._batch_size
+        self._cut += 1
+        if self._multiplier == 1:
+            return Batch(image, label, self._batch_size)
+        last = first + self._batch_size
+        return Batch(image[first:last], label[first:last], self._batch_size)
 
 
 class ValLoader:

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from typing import Iterator, Tuple
+from typing import Iterator, Optional, Tuple
 
 import mxnet as mx
 
+from mxresnet.checkpoint.state import InputState
 from mxresnet.config import Config
 from mxresnet.data.dataset import IMAGENET_CLASSES, IMAGENET_TRAIN_EXAMPLES, IMAGENET_VAL_EXAMPLES
 from mxresnet.data.shard import RecordShard
@@ -20,8 +21,16 @@ class SyntheticIterator:
     """
 
     wait_seconds = 0.0
+    restores_exactly = True
 
-    def __init__(self, config: Config, shard: RecordShard, device: mx.Context):
+    def __init__(
+        self,
+        config: Config,
+        shard: RecordShard,
+        device: mx.Context,
+        saves_state: bool = False,
+        state: Optional[InputState] = None,
+    ):
         self._num_examples = (
             config.num_examples or IMAGENET_TRAIN_EXAMPLES
             if shard.training
@@ -42,6 +51,10 @@ class SyntheticIterator:
     def next_train_batch(self) -> Tuple[mx.nd.NDArray, mx.nd.NDArray]:
         """Return the images (batch, ...) of config.input_dtype and the float32 labels (batch,)."""
         return self._images, self._labels
+
+    def state(self) -> InputState:
+        """Return an empty state: every batch is the same."""
+        return InputState()
 
     def iterate_validation(self) -> Iterator[Tuple[mx.nd.NDArray, mx.nd.NDArray, int]]:
         """Return an empty iterator."""

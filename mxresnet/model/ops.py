@@ -95,6 +95,11 @@ class PlainOps:
     def __init__(self, config: Config):
         self._config = config
 
+    @property
+    def has_channel_last_weights(self) -> bool:
+        """Whether the weights of convolutions are (O, H, W, I), not (O, I, H, W)."""
+        return self._config.conv_layout == "NHWC"
+
     def for_evaluation(self) -> PlainOps:
         """Return the backend of the evaluation network: self, unless it can only train."""
         return self

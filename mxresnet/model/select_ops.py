@@ -7,7 +7,8 @@ from typing import Any, Dict, List, MutableMapping, Optional, Type
 
 import mxnet as mx
 
-from mxresnet.config import FIELDS, FUSED, GPU, NVIDIA_MXNET, Config, flag_of
+from mxresnet.config import FIELDS, Config, flag_of
+from mxresnet.config_field import FUSED, GPU, NVIDIA_MXNET
 from mxresnet.model.ops import (
     CudnnBnOps,
     FusedCpuOps,

@@ -16,7 +16,6 @@ from typing import (
     Dict,
     List,
     Optional,
-    Protocol,
     Sequence,
     Tuple,
     TypeVar,
@@ -27,6 +26,7 @@ import numpy as np
 
 from mxresnet.errors import UserError
 from mxresnet.parallel import listener, watchdog
+from mxresnet.parallel.protocols import Horovod, NDArray
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -35,29 +35,6 @@ Value = TypeVar("Value")
 SumFunction = Callable[[np.ndarray], np.ndarray]
 # Variables in which a launcher passes a process its rank: Open MPI, PMIx (srun), Slurm.
 _RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
-
-
-class NDArray(Protocol):
-    """The part of mxnet.nd.NDArray that this module uses; MXNet is imported after this module."""
-
-    def asnumpy(self) -> np.ndarray:
-        """Return a copy on the host."""
-
-    def __setitem__(self, key: slice, value: np.ndarray) -> None:
-        """Overwrite elements in place."""
-
-
-class Horovod(Protocol):
-    """The part of horovod.mxnet that this module uses; it has no type information."""
-
-    def allreduce_(self, tensor: NDArray, *, name: str, priority: int) -> None:
-        """Start to average an array over the ranks, in place."""
-
-    def grouped_allreduce_(self, tensors: List[NDArray], *, name: str, priority: int) -> None:
-        """Start to average several arrays over the ranks in one exchange, in place."""
-
-    def shutdown(self) -> None:
-        """End Horovod on all ranks."""
 
 
 class CollectiveUserError(UserError):
@@ -122,6 +99,10 @@ class World:
         if self._hvd is None:
             raise RuntimeError("the ranks need Horovod: call start_horovod() before training")
         return self._hvd
+
+    def communicator(self) -> Optional[MPI.Intracomm]:
+        """Return a new communicator of all ranks (all must call this); None for one rank."""
+        return self._mpi.Dup() if self._mpi and self.size > 1 else None
 
     def barrier(self) -> None:
         """Wait until every rank has called this."""

@@ -46,7 +46,9 @@ def states_of(module, ranks=1):
     ]
     return network, [
         state.RankState(
-            {n: a + rank for n, a in statistics.items()}, inputs[rank], state.generator_states()
+            state.OwnState({n: a + rank for n, a in statistics.items()}),
+            inputs[rank],
+            state.generator_states(),
         )
         for rank in range(ranks)
     ]

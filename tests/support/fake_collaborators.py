@@ -20,10 +20,51 @@ class FakeDataLoaders:
         self.events.append("open data")
         return self, FakeValLoader(self.val_num_valid)
 
+    restores_exactly = can_save = True
+
+    def state(self):
+        return "state of the input"
+
     def batches(self, steps):
         for _ in range(steps):
             self.events.append("fetch")
             yield Batch(None, None, 4)
+
+
+class FakeCheckpoints:
+    """Checkpoints of a run that writes none, or one after the steps `due_after`.
+
+    Args:
+        events: records what is called.
+        position: where the run is resumed.
+        due_after: numbers of the steps of this process, from 1.
+    """
+
+    accuracy = None
+    is_on = True
+
+    def __init__(self, events, position=None, due_after=(), log_continues=False):
+        self.events, self.position, self.due_after = events, position, due_after
+        self.log_continues, self.steps = log_continues, 0
+
+    def restore(self, trainer):
+        if self.position:
+            self.events.append("restore")
+
+    def announce(self):
+        pass
+
+    def due(self, can_save, can_save_soon=True):
+        self.steps += 1
+        return self.steps in self.due_after
+
+    def save(self, position, trainer, inputs, accuracy=None):
+        if self.due_after:
+            self.events.append(("checkpoint", position, accuracy))
+
+    def finish(self, outcome):
+        if self.due_after:
+            self.events.append(("finish", outcome, None))
 
 
 class FakeValLoader:

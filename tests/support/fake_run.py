@@ -13,7 +13,7 @@ from mxresnet.profiling import Timing
 from mxresnet.progress import Progress
 from mxresnet.run_plan import make_plan
 from mxresnet.train_loop import TrainLoop
-from support.fake_collaborators import FakeDataLoaders, FakeTrainer, FakeWorld
+from support.fake_collaborators import FakeCheckpoints, FakeDataLoaders, FakeTrainer, FakeWorld
 
 CONFIG = Config(
     optimizer="sgdwfastlars",
@@ -68,6 +68,7 @@ def run_with_fakes(monkeypatch, accuracies=(0.5, 0.8), config=CONFIG, **changes)
             trainer,
             data_loaders,
             timing,
+            FakeCheckpoints(events, **changes.get("checkpoints", {})),
         )
         outcome = loop.run()
     except Exception as error:

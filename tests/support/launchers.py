@@ -23,6 +23,7 @@ def environment(records: pathlib.Path, tmp_path: pathlib.Path, **more: str) -> d
         "LOGDIR": str(tmp_path / "results"),
         "DGXSYSTEM": "CPU_digits",
         "OMP_NUM_THREADS": "1",
+        "CHECKPOINTS": "0",
         **more,
     }
 

@@ -53,11 +53,11 @@ def write_record_file(folder, prefix, packed):
     writer.close()
 
 
-def make_loaders(config, train_examples, val_examples, world=ONE_RANK, seed=5):
-    """Return the loaders of one rank, not opened yet."""
+def make_loaders(config, train_examples, val_examples, world=ONE_RANK, seed=5, **state):
+    """Return the loaders of one rank, not opened yet; state: arguments saves_state and state."""
     dataset = DataSet(train_examples, val_examples, CLASSES, has_manifests=False)
     backend = loader.load_backend(config)
-    return loader.DataLoaders(backend, config, dataset, world, mx.cpu(), seed)
+    return loader.DataLoaders(backend, config, dataset, world, mx.cpu(), seed, **state)
 
 
 def open_loaders(folder, train_examples, val_examples, world=ONE_RANK, **settings):

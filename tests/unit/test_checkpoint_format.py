@@ -97,7 +97,7 @@ def test_state_is_read_back(tmp_path, channel_last):
     shape = state.read_weights(str(tmp_path))[0]["w"].shape
     assert shape == ((2, 5, 3, 4) if channel_last else (2, 3, 4, 5))
     second = state.read_rank(str(tmp_path), 1)
-    assert second.input.values == {"since": 1} and second.statistics["m"] == [1]
+    assert second.input.values == {"since": 1} and second.own.statistics["m"] == [1]
     state.set_generator_states(second.generators)
     first = np.random.rand(3)
     state.set_generator_states(second.generators)

@@ -9,12 +9,8 @@ import pytest
 from support.commands import ROOT, python
 from support.locales import ASCII_ENVIRONMENT, latin1_environment
 
-from mxresnet.config import (
-    FIELDS,
-    NVIDIA_MXNET,
-    Config,
-    flag_of,
-)
+from mxresnet.config import FIELDS, Config, flag_of
+from mxresnet.config_field import NVIDIA_MXNET
 from mxresnet.config_parser import UNSUPPORTED_FLAGS, parse, to_markdown
 from mxresnet.errors import UserError
 

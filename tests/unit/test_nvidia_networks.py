@@ -9,7 +9,8 @@ import pytest
 from support import fake_nvidia_ops
 from support.nvidia_settings import NVIDIA_SETTINGS
 
-from mxresnet.config import NETWORKS, Config
+from mxresnet.config import Config
+from mxresnet.config_network import NETWORKS
 from mxresnet.config_parser import parse
 from mxresnet.launch.system_config import load_configuration
 from mxresnet.model import resnet

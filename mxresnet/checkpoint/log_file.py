@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Continue the log file of a run that is resumed, so that it reads as the log of one run.
+
+What was logged after the checkpoint is logged again. The earlier lines are kept as text, without
+the prefix that makes them events: a run has one run_stop, and each epoch once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+
+from mxresnet.bounded_read import read_file
+from mxresnet.checkpoint.fingerprint import sha256_of
+from mxresnet.checkpoint.manifest import LogPosition
+
+MAX_LOG_BYTES = 1 << 30
+EVENT_PREFIX = b":::MLLOG "
+LOST_PREFIX = b"lost, because the run was resumed: "
+# Events that are not repeated.
+CHECKPOINT_KEY, RESUMED_KEY = "checkpoint", "resumed"
+
+
+def position_of(path: str) -> LogPosition:
+    """Return how much of a log is written now.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    size = os.path.getsize(path)
+    return LogPosition(os.path.abspath(path), size, sha256_of(path, size))
+
+
+def is_continuable(path: str, position: LogPosition) -> bool:
+    """Return whether a file begins with what the log had at the checkpoint."""
+    try:
+        if os.path.getsize(path) < position.size_bytes:
+            return False
+        return sha256_of(path, position.size_bytes) == position.sha256
+    except OSError:
+        return False
+
+
+def mark_lost_lines(path: str, position: LogPosition) -> None:
+    """Make text of the events after a checkpoint; the file is replaced as a whole.
+
+    Raises:
+        OSError: it cannot be read or written.
+    """
+    content = read_file(path, MAX_LOG_BYTES)
+    lines = content[position.size_bytes :].splitlines(keepends=True)
+    changed = [line if _is_kept(line) else LOST_PREFIX + _without_prefix(line) for line in lines]
+    if changed and not changed[-1].endswith(b"\n"):  # its process was killed
+        changed[-1] += b"\n"
+    if changed == lines:
+        return
+    partial = f"{path}.part"
+    try:
+        with open(partial, "wb") as file:
+            file.write(content[: position.size_bytes] + b"".join(changed))
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(partial, os.stat(path).st_mode)
+        os.replace(partial, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        raise
+
+
+def _is_kept(line: bytes) -> bool:
+    if EVENT_PREFIX.strip() not in line:
+        return True
+    try:
+        key = json.loads(line[len(EVENT_PREFIX) :])["key"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False  # a part of a line
+    return line.startswith(EVENT_PREFIX) and key in (CHECKPOINT_KEY, RESUMED_KEY)
+
+
+def _without_prefix(line: bytes) -> bytes:
+    return line.replace(EVENT_PREFIX, b"").replace(EVENT_PREFIX.strip(), b"")
