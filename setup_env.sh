@@ -357,13 +357,13 @@ raise SystemExit(not (u.find_spec("mxnet") and u.find_spec("horovod.mxnet")))'
         "") ;;
         *) die "$1 is not an option: use --dev or --launcher-python" ;;
     esac
+    check_device_variable
     active=$(command -v python || command -v python3 || true)
     if [ -n "$active" ] && [ "${active#"$venv"/}" = "$active" ] &&
         "$active" -c "$has_both" 2>/dev/null; then
         echo "$active"
         return
     fi
-    check_device_variable
     choose_device
     if ! is_current .ready || { $dev && ! is_current .ready-dev; }; then
         ignore_redirections
