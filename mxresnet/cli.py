@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Callable, List, Optional, Sequence, TextI
 from mxresnet import config_parser, environment
 from mxresnet.config import Config
 from mxresnet.errors import ExitStatus, Interrupted, UserError, exit_now
+from mxresnet.parallel.launched import launched_rank, launched_size
 from mxresnet.parallel.world import (
     CollectiveUserError,
     World,
     catch_user_error,
     join,
-    launched_rank,
     rank_seeds,
     start_horovod,
 )
@@ -91,6 +91,12 @@ def load_dataset_and_plan(config: Config, num_ranks: int) -> Tuple[DataSet, Plan
         raise UserError(
             f"{num_ranks} ranks were started and EXPECTED_RANKS is {config.expected_ranks}: the "
             "launcher and MPI do not agree on the machines (mpirun --version: Open MPI 4 is needed)"
+        )
+    launched = launched_size()
+    if launched not in (None, num_ranks):
+        raise UserError(
+            f"the launcher started {launched} ranks and MPI has connected {num_ranks}, so that "
+            "each would train for itself: use mpirun of Open MPI 4, or srun --mpi=pmix"
         )
     data = dataset.describe(config)
     if config.top_k > data.classes:
@@ -202,9 +208,11 @@ def train(config: Config, world: World, start_ms: Optional[int] = None) -> Optio
     from mxresnet import mllog, profiling
     from mxresnet.checkpoint import opening
     from mxresnet.data import loader
+    from mxresnet.rank_agreement import check_agreement
     from mxresnet.train_loop import TrainLoop
 
     data, plan = world.run_on_all_ranks(lambda: load_dataset_and_plan(config, world.size))
+    check_agreement(config, data, loader.choose_backend(config), world)
     data_backend = loader.load_backend(config)
     world = start_horovod(world)
     session = opening.open_session(config, data, world, loader.choose_backend(config))

@@ -18,6 +18,7 @@ from typing import Any, Iterator, Optional, Protocol, Tuple, Type
 from mxresnet.checkpoint.state import InputState
 from mxresnet.config import Config
 from mxresnet.data.dataset import DataSet
+from mxresnet.data.file_changes import FileChanges
 from mxresnet.data.shard import RecordShard, train_shard, val_shard
 from mxresnet.errors import UserError
 from mxresnet.parallel.world import World
@@ -210,7 +211,7 @@ class DataLoaders:
                 self._saves_state,
                 self._state.values.get(_CUT, 0),
             ),
-            ValLoader(self._val),
+            ValLoader(self._val, FileChanges(self._data_paths.values())),
         )
 
     def _check_counts(self, train_examples: int, val_examples: int) -> None:
@@ -299,10 +300,15 @@ class TrainLoader:
 class ValLoader:
     """This rank's shard of the validation set."""
 
-    def __init__(self, iterator: BatchIterator):
-        self._iterator = iterator
+    def __init__(self, iterator: BatchIterator, changes: FileChanges):
+        self._iterator, self._changes = iterator, changes
 
     def batches(self) -> Iterator[Batch]:
-        """Yield every image of the shard once."""
+        """Yield every image of the shard once.
+
+        Raises:
+            UserError: a file of the data set was written since the start of the run.
+        """
         for image, label, num_valid in self._iterator.iterate_validation():
             yield Batch(image, label, num_valid)
+        self._changes.check()

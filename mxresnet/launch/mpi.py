@@ -13,7 +13,7 @@ import threading
 from dataclasses import dataclass
 from typing import IO, Callable, Dict, List, Mapping, Optional, Sequence
 
-from mxresnet.errors import UserError
+from mxresnet.errors import ExitStatus, UserError
 from mxresnet.launch import processes
 from mxresnet.launch.terminal import write_to_stderr
 
@@ -299,7 +299,12 @@ def _fatal_signal(status: int, messages: str, process: str) -> Optional[str]:
 
 
 def _other_failure(status: int, mpirun: Optional[MpirunResult]) -> Optional[str]:
-    """Explain any other end; None for the exit statuses that a rank explains itself."""
+    """Explain any other end; None for the exit statuses that a rank explains itself.
+
+    mpirun may then write messages of its own about the end of the job.
+    """
+    if status in (ExitStatus.USER_ERROR, ExitStatus.TARGET_MISSED):
+        return None
     if mpirun is not None:
         messages = mpirun.messages
         if messages and "MPI_ABORT was invoked" not in messages and "non-zero" not in messages:

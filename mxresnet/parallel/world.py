@@ -26,6 +26,7 @@ import numpy as np
 
 from mxresnet.errors import UserError
 from mxresnet.parallel import listener, watchdog
+from mxresnet.parallel.launched import launched_rank
 from mxresnet.parallel.protocols import Horovod, NDArray
 
 if TYPE_CHECKING:
@@ -33,23 +34,10 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 SumFunction = Callable[[np.ndarray], np.ndarray]
-# Variables in which a launcher passes a process its rank: Open MPI, PMIx (srun), Slurm.
-_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
 
 
 class CollectiveUserError(UserError):
     """A user error raised on every rank: each exits without MPI_Abort, and rank 0 prints it."""
-
-
-def launched_rank() -> Optional[int]:
-    """Return the rank that the launcher gave this process, or None without a launcher.
-
-    This works before MPI is initialized.
-    """
-    for name in _RANK_VARIABLES:
-        if os.environ.get(name, "").isdecimal():
-            return int(os.environ[name])
-    return None
 
 
 def catch_user_error(

@@ -67,6 +67,22 @@ def test_links_to_records_are_removed_when_the_records_are_refused(tmp_path, mon
     assert list(links.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["train.rec", "val.rec", "val.idx"])
+def test_a_data_set_that_is_written_during_the_run_is_refused(tmp_path, name):
+    write_records(tmp_path, random_images(20), random_images(9))
+    _, val = open_loaders(tmp_path, 20, 9)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / "other").write_bytes(content)
+    (tmp_path / "train.idx").unlink()  # the run has it open
+    assert sorted(labels_of(val.batches())) == list(range(9))
+    with open(tmp_path / name, "r+b") as file:
+        file.write(content[:1])
+    with pytest.raises(UserError, match=f"{tmp_path}/{name} was written during the run"):
+        list(val.batches())
+    (tmp_path / "other").replace(tmp_path / name)
+    assert sorted(labels_of(val.batches())) == list(range(9))
+
+
 @pytest.mark.parametrize("multiplier", [2, 3])
 def test_batches_made_several_at_a_time_are_cut_up_in_order(tmp_path, multiplier):
     """The images are those without a multiplier; an epoch's unused batches begin the next one."""

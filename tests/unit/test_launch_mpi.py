@@ -153,6 +153,7 @@ ABORTED = "MPI_ABORT was invoked on rank 1 in communicator MPI_COMM_WORLD\nwith 
         (255, ABORTED, "a rank ended with status 255"),
         (2, ABORTED, None),
         (3, "Exit code: 3 non-zero", None),
+        (2, "ORTE_ERROR_LOG: Data unpack would read past end of buffer", None),
     ],
 )
 def test_the_cause_of_an_end(status, messages, cause):

@@ -5,9 +5,13 @@ import pytest
 
 from mxresnet.errors import UserError
 from mxresnet.parallel import world as world_module
-from mxresnet.parallel.world import CollectiveUserError, World, launched_rank
+from mxresnet.parallel.launched import launched_rank, launched_size
+from mxresnet.parallel.world import CollectiveUserError, World
 
-LAUNCHER_VARIABLES = ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"]
+LAUNCHER_VARIABLES = [
+    *("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"),
+    *("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"),
+]
 
 
 @pytest.fixture
@@ -42,10 +46,13 @@ def test_several_ranks_cannot_average_without_horovod():
 
 
 @pytest.mark.parametrize("name", LAUNCHER_VARIABLES)
-def test_the_launchers_variable_holds_the_rank(no_launcher, monkeypatch, name):
-    assert launched_rank() is None
+def test_the_launchers_variables_hold_the_rank_and_the_number_of_ranks(
+    no_launcher, monkeypatch, name
+):
+    assert launched_rank() is None and launched_size() is None
     monkeypatch.setenv(name, "3")
-    assert launched_rank() == 3
+    is_rank = name in LAUNCHER_VARIABLES[:4]
+    assert (launched_rank(), launched_size()) == ((3, None) if is_rank else (None, 3))
 
 
 def test_without_a_launcher_there_is_one_rank_and_no_mpi(no_launcher):
