@@ -71,7 +71,9 @@ class DaliIterator:
         Raises:
             UserError: the records cannot be read or are damaged.
         """
-        check_record_file(self._shard)
+        num_images = check_record_file(self._shard)
+        if num_images < self._shard.num_ranks:
+            raise self._shard.too_few_images(num_images)
         return self._epoch_size()
 
     def _epoch_size(self) -> int:

@@ -56,6 +56,12 @@ class ImageRecordIterator:
             UserError: the records cannot be read or are damaged.
         """
         self._num_examples = check_record_file(self._shard)
+        # MXNet rounds the sizes of the shards up, so that the last ones may be empty.
+        shards = self._shard.num_ranks
+        if self._shard.training and -(-self._num_examples // shards) * (shards - 1) >= (
+            self._num_examples
+        ):
+            raise self._shard.too_few_images(self._num_examples)
         return self._num_examples
 
     def next_train_batch(self) -> Tuple[mx.nd.NDArray, mx.nd.NDArray]:

@@ -46,6 +46,14 @@ class RecordShard:
         """Name of the split in messages."""
         return "training" if self.training else "validation"
 
+    def too_few_images(self, num_images: int) -> UserError:
+        """Return the error for a number of images of which a rank would get none."""
+        alternative = "" if self.training else ", or set --separ-val"
+        return UserError(
+            f"{num_images} {self.split} images in {self.name} are too few for {self.num_ranks} "
+            f"ranks: start fewer ranks{alternative}"
+        )
+
     def read_error(self, reason: str) -> UserError:
         """Return the error for records that cannot be read or decoded."""
         return UserError(

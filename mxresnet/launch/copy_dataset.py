@@ -117,6 +117,9 @@ def _is_copied(path: pathlib.Path, copy: pathlib.Path) -> bool:
 
 def main() -> int:
     """Copy, report an error in one line, and return the exit status."""
+    if len(sys.argv) != 3:
+        print_to_stderr("usage: python -m mxresnet.launch.copy_dataset SOURCE DESTINATION")
+        return ExitStatus.USER_ERROR
     source, destination = sys.argv[1:]
     try:
         copy_dataset(source, destination)

@@ -30,6 +30,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from mxresnet.errors import ExitStatus, UserError
 from mxresnet.results.log_reader import RunLog, read_log
+from mxresnet.standard_streams import check_output, prepare_streams
 
 MAX_NODES = 99_999
 _STATUS = {
@@ -262,6 +263,13 @@ def write_submission(folder: str, logs: Sequence[str], system: str, nodes: int) 
     return results
 
 
+def _folder_name(text: str) -> str:
+    """Return the name of a folder; raise ArgumentTypeError if it is empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return text
+
+
 def _make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
@@ -269,7 +277,7 @@ def _make_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", metavar="FOLDER")
+    parser.add_argument("folder", metavar="FOLDER", type=_folder_name)
     parser.add_argument("logs", metavar="LOG", nargs="+")
     parser.add_argument(
         "--system",
@@ -295,6 +303,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         parser.error(f"--nodes {options.nodes} is not a number of machines from 1 to {MAX_NODES}")
     try:
         print(write_submission(options.folder, options.logs, options.system, options.nodes))
+        check_output()
         return ExitStatus.SUCCESS
     except (UserError, OSError) as error:
         print(f"mxresnet.results.submission: {error}", file=sys.stderr)
@@ -302,4 +311,5 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 if __name__ == "__main__":
+    prepare_streams()
     sys.exit(main())

@@ -4,9 +4,11 @@
 import json
 import os
 import re
+import subprocess
+import sys
 
 import pytest
-from support.commands import python
+from support.commands import ROOT, python
 
 from mxresnet.model.resnet import parameter_names
 from mxresnet.results import submission
@@ -293,3 +295,31 @@ def test_a_wrong_number_of_nodes_is_refused(tmp_path, nodes):
     done = python("-m", "mxresnet.results.submission", tmp_path, "a.log", f"--nodes={nodes}")
     assert done.returncode == 2 and "--nodes" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr and len(done.stderr) < 500
+
+
+@pytest.mark.parametrize(
+    "redirection, status, words",
+    [
+        (">&-", 0, ""),
+        ("| true", 0, ""),
+        (">/dev/full", 2, "standard output cannot be written (No space left on device)"),
+    ],
+)
+def test_a_submission_is_written_without_standard_output(tmp_path, redirection, status, words):
+    (tmp_path / "run.log").write_text(ORG + START + STOP)
+    command = f"{sys.executable} -m mxresnet.results.submission {tmp_path}/p {tmp_path}/run.log"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{command} --system=s {redirection}"],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == status and words in done.stderr
+    assert done.stderr.count("\n") == bool(words), done.stderr
+    assert (tmp_path / "p" / "results" / "s" / "resnet" / "result_0.txt").exists()
+
+
+def test_a_folder_without_a_name_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        submission.main(["", str(tmp_path / "run.log")])
+    assert end.value.code == 2 and "FOLDER: the name is empty" in capsys.readouterr().err

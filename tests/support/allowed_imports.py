@@ -273,7 +273,7 @@ EDGES = {
         "parallel.world",
     },
     "results.log_reader": {"bounded_read"},
-    "results.submission": {"errors", "results.log_reader"},
+    "results.submission": {"errors", "results.log_reader", "standard_streams"},
     "run_plan": {"config", "errors", "lr_schedule"},
     "standard_streams": {"errors"},
     "train_loop": {

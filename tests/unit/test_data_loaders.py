@@ -67,6 +67,20 @@ def test_links_to_records_are_removed_when_the_records_are_refused(tmp_path, mon
     assert list(links.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "train, val, use_dali, split",
+    [(6, 9, False, "6 training"), (20, 3, True, "3 validation"), (20, 3, False, None)],
+)
+def test_a_rank_that_would_get_no_image_is_named(tmp_path, train, val, use_dali, split):
+    """Of the training images each rank needs one, and DALI makes no empty shard."""
+    write_records(tmp_path, random_images(train), random_images(val))
+    if split is None:
+        open_loaders(tmp_path, train, val, World(0, 4), use_dali=use_dali)
+    else:
+        with pytest.raises(UserError, match=f"{split} images in .* are too few for 4 ranks: "):
+            open_loaders(tmp_path, train, val, World(0, 4), use_dali=use_dali)
+
+
 @pytest.mark.parametrize("name", ["train.rec", "val.rec", "val.idx"])
 def test_a_data_set_that_is_written_during_the_run_is_refused(tmp_path, name):
     write_records(tmp_path, random_images(20), random_images(9))

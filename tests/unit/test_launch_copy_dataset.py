@@ -107,3 +107,11 @@ def test_a_destination_that_cannot_be_written_is_one_line_and_status_2(source, d
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert f"COPY_DATASET={source} cannot be copied to {destination}" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["a"], ["a", "b", "c"]])
+def test_a_wrong_number_of_arguments_shows_the_usage(arguments):
+    command = [sys.executable, "-m", "mxresnet.launch.copy_dataset", *arguments]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+    usage = "usage: python -m mxresnet.launch.copy_dataset SOURCE DESTINATION\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", usage)
