@@ -97,13 +97,13 @@ def find_local_rank(environ: Mapping[str, str]) -> LocalRank:
     """Return the number of this rank on its machine, from the variables of Open MPI or Slurm.
 
     Raises:
-        UserError: The value of the rank's variable is not a number.
+        UserError: The value of a variable is not a number, or is far too large.
     """
     rank, size = "0", "1"
     for name in ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID"):
         if environ.get(name):
             rank = environ[name]
-            if not rank.isdecimal():
+            if not _is_count(rank):
                 raise UserError(f"{name}={rank} is not a rank: it must be a whole number")
             break
     for name in (
@@ -113,10 +113,16 @@ def find_local_rank(environ: Mapping[str, str]) -> LocalRank:
         "DGXNGPU",
     ):
         if environ.get(name):
-            size = environ[name]
+            # Slurm writes 8(x4) for 8 ranks on each of 4 machines.
+            size = re.split("[(,]", environ[name])[0]
+            if not _is_count(size):
+                raise UserError(f"{name}={environ[name]} is not a number of ranks on a machine")
             break
-    digits = re.match(r"[0-9]*", size)  # Slurm writes 8(x4) for 8 ranks on each of 4 machines
-    return LocalRank(int(rank), max(int(digits[0] or 0) if digits else 0, int(rank) + 1))
+    return LocalRank(int(rank), max(int(size), int(rank) + 1))
+
+
+def _is_count(text: str) -> bool:
+    return re.fullmatch("[0-9]{1,5}", text) is not None
 
 
 def _tool_works(command: List[str], environ: Mapping[str, str]) -> bool:

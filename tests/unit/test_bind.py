@@ -2,6 +2,7 @@
 """bind.sh on fake machines of several shapes: files in place of /proc and /sys, fake tools."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from support.commands import ROOT
 from support.fake_programs import fake_program
 
 from mxresnet.errors import UserError
-from mxresnet.launch.bind import bound_command
+from mxresnet.launch.bind import bound_command, find_local_rank
 
 TOOLS = ("bash", "env", "dirname", "true", "uname")  # and Python
 # A DGX A100 as NVIDIA documents it: 8 NUMA nodes of 16 cores, the GPUs in pairs on four of them.
@@ -302,6 +303,26 @@ def test_the_command_is_bound_on_this_machine(variables):
 def test_a_wrong_option_is_a_user_error(options, message):
     done = subprocess.run(["./bind.sh", *options], cwd=ROOT, text=True, capture_output=True)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "name, value, words",
+    [
+        ("LOCAL_RANK", "-1", "is not a rank"),
+        ("SLURM_LOCALID", "999999", "is not a rank"),
+        ("OMPI_COMM_WORLD_LOCAL_SIZE", "1000000000", "is not a number of ranks"),
+        ("SLURM_STEP_TASKS_PER_NODE", "99999999999999999999(x4)", "is not a number of ranks"),
+        ("DGXNGPU", "many", "is not a number of ranks"),
+    ],
+)
+def test_a_number_of_ranks_that_is_none_is_a_user_error(name, value, words):
+    with pytest.raises(UserError, match=f"^{name}={re.escape(value)} {words}"):
+        find_local_rank({name: value})
+
+
+@pytest.mark.parametrize("value", ["8", "8(x4)", "8,6", "8(x2),6"])
+def test_slurms_number_of_ranks_on_each_machine_is_read(value):
+    assert find_local_rank({"SLURM_STEP_TASKS_PER_NODE": value}).size == 8
 
 
 def test_the_exit_status_is_that_of_the_command():
