@@ -16,13 +16,12 @@ start_launcher() {
     { true 9<&0; } 2>/dev/null || exec 0</dev/null
     { true 9>&1; } 2>/dev/null || exec 1</dev/null
     true 9>&2 2>/dev/null || exec 2>/dev/null
-    # PID 1 of a container ignores signals that it has no handler for.
-    if [ $$ = 1 ]; then
-        for signal in HUP INT QUIT TERM; do
-            # shellcheck disable=SC2064  # expand the number now
-            trap "exit $((128 + $(kill -l "$signal")))" "$signal"
-        done
-    fi
+    # Without traps bash ignores SIGQUIT, and SIGINT if the command that it waits for does not end
+    # with it; PID 1 of a container ignores all signals that it has no handler for.
+    for signal in HUP INT QUIT TERM; do
+        # shellcheck disable=SC2064  # expand the number now
+        trap "exit $((128 + $(kill -l "$signal")))" "$signal"
+    done
     # Relative paths are relative to the caller's folder.
     export CALLER_FOLDER=$PWD
     # The caller may export a function cd.

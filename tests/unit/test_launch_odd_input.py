@@ -179,6 +179,21 @@ def test_a_signal_during_the_start_of_python_is_handled(tmp_path, script):
     assert (done.returncode, done.stderr) == (130, f"{script}: stopped by SIGINT\n")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_the_script_looks_for_python_is_not_lost(tmp_path, number):
+    """It is sent to the script alone, as by a process manager, not to its commands."""
+    started = tmp_path / "started"
+    slow_python = tmp_path / "python"
+    slow_python.write_text(f"#!/bin/sh\ntouch {started}\nsleep 1\nexit 1\n")
+    slow_python.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    process = start_script(["./run_and_time.sh"], tmp_path, PATH=path, DGXSYSTEM="PDP11")
+    wait_for(started.exists)
+    process.send_signal(number)
+    done = finish(process)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "")
+
+
 def test_a_folder_of_logs_that_cannot_be_listed_is_refused(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", path)
