@@ -8,9 +8,9 @@ start_launcher() {
     local module=$1 python signal block
     block=("$(type -P env)" "--block-signal=HUP,INT,QUIT,TERM")
     shift
-    # What the caller's file of BASH_ENV prints would mix with the output of scripts; a warning that
-    # is made an error would stop packages.
-    unset BASH_ENV PYTHONWARNINGS
+    # What the caller's file of BASH_ENV prints would mix with the output of scripts. Python would
+    # make an error of a warning, not find this project, wait for input, or write another encoding.
+    unset BASH_ENV PYTHONWARNINGS PYTHONSAFEPATH PYTHONINSPECT PYTHONIOENCODING
     # Files would get the numbers of descriptors that the caller closed. Standard output stays one
     # that cannot be written: a result is lost.
     { true 9<&0; } 2>/dev/null || exec 0</dev/null

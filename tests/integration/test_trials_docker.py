@@ -12,6 +12,8 @@ from support.fake_programs import fake_program
 from support.scripts import finish, start_script, wait_for
 
 import mxresnet.launch.backends.docker as docker_backend
+from mxresnet.errors import UserError
+from mxresnet.launch.backends.slurm import SlurmBackend
 
 LOG = "".join(
     ":::MLLOG "
@@ -78,6 +80,23 @@ def exported(system):
     values = dict(item.split("=", 1) for item in output.split("\0") if item)
     of_bash = ("PATH", "PWD", "SHLVL", "_", "OLDPWD")
     return {name: value for name, value in values.items() if name not in of_bash}
+
+
+@pytest.mark.parametrize("variable", ["DATADIR", "LOGDIR"])
+def test_a_folder_that_docker_cannot_mount_is_named(docker, tmp_path, variable):
+    folder = tmp_path / "12:30"
+    folder.mkdir()
+    done = finish(docker(DGXSYSTEM="CPU", **{variable: str(folder)}))
+    message = f"run_with_docker.sh: {variable}: {folder} has a ':', and cannot be mounted in a"
+    assert done.returncode == 2 and done.stderr.startswith(message), done.stderr
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "calls").exists()
+
+
+def test_a_folder_that_pyxis_cannot_mount_is_named(tmp_path):
+    (tmp_path / "a,b").mkdir()
+    environ = {"DGXSYSTEM": "CPU", "CONT": "image", "DATADIR": str(tmp_path / "a,b")}
+    with pytest.raises(UserError, match="^DATADIR: .*/a,b has a ',', and cannot be mounted"):
+        SlurmBackend(environ).prepare([])
 
 
 def test_a_trial_gets_the_configuration_and_the_container_is_removed(docker, tmp_path):

@@ -84,6 +84,15 @@ def test_a_variable_that_python_does_not_start_with_is_named(tmp_path, name, val
     assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
 
 
+def test_variables_that_change_what_python_does_are_ignored(tmp_path):
+    names = ("PYTHONSAFEPATH", "PYTHONINSPECT", "PYTHONWARNINGS", "PYTHONIOENCODING")
+    environ = dict(zip(names, ("1", "1", "error", "utf-16")))
+    command = ["./run_and_time.sh", "--print-config"]
+    done = finish(start_script(command, tmp_path, DGXSYSTEM="CPU_digits", **environ))
+    assert done.returncode == 0 and done.stderr == ""
+    assert json.loads(done.stdout)["image_shape"] == [3, 32, 32]
+
+
 def test_functions_of_the_caller_with_names_of_commands_are_not_used(tmp_path):
     script = """
         cd() { builtin cd "$@" && echo listing; }

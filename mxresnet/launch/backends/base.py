@@ -130,6 +130,17 @@ class Backend(abc.ABC):
         for note in system_config.overridden_settings(system, caller, self.environ, flags):
             print_to_stderr(note)
 
+    def check_mounts(self, characters: str) -> None:
+        """Raise UserError if DATADIR or LOGDIR has a character that divides an option of mounts."""
+        for name, path in (("DATADIR", self.environ.get("DATADIR", "")), ("LOGDIR", self.logdir)):
+            path = os.path.realpath(path)
+            found = [character for character in characters if character in path]
+            if found:
+                raise UserError(
+                    f"{name}: {path} has a {found[0]!r}, and cannot be mounted in a container: "
+                    "rename the folder, or use another"
+                )
+
     def required(self, name: str, reason: str) -> str:
         """Return the value of a variable.
 

@@ -72,6 +72,7 @@ class DockerBackend(Backend):
             copy_dataset(self.environ["COPY_DATASET"], data)
         if not os.path.isdir(data):
             raise UserError(f"DATADIR={data} is not a folder: name the folder of the data set")
+        self.check_mounts(":")
         if find_program("docker", self.environ) is None:
             raise UserError("docker is not found on PATH: install it")
         self._choose_variables(system, flags)

@@ -102,6 +102,8 @@ class SlurmBackend(Backend):
             raise UserError(f"DATADIR={data} is not a folder: name the folder of the data set")
         if self._image and not data:
             raise UserError("DATADIR is not set: it is mounted as /data of the container")
+        if self._image:
+            self.check_mounts(":,")
         if not self.environ.get("SLURM_JOB_ID"):
             self._submit(system, list(flags))
         self.load_configuration(system, flags)
