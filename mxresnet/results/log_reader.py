@@ -3,7 +3,8 @@
 
 No other module reads these lines. A log file also holds progress lines, and the last line of a run
 that was killed may be incomplete. Lines without the prefix are skipped. Lines with the prefix that
-cannot be parsed are kept as `damaged_lines`.
+cannot be parsed are kept as `damaged_lines`. The prefix may be anywhere in a line: mpirun and srun
+put the rank before it, and the lines of several ranks may be joined.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Dict, List, NamedTuple, Optional
 from mxresnet.bounded_read import read_file
 
 PREFIX = b":::MLLOG "
+_DECODER = json.JSONDecoder()
 MAX_LOG_BYTES = 256 << 20  # a run on 4,216 GPUs has a log of a few MB
 # Keys of the events that the log of a complete run has.
 REQUIRED_KEYS = ("submission_org", "run_start", "eval_accuracy", "run_stop")
@@ -77,7 +79,7 @@ class RunLog:
         event = self.last_event("eval_accuracy")
         if event is None:
             return None
-        accuracy, epoch = _number(event.value), _number(event.metadata.get("epoch_num"))
+        accuracy, epoch = finite_number(event.value), finite_number(event.metadata.get("epoch_num"))
         return None if accuracy is None or epoch is None else Evaluation(accuracy, int(epoch))
 
     @property
@@ -88,7 +90,7 @@ class RunLog:
         }
 
 
-def _number(value: Any) -> Optional[float]:
+def finite_number(value: Any) -> Optional[float]:
     """Return a JSON value as a finite float, or None when it is not one."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
@@ -100,13 +102,13 @@ def _number(value: Any) -> Optional[float]:
 
 
 def parse_event(text: str) -> Event:
-    """Parse the JSON of one line, without the prefix.
+    """Parse the JSON of one event, without the prefix; what follows the JSON is ignored.
 
     Raises:
-        ValueError: The text is not the JSON of an event.
+        ValueError: The text does not begin with the JSON of an event.
     """
     try:
-        content = json.loads(text)
+        content, _ = _DECODER.raw_decode(text.lstrip())
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(content, dict) or not isinstance(content.get("key"), str):
@@ -116,8 +118,16 @@ def parse_event(text: str) -> Event:
         content["key"],
         content.get("value"),
         metadata if isinstance(metadata, dict) else {},
-        _number(content.get("time_ms")),
+        finite_number(content.get("time_ms")),
     )
+
+
+def decode(content: bytes) -> str:
+    """Return a part of a log as text: UTF-8, or Latin-1 where it is not UTF-8."""
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
 
 
 def parse_log(content: bytes) -> RunLog:
@@ -125,13 +135,12 @@ def parse_log(content: bytes) -> RunLog:
     events: List[Event] = []
     damaged: List[DamagedLine] = []
     for number, line in enumerate(content.split(b"\n"), start=1):
-        if not line.startswith(PREFIX):
-            continue
-        text = line[len(PREFIX) :].decode("utf-8", errors="replace")
-        try:
-            events.append(parse_event(text))
-        except ValueError:
-            damaged.append(DamagedLine(number, text))
+        for part in line.split(PREFIX)[1:]:
+            text = decode(part)
+            try:
+                events.append(parse_event(text))
+            except ValueError:
+                damaged.append(DamagedLine(number, text))
     return RunLog(events, damaged)
 
 
@@ -149,10 +158,11 @@ def with_sufficient_accuracy(content: bytes) -> bytes:
     lines = content.split(b"\n")
     for position in reversed(range(len(lines))):
         line = lines[position]
-        if line.startswith(PREFIX) and b'"eval_accuracy"' in line:
+        before, prefix, text = line.rpartition(PREFIX)
+        if prefix and b'"eval_accuracy"' in text:
             with contextlib.suppress(ValueError):
-                fields = {**json.loads(line[len(PREFIX) :]), "value": 0.999}
-                lines[position] = PREFIX + json.dumps(fields).encode()
+                fields = {**json.loads(text), "value": 0.999}
+                lines[position] = before + PREFIX + json.dumps(fields).encode()
                 break
     return b"\n".join(lines)
 
