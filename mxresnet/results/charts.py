@@ -8,7 +8,7 @@ the page's CSS variables by name (`--series-1`), which its script replaces for t
 from __future__ import annotations
 
 import html
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional, Set
 
 from mxresnet.errors import one_line
 
@@ -53,18 +53,9 @@ def layout_of(x_axis: Dict[str, Any], y_axis: Dict[str, Any], **options: Any) ->
     return {"xaxis": x_axis, "yaxis": y_axis, **options}
 
 
-def scaling_chart(data: Dict[str, Any]) -> Optional[Chart]:
-    """Return minutes against the number of accelerators, with all published systems."""
-    systems = [one for one in data["published"]["systems"] if one["accelerators"]]
-    own = [
-        one
-        for one in data["series"]
-        if one["accelerators"] and one["minutes"] and one["is_imagenet"]
-    ]
-    if not own:
-        return None
-    kinds = {one["kind"] for one in own}
-    traces: List[Dict[str, Any]] = []
+def _published_traces(systems: List[Dict[str, Any]], kinds: Set[str]) -> List[Dict[str, Any]]:
+    """Return the published systems as points, those with the accelerators of `kinds` apart."""
+    traces = []
     for same, name, color, size in (
         (False, "other published systems", MUTED, 7),
         (True, "published, same accelerator", PUBLISHED, 9),
@@ -80,51 +71,59 @@ def scaling_chart(data: Dict[str, Any]) -> Optional[Chart]:
                     "y": [one["score_minutes"] for one in chosen],
                     "text": [_system_text(one) for one in chosen],
                     "hovertemplate": "%{text}<extra></extra>",
-                    "marker": {"color": color, "size": size, "symbol": "circle"},
+                    "marker": {"color": color, "size": size},
                 }
             )
-    for number, one in enumerate(own):
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": label(one["name"], 30),
-                "x": [one["accelerators"]],
-                "y": [one["minutes"]],
-                "text": [f"{label(one['name'])}: {one['minutes']:.2f} min"],
-                "hovertemplate": "%{text}<extra></extra>",
-                "marker": {
-                    "color": SERIES_COLORS[number % len(SERIES_COLORS)],
-                    "size": 15,
-                    "symbol": "diamond",
-                    "line": {"width": 2, "color": "--surface"},
-                },
-            }
-        )
-    counts = sorted({one["accelerators"] for one in [*systems, *own]})
-    ticks = [1, 4, 16, 64, 256, 1024, 4096]
+    return traces
+
+
+def _own_trace(series: Dict[str, Any], number: int) -> Dict[str, Any]:
+    """Return a reported series as one point."""
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": label(series["name"], 30),
+        "x": [series["accelerators"]],
+        "y": [series["minutes"]],
+        "text": [f"{label(series['name'])}: {series['minutes']:.2f} min"],
+        "hovertemplate": "%{text}<extra></extra>",
+        "marker": {
+            "color": SERIES_COLORS[number % len(SERIES_COLORS)],
+            "size": 15,
+            "symbol": "diamond",
+            "line": {"width": 2, "color": "--surface"},
+        },
+    }
+
+
+def scaling_chart(data: Dict[str, Any]) -> Optional[Chart]:
+    """Return minutes against the number of accelerators, with all published systems."""
+    systems = [one for one in data["published"]["systems"] if one["accelerators"]]
+    own = [
+        one
+        for one in data["series"]
+        if one["accelerators"] and one["minutes"] and one["is_imagenet"]
+    ]
+    if not own:
+        return None
+    traces = _published_traces(systems, {one["kind"] for one in own})
+    traces += [_own_trace(one, number) for number, one in enumerate(own)]
+    counts = [1, 4, 16, 64, 256, 1024, 4096]
+    minutes = [0.3, 1, 3, 10, 30, 100, 300, 1000]
     layout = layout_of(
-        axis("accelerators", type="log", tickvals=ticks, ticktext=[str(one) for one in ticks]),
-        axis(
-            "minutes",
-            type="log",
-            tickvals=[0.3, 1, 3, 10, 30, 100, 300, 1000],
-            ticktext=["0.3", "1", "3", "10", "30", "100", "300", "1000"],
-        ),
+        axis("accelerators", type="log", tickvals=counts, ticktext=[f"{one}" for one in counts]),
+        axis("minutes", type="log", tickvals=minutes, ticktext=[f"{one:g}" for one in minutes]),
     )
     summary = (
-        f"Minutes to train against the number of accelerators, {len(systems)} published systems "
-        f"with {counts[0]} to {counts[-1]} accelerators. "
+        f"Minutes to train against the number of accelerators of {len(systems)} published "
+        "systems. "
         + "; ".join(
             f"{one['name']}: {one['minutes']:.2f} minutes on {one['accelerators']}" for one in own
         )
     )
     return Chart(
-        "scaling",
-        "Time to train and number of accelerators",
-        summary,
-        figure_of(traces, layout),
-        380,
+        *("scaling", "Time to train and number of accelerators", summary),
+        *(figure_of(traces, layout), 380),
     )
 
 
@@ -168,6 +167,23 @@ def _band(series: Dict[str, Any]) -> List[Dict[str, Any]]:
     ]
 
 
+def _target_line(target: float) -> Dict[str, Any]:
+    """Return the parts of a layout that draw the target accuracy."""
+    line = {"color": TARGET, "width": 1.5, "dash": "dash"}
+    across = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": target, "y1": target}
+    text = {
+        "xref": "paper",
+        "x": 0.01,
+        "y": target,
+        "xanchor": "left",
+        "yanchor": "bottom",
+        "text": f"target {target:.1%}",
+        "showarrow": False,
+        "font": {"color": TARGET, "size": 12},
+    }
+    return {"shapes": [{**across, "line": line}], "annotations": [text]}
+
+
 def accuracy_chart(series: Dict[str, Any]) -> Optional[Chart]:
     """Return the accuracy of each evaluation, over the band of published runs."""
     runs = [run for run in series["runs"] if run["evaluations"]]
@@ -192,29 +208,7 @@ def accuracy_chart(series: Dict[str, Any]) -> Optional[Chart]:
     layout = layout_of(
         axis("epoch", rangemode="tozero"),
         axis("top-1 accuracy", tickformat=".0%"),
-        shapes=[
-            {
-                "type": "line",
-                "xref": "paper",
-                "x0": 0,
-                "x1": 1,
-                "y0": target,
-                "y1": target,
-                "line": {"color": TARGET, "width": 1.5, "dash": "dash"},
-            }
-        ],
-        annotations=[
-            {
-                "xref": "paper",
-                "x": 0.01,
-                "y": target,
-                "xanchor": "left",
-                "yanchor": "bottom",
-                "text": f"target {target:.1%}",
-                "showarrow": False,
-                "font": {"color": TARGET, "size": 12},
-            }
-        ],
+        **_target_line(target),
     )
     finals = "; ".join(
         f"{run['name']} ends at {run['accuracy']:.5f} after epoch {run['epochs_run']}"

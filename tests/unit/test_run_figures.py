@@ -72,10 +72,10 @@ def test_several_ranks_in_one_file(tmp_path):
 
 
 def test_a_resumed_run(tmp_path):
-    facts = {"checkpoint": "/data/ck/12", "epoch": 12, "step": 400, "gap_seconds": 61.5}
-    event = {"time_ms": 5, "key": "resumed", "value": None, "metadata": facts}
+    facts = {"checkpoint": "epoch12-step400", "epoch_num": 12, "step": 400}
+    event = {"time_ms": 5, "key": "resumed", "value": 61.5, "metadata": facts}
     (resumed,) = figures_of(tmp_path, [*demo_events(), event]).resumptions
-    assert resumed == (12, 400, 61.5, "/data/ck/12")
+    assert resumed == (12, 400, 61.5, "epoch12-step400")
 
 
 def step_event(epoch, p50, wait=(0.1, 0.2)):
