@@ -10,8 +10,7 @@ import contextlib
 import os
 import sys
 import traceback
-from types import TracebackType
-from typing import Any, Iterator, NoReturn, Optional, TextIO, Type, Union
+from typing import Any, Iterator, NoReturn, Optional, TextIO, Union
 
 from prepare.exit_status import ExitStatus
 
@@ -138,10 +137,8 @@ def is_shortage(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or NO_THREAD in str(error)
 
 
-def exit_after_uncaught_error(
-    kind: Type[BaseException], error: BaseException, trace: Optional[TracebackType]
-) -> NoReturn:
-    """Report an error that no command has caught, such as one of an import: a sys.excepthook.
+def exit_after_uncaught_error(error: BaseException) -> NoReturn:
+    """Report an error that no command has caught, such as one of an import, and exit.
 
     Python's own exit status would be 1, which means bad data here.
     """
@@ -151,7 +148,7 @@ def exit_after_uncaught_error(
             reason = " ".join(str(error).split()) or "a package cannot be imported"
             print_error("prepare", f"cannot start: {reason}")
         else:
-            status = report_unexpected("prepare", error.with_traceback(trace), "run it again")
+            status = report_unexpected("prepare", error, "run it again")
     os._exit(status)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections import deque
@@ -103,14 +104,32 @@ def convert(
         if _is_finished_meanwhile(plan, folder, journal, source, options):
             destination.remove_part_folder(folder, prefix)
             return manifests.load_manifest(folder, prefix)
-        state = _write_records(plan, part, workers, check, journal, options, progress)
-        manifest = _write_tables(plan, part, state, source, options)
-        if not journal.is_in_place():
-            raise OSError(errno.ENODEV, "was removed while it was being written", part)
+        with _part_folder_kept(part, prefix, journal):
+            state = _write_records(plan, part, workers, check, journal, options, progress)
+            manifest = _write_tables(plan, part, state, source, options)
         destination.publish(folder, prefix, manifest)
         return manifest
     finally:
         journal.close()
+
+
+@contextlib.contextmanager
+def _part_folder_kept(part: str, prefix: str, journal: Journal) -> Iterator[None]:
+    """Raise OSError at the end if the part folder of a split was removed or replaced meanwhile.
+
+    Files that were written to it since then are removed: without a journal, the next run would take
+    them for those of another program.
+    """
+    try:
+        yield
+    except OSError:
+        if journal.is_in_place():
+            raise
+    finally:
+        if not journal.is_in_place():
+            destination.remove_files_without_journal(part, prefix)
+    if not journal.is_in_place():
+        raise OSError(errno.ENODEV, "was removed while it was being written", part)
 
 
 def _is_finished_meanwhile(

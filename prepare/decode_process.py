@@ -126,14 +126,27 @@ class OpenCv:
 ImageDecoder = Union[Dali, OpenCv]
 
 
-def find_decoder() -> Optional[ImageDecoder]:
-    """Return the decoder that training would use here, or None if none is installed."""
-    for decoder in (Dali, OpenCv):
+def find_decoder() -> Tuple[Optional[ImageDecoder], Dict[str, Any]]:
+    """Find the decoder that training would use here.
+
+    Returns:
+        It, or None; and the first reply: its name, {other decoder: why it is not used}, and whether
+        one of these is installed.
+    """
+    failures: Dict[str, str] = {}
+    is_installed = False
+    found: Optional[ImageDecoder] = None
+    for kind in (Dali, OpenCv):
         try:
-            return decoder()
-        except ImportError:
-            pass
-    return None
+            found = kind()
+            break
+        except ModuleNotFoundError as error:
+            failures[kind.name] = str(error)
+        except Exception as error:  # a library may fail in any way, such as for lack of memory
+            failures[kind.name] = " ".join(str(error).split()) or type(error).__name__
+            is_installed = True
+    name = found.name if found else None
+    return found, {"name": name, "failures": failures, "is_installed": is_installed}
 
 
 def check_images(
@@ -256,8 +269,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process decides when to end
     requests, replies = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # a library's own messages are no replies
-    decoder = find_decoder()
-    reply: Dict[str, Any] = {"name": decoder.name if decoder else None}
+    decoder, reply = find_decoder()
     while True:
         replies.write(json.dumps(reply).encode() + b"\n")
         replies.flush()

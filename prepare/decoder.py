@@ -9,20 +9,37 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 from typing import Any, Dict, List, Optional, Sequence
 
 from prepare.decode_process import FAILED, NOT_TRIED, Verdict
+from prepare.exit_status import ExitStatus
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 NO_DECODER = "not decoded, because neither DALI nor OpenCV is installed"
 MAX_REQUEST_BYTES = 16 << 20  # of several images; a larger one is sent alone
+# Ways in which a process ends where there is too little memory.
+SHORTAGE_STATUSES = (ExitStatus.IO_ERROR, -signal.SIGKILL)
 
 
 class ProcessEndedError(Exception):
     """The decoder's process has ended; the message describes how."""
+
+    def __init__(self, status: int) -> None:
+        """Describe how.
+
+        Args:
+            status: the exit status, or the negative number of a signal.
+        """
+        super().__init__(f"signal {-status}" if status < 0 else f"exit status {status}")
+        self.is_shortage = status in SHORTAGE_STATUSES
+
+
+class DecoderStartError(Exception):
+    """A decoder is installed, but it cannot be used: images that need it cannot be checked."""
 
 
 class Decoder:
@@ -36,15 +53,18 @@ class Decoder:
         self._lock = threading.Lock()
         self._process: Optional[subprocess.Popen[bytes]] = None
         self._name: Optional[str] = None
+        self._failures: Dict[str, str] = {}
 
-    def name(self) -> Optional[str]:
-        """Return the name of the decoder that is installed, or None if there is none."""
+    def require(self, name: str) -> None:
+        """Raise ImportError, with the reason, if the decoder with this name is not used here.
+
+        Raises:
+            DecoderStartError: no decoder can be started.
+        """
         with self._lock:
-            try:
-                self._start()
-            except ProcessEndedError:
-                return None
-            return self._name
+            self._start()
+            if self._name != name:
+                raise ImportError(self._failures.get(name, "it is not installed"))
 
     def check(self, images: Sequence[memoryview], may_be_cut: Sequence[bool]) -> List[Verdict]:
         """Decode images.
@@ -52,6 +72,10 @@ class Decoder:
         Args:
             images: the bytes of each.
             may_be_cut: whether its last pixels may be missing, as its ends are unusual.
+
+        Raises:
+            DecoderStartError: a decoder is installed, but cannot be started.
+            MemoryError: there is too little memory to decode an image.
         """
         verdicts: List[Verdict] = []
         begin = 0
@@ -66,18 +90,15 @@ class Decoder:
         return verdicts
 
     def _check(self, images: Sequence[memoryview], may_be_cut: Sequence[bool]) -> List[Verdict]:
-        try:
-            self._start()
-        except ProcessEndedError as error:
-            return [
-                (NOT_TRIED, f"not decoded, because the decoder does not start ({error})")
-            ] * len(images)
+        self._start()
         if self._name is None:
             return [(NOT_TRIED, NO_DECODER)] * len(images)
         try:
             return self._ask(images, may_be_cut)
         except ProcessEndedError as error:
             if len(images) == 1:
+                if error.is_shortage:
+                    raise MemoryError(f"decoding an image: {error}") from None
                 return [(FAILED, f"{self._name} ends while decoding it ({error})")]
         # One of them ended the process: decode each alone.
         pairs = zip(images, may_be_cut)
@@ -87,20 +108,31 @@ class Decoder:
         """Start the process unless it runs.
 
         Raises:
-            ProcessEndedError: it ended before it was ready.
+            DecoderStartError: it ended before it was ready, or cannot load a decoder.
         """
         if self._process is not None:
             return
-        paths = [ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
+        given = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+        paths = [ROOT, *map(os.path.abspath, given)]  # because its working folder is another one
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        environment.pop("PYTHONWARNINGS", None)  # a warning of a library is no reason to fail
         self._process = subprocess.Popen(
             [sys.executable, "-m", "prepare.decode_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            env=environment,
         )
-        self._name = self._read_reply()["name"]
+        try:
+            reply = self._read_reply()
+        except ProcessEndedError as error:
+            raise DecoderStartError(f"it ends with {error}") from None
+        self._name, self._failures = reply["name"], reply["failures"]
+        if self._name is None and reply["is_installed"]:
+            self.close()
+            reasons = (f"{name}: {reason}" for name, reason in self._failures.items())
+            raise DecoderStartError("; ".join(reasons))
 
     def _ask(self, images: Sequence[memoryview], may_be_cut: Sequence[bool]) -> List[Verdict]:
         assert self._process is not None and self._process.stdin is not None
@@ -119,9 +151,7 @@ class Decoder:
         assert self._process is not None and self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line.endswith(b"\n"):
-            status = self.close()
-            how = f"signal {-status}" if status < 0 else f"exit status {status}"
-            raise ProcessEndedError(how)
+            raise ProcessEndedError(self.close())
         reply: Dict[str, Any] = json.loads(line)
         return reply
 

@@ -238,6 +238,19 @@ def remove_part_folder(folder: str, prefix: str) -> None:
         os.rmdir(part)
 
 
+def remove_files_without_journal(part: str, prefix: str) -> None:
+    """Remove the files of a split that this process has written to a part folder.
+
+    If the folder has a journal, another conversion has begun there, and the files are kept.
+    """
+    with contextlib.suppress(OSError):
+        if not os.path.lexists(os.path.join(part, JOURNAL_NAME)):
+            for suffix in (*SUFFIXES, MANIFEST_SUFFIX):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(os.path.join(part, prefix + suffix))
+            os.rmdir(part)
+
+
 def _is_journal(path: str) -> bool:
     """Return whether a file begins as a journal does, or as what a power failure leaves of one."""
     if not (os.path.lexists(path) and _is_own_kind(path)):

@@ -18,6 +18,7 @@ from prepare.jpeg_format import JPEG_END, JPEG_START, find_data_end, find_first_
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 END_BYTES = 8  # of each end of an image, enough to recognize its format
 CHECKS = ("none", "ends", "decode")
+NO_END_MARKER = "a JPEG without its end marker"
 
 
 class Findings(NamedTuple):
@@ -55,9 +56,9 @@ class ImageCheck:
         self._decoder.close()
 
     def require_decoder(self) -> None:
-        """Raise ImportError if all images are to be decoded, and DALI is not installed."""
-        if self._kind == "decode" and self._decoder.name() != "DALI":
-            raise ImportError("it is not installed")
+        """Raise ImportError or DecoderStartError if all images are to be decoded, without DALI."""
+        if self._kind == "decode":
+            self._decoder.require("DALI")
 
     def accepts_ends(self, begin: bytes, end: bytes) -> bool:
         """Return whether an image with these ends, of END_BYTES each, need not be checked."""
@@ -144,7 +145,7 @@ def inspect_ends(image: bytes) -> Optional[Ends]:
         data_end = find_data_end(image)
         if not data_end.has_marker:
             may_be_whole = find_first_scan(image) is not None
-            return Ends("a JPEG without its end marker", True, may_be_whole)
+            return Ends(NO_END_MARKER, True, may_be_whole)
         rest = len(image) - image.index(JPEG_END, data_end.offset) - len(JPEG_END)
         return Ends(f"a JPEG with {rest} bytes after its end marker")
     if image.startswith(PNG_START):

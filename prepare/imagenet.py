@@ -29,14 +29,16 @@ from prepare.command_paths import (
 )
 from prepare.convert import convert
 from prepare.cpus import MAX_WORKERS, default_workers, worker_count
+from prepare.decoder import DecoderStartError
 from prepare.destination import has_same_archive
 from prepare.exit_status import ExitStatus, exit_status_help
-from prepare.image_check import CHECKS, ImageCheck
+from prepare.image_check import CHECKS, NO_END_MARKER, ImageCheck
 from prepare.listing import BadImagesError, SourceError
 from prepare.plan import Plan
 from prepare.planning import PREFIXES, make_plans
 from prepare.progress_bar import Progress, print_line
 from prepare.rerun import check_unchanged
+from prepare.storage_errors import describe
 
 MAX_UNUSUAL_SHOWN = 20  # images of a split
 DESCRIPTION = """\
@@ -142,6 +144,12 @@ def run_and_report(argv: Optional[Sequence[str]]) -> ExitStatus:
         return report_error(ExitStatus.USAGE_ERROR, str(error))
     except ImportError as error:
         return report_error(ExitStatus.USAGE_ERROR, f"--check=decode needs NVIDIA DALI: {error}")
+    except DecoderStartError as error:
+        return report_error(
+            ExitStatus.IO_ERROR,
+            f"images cannot be checked, because the decoder does not start ({error}); fix this and "
+            "run the same command again to resume",
+        )
     except ReportedError as error:
         return report_count(error.errors)
     except SourceError as error:
@@ -150,10 +158,10 @@ def run_and_report(argv: Optional[Sequence[str]]) -> ExitStatus:
     except manifests.DestinationError as error:
         return report_error(ExitStatus.BAD_DESTINATION, str(error))
     except OSError as error:
-        where = error.filename or arguments.folder
         return report_error(
             ExitStatus.IO_ERROR,
-            f"{where}: {error.strerror}; fix this and run the same command again to resume",
+            f"{describe(error, arguments.folder)}; fix this and run the same command again to "
+            "resume",
         )
     except (Exception, KeyboardInterrupt) as error:
         advice = "run the same command again to resume"
@@ -300,6 +308,12 @@ def convert_split(
     if len(unusual) > MAX_UNUSUAL_SHOWN:
         more = len(unusual) - MAX_UNUSUAL_SHOWN
         print_line(f"{plan.prefix}: kept: and {more} more, in {plan.prefix}.json")
+    no_end = sum(image["description"].startswith(NO_END_MARKER) for image in unusual)
+    if no_end:
+        print_line(
+            f"{plan.prefix}: kept: {no_end} of them without an end marker: on a CPU, "
+            "--dali-roi-decode 1 ends the training where it reads their lowest rows"
+        )
     counts = f"{len(manifest['skipped'])} left out, {len(unusual)} unusual but kept"
     print_line(f"{plan.prefix}: done: {progress.summary()}, {counts}")
 

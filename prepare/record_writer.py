@@ -31,6 +31,7 @@ class RecordWriter:
 
     def __init__(self, path: str, offset: int) -> None:
         """Open or create the file; the next byte will be written at `offset`."""
+        self._path = path
         self.flushed = self._base = offset - offset % BLOCK_BYTES
         self._fill = offset - self._base
         # mmap, because direct I/O needs memory that is aligned to a page.
@@ -84,7 +85,7 @@ class RecordWriter:
                 done += os.pwrite(self._file, view[done:], offset + done)
             except OSError as error:
                 if error.errno != errno.EINVAL or not self._disable_direct_io():
-                    raise
+                    raise OSError(error.errno, error.strerror, self._path) from None
         self.flushed = offset + len(view)
 
     def _disable_direct_io(self) -> bool:

@@ -27,6 +27,7 @@ class Split:
     label_files: Tuple[str, ...] = ()  # classes of images that are not in class folders
     archive_folder: Optional[str] = None  # folder that should contain nothing but the archives
     faults: Tuple[str, ...] = ()  # why the split cannot be listed, if it cannot
+    notes: Tuple[str, ...] = ()  # to print
 
     def list(self, workers: int) -> Listing:
         """List the images on `workers` threads.
@@ -48,6 +49,7 @@ class Split:
             val_classes.apply_label_files(listing, self.label_files)
         if self.archive_folder is not None:
             add_files_beside_archives(self.archive_folder, listing)
+        listing.notes += self.notes
         return listing
 
     def identity(self) -> str:
@@ -138,27 +140,51 @@ def find_split(source: str, prefix: str) -> Split:
         prefix: "train" or "val".
     """
     folder, official = os.path.join(source, prefix), OFFICIAL_ARCHIVES[prefix]
+    archives_beside = [
+        path
+        for path in (os.path.join(source, name) for name in (official, f"{prefix}.tar"))
+        if os.path.lexists(path)
+    ]
     if os.path.isdir(folder) and os.listdir(folder):
-        archives, subfolders = class_archives_and_folders(folder)
-        if os.path.lexists(os.path.join(folder, official)) and not subfolders:
-            return Split(os.path.join(folder, official), "archive", archive_folder=folder)
-        if archives and not subfolders:
-            return Split(folder, "class archives", archive_folder=folder)
-        packed = [name for name in archives if os.path.splitext(name)[0] not in subfolders]
-        faults = tuple(
-            f"{os.path.join(folder, name)}: not unpacked, although there are class folders "
-            "next to it, so its images would be missing: unpack it, or move it away"
-            for name in packed
-        )
-        return Split(folder, "folders", faults=faults)
-    for name in (official, f"{prefix}.tar"):
-        if os.path.lexists(os.path.join(source, name)):
-            return Split(os.path.join(source, name), "archive")
+        split = find_split_in_folder(folder, official)
+        notes = [f"{path} is not read, because {folder} is not empty" for path in archives_beside]
+        return replace(split, notes=(*split.notes, *notes))
+    if archives_beside:
+        used, *unused = archives_beside
+        notes = [f"{path} is not read, because {used} is next to it" for path in unused]
+        return Split(used, "archive", notes=tuple(notes))
     fault = (
         f"{source}: contains neither a folder {prefix}/ that is not empty nor {official}: "
         "name the folder that contains one of them"
     )
     return Split(source, "missing", faults=(fault,))
+
+
+def find_split_in_folder(folder: str, official: str) -> Split:
+    """Find one split in its folder, which is not empty.
+
+    Args:
+        folder: path of the folder, SRC/train or SRC/val.
+        official: name of the official archive, which may be in it.
+    """
+    archives, subfolders = class_archives_and_folders(folder)
+    if os.path.lexists(os.path.join(folder, official)) and not subfolders:
+        return Split(os.path.join(folder, official), "archive", archive_folder=folder)
+    if archives and not subfolders:
+        return Split(folder, "class archives", archive_folder=folder)
+    packed = [name for name in archives if os.path.splitext(name)[0] not in subfolders]
+    faults = tuple(
+        f"{os.path.join(folder, name)}: not unpacked, although there are class folders "
+        "next to it, so its images would be missing: unpack it, or move it away"
+        for name in packed
+    )
+    unpacked = [name for name in archives if name not in packed]
+    notes = [
+        f"{len(unpacked)} class archives in {folder}, such as {name}, are not read, because "
+        "folders of the same names are next to them"
+        for name in unpacked[:1]
+    ]
+    return Split(folder, "folders", faults=faults, notes=tuple(notes))
 
 
 def class_archives_and_folders(folder: str) -> Tuple[List[str], Set[str]]:

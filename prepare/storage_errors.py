@@ -22,6 +22,11 @@ _OUTAGE_NAMES = (
     "ENXIO",
     "EREMOTEIO",
 )
+LIMITS = {  # what to raise
+    errno.EFBIG: "the limit of the file system, or of ulimit -f",
+    errno.EMFILE: "the limit of ulimit -n",
+    errno.EDQUOT: "the user's quota of the file system",
+}
 OUTAGE_ERRNOS = frozenset(getattr(errno, name) for name in _OUTAGE_NAMES if hasattr(errno, name))
 
 
@@ -52,6 +57,20 @@ def raise_if_outage(error: OSError, path: str, *containers: str) -> None:
                 ) from None
         if containers and os.path.exists(path):
             raise OSError(errno.ENODEV, "was missing for a moment", path) from None
+
+
+def describe(error: OSError, default: str) -> str:
+    """Return what failed and why, with the limit that may be too low.
+
+    Args:
+        error: the error.
+        default: path of the file or folder that failed if `error` names none.
+    """
+    if error.filename is None and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        default = ""  # a shortage of this process or machine, whatever it was doing
+    where = os.fsdecode(error.filename or default)
+    hint = f" ({LIMITS[error.errno]})" if error.errno in LIMITS else ""
+    return f"{where}{': ' if where else ''}{error.strerror or error}{hint}"
 
 
 @contextlib.contextmanager

@@ -18,7 +18,11 @@ ZERO_BLOCK = bytes(BLOCK_BYTES)
 # Largest long name or set of pax records; a larger one indicates damage.
 MAX_EXTENSION_BYTES = 1 << 20
 DEFAULT_RECORD_BYTES = 10240  # of a record, the size that programs write by default
-LARGE_RECORD_BYTES = tuple(1 << power for power in range(14, 22))  # of larger blocking factors
+MAX_RECORD_BYTES = 1 << 21  # of the largest blocking factor, 4096
+POWERS_OF_TWO = tuple(1 << power for power in range(14, 22))  # records of larger blocking factors
+RARE_RECORD_BYTES = 1 << 16  # one in 32 multiples of the usual record is a multiple of this, too
+# An archive that is at least so many times larger than its padding may have any blocking factor.
+MAX_PADDING_DIVISOR = 1000
 MAX_PADDING_BYTES = 4 << 20  # at an archive's end; more than all record sizes allow
 MAX_SHOWN_CHARACTERS = 400  # of a name in a message
 MAX_NUMBER_DIGITS = 20  # of a decimal size; 2 ** 64 has 20
@@ -84,7 +88,8 @@ def read_members(
             if not is_padding(at - begin, end - begin):
                 raise TarDamageError(
                     f"has its end mark {end - at} bytes before its end, farther than tar writes "
-                    f"it: members may be lost in an incomplete copy; copy or make it again"
+                    f"it: members may be lost in an incomplete copy; copy it again, or make it "
+                    f"again without --blocking-factor"
                 )
             return
         verify_checksum(header, at)
@@ -155,12 +160,20 @@ def is_padding(used: int, size: int) -> bool:
         used: bytes of the members.
         size: bytes of the archive.
     """
-    end_mark = 2 * BLOCK_BYTES
-    if size - used < DEFAULT_RECORD_BYTES + end_mark:
+    padding = size - used - 2 * BLOCK_BYTES
+    if padding < DEFAULT_RECORD_BYTES:
         return True
-    # A size that is a multiple of the usual record indicates that the archive consists of those.
-    return size % DEFAULT_RECORD_BYTES != 0 and any(
-        size % record == 0 and size - used < record + end_mark for record in LARGE_RECORD_BYTES
+    if padding >= MAX_RECORD_BYTES:
+        return False
+    if padding < size // MAX_PADDING_DIVISOR:
+        larger = range(padding // BLOCK_BYTES + 1, MAX_RECORD_BYTES // BLOCK_BYTES + 1)
+        return size % BLOCK_BYTES == 0 and any(size // BLOCK_BYTES % one == 0 for one in larger)
+    # A size that is a multiple of the usual record indicates that the archive consists of those,
+    # but few are a multiple of a large power of two as well.
+    return any(
+        size % record == 0 and padding < record
+        for record in POWERS_OF_TWO
+        if size % DEFAULT_RECORD_BYTES != 0 or record >= RARE_RECORD_BYTES
     )
 
 

@@ -216,7 +216,7 @@ def parse_moves(path: str, lines: Iterable[str]) -> Dict[str, str]:
         if not words or words[0] != "mv":
             continue
         target = words[-1].rstrip("/")
-        if len(words) != 3 or not SYNSET.fullmatch(target):
+        if len(words) != 3 or "/" in target or not target.strip():
             raise SourceError(f"{path}: not a line `mv IMAGE CLASS/`: {line}")
         name = os.path.basename(words[1])
         if classes.setdefault(name, target) != target:

@@ -91,3 +91,23 @@ def test_images_next_to_archives_are_named(tmp_path, official):
     result = run_prepare(source, tmp_path / "out", "--on-error=skip")
     assert result.returncode == 0 and "2 left out" in result.stdout
     assert read_files(tmp_path / "out") == read_files(tmp_path / "whole")
+
+
+def test_archives_that_are_not_read_are_named(tmp_path):
+    """Folders next to them may be the result of an unpacking that was interrupted."""
+    write_files(tmp_path / "in", small_dataset())
+    source = tmp_path / "in"
+    for name in ("train.tar", "ILSVRC2012_img_val.tar", "val.tar"):
+        write_tar("python", "ustar", source / name, source, ["train"])
+    write_class_archives(source / "train", source / "train")
+    result = run_prepare(source, tmp_path / "out", "--dry-run")
+    assert result.returncode == 0, result.stderr
+    because = f"is not read, because {source}"
+    assert f"train: {source}/train.tar {because}/train is not empty\n" in result.stdout
+    assert f"val: {source}/ILSVRC2012_img_val.tar {because}/val is not empty\n" in result.stdout
+    assert f"train: 3 class archives in {source}/train, such as n01440764.tar" in result.stdout
+    shutil.rmtree(source / "train")
+    shutil.copy(source / "train.tar", source / "ILSVRC2012_img_train.tar")
+    result = run_prepare(source, tmp_path / "out", "--dry-run")
+    because += "/ILSVRC2012_img_train.tar is next to it"
+    assert f"train: {source}/train.tar {because}\n" in result.stdout

@@ -2,6 +2,7 @@
 """Files of other programs that appear beside an unfinished conversion are never changed."""
 
 import os
+import shutil
 
 import pytest
 from support.conversions import convert
@@ -157,3 +158,27 @@ def test_a_folder_beside_a_finished_split_is_not_emptied(tmp_path, source, journ
     assert {path: (out / path).read_bytes() for path in mine} == mine
     destination.remove_part_folder(str(out), "train")
     assert (out / "train.part" / "train.rec").exists()
+
+
+@pytest.mark.parametrize("removed", [["journal"], ["journal", "train.rec"], None])
+@pytest.mark.parametrize("function", ["_write_records", "_write_tables"])
+def test_a_part_folder_that_is_removed_meanwhile(tmp_path, source, monkeypatch, function, removed):
+    """The command `rm -r` may remove only a part of it, because there are new files in it."""
+    part, original = tmp_path / "out" / "train.part", getattr(convert_module, function)
+
+    def remove_and_write(plan, *arguments):
+        if plan.prefix == "train" and part.exists():
+            if removed is None:
+                shutil.rmtree(part)
+            for name in removed or []:
+                (part / name).unlink(missing_ok=True)
+        return original(plan, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(convert_module, function, remove_and_write)
+        result = convert(source, tmp_path / "out")
+    assert result.status == 4 and "train.part: was removed while it was being" in result.stderr
+    assert not part.exists()
+    assert convert(source, tmp_path / "out").status == 0
+    assert convert(source, tmp_path / "new").status == 0
+    assert read_files(tmp_path / "out") == read_files(tmp_path / "new")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Test the commands without a usable output, memory, storage or locale: the status stays true."""
 
+import errno
 import os
 import shutil
 import signal
@@ -18,6 +19,8 @@ from support.image_fixtures import (
     write_files,
 )
 from support.locales import ASCII_ENVIRONMENT, latin1_environment
+
+from prepare.storage_errors import describe
 
 VERIFY = "prepare.verify out"
 CONVERT = "prepare.imagenet in new"
@@ -190,3 +193,26 @@ def test_lists_are_those_of_im2rec_in_a_latin1_locale(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     run_im2rec(tmp_path / "in", tmp_path / "reference")
     assert read_files(tmp_path / "out") == read_files(tmp_path / "reference")
+
+
+@pytest.mark.parametrize(
+    "command, module", [("imagenet", "traceback"), ("verify", "numpy"), ("digits", "traceback")]
+)
+def test_interrupted_while_a_module_is_imported(tmp_path, command, module):
+    program = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
+    (tmp_path / f"{module}.py").write_text(program)
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
+    result = run_prepare(
+        tmp_path, tmp_path / "out", module=f"prepare.{command}", env=environment, cwd=tmp_path
+    )
+    assert (result.returncode, result.stderr) == (130, "prepare: interrupted; run it again\n")
+
+
+def test_limits_that_are_too_low_are_named(tmp_path, converted):
+    command = f"prepare.imagenet in {tmp_path}/out"
+    result = run_line(converted, command, "", limit="ulimit -f 4;")
+    (line,) = result.stderr.splitlines()
+    assert result.returncode == 4 and "out/val.part/val.rec: File too large (the limit of" in line
+    # No file is at fault where the process has too many of them open.
+    error = OSError(errno.EMFILE, "Too many open files")
+    assert describe(error, "out") == "Too many open files (the limit of ulimit -n)"

@@ -101,6 +101,7 @@ def test_what_dali_decodes_is_kept_counted_and_named(tmp_path, source):
     result = images.run_prepare(source, tmp_path / "out")
     assert result.returncode == 0 and not result.stderr
     assert f", 0 left out, {len(UNUSUAL)} unusual but kept\n" in result.stdout
+    assert "train: kept: 3 of them without an end marker: on a CPU, --dali-roi" in result.stdout
     manifest = json.loads((tmp_path / "out" / "train.json").read_text())
     named = {entry["path"]: entry["description"] for entry in manifest["unusual"]}
     assert sorted(named) == sorted(f"n01/{name}.JPEG" for name in UNUSUAL)
@@ -171,7 +172,7 @@ def test_a_bad_image_may_also_be_removed(tmp_path, source):
 def block_packages(folder, *names):
     """Return an environment in which these packages cannot be imported."""
     for name in names:
-        images.write_files(folder, {f"{name}/__init__.py": b"raise ImportError"})
+        images.write_files(folder, {f"{name}/__init__.py": b"raise ModuleNotFoundError"})
     return {**os.environ, "PYTHONPATH": str(folder)}
 
 
@@ -204,7 +205,9 @@ def test_an_image_that_ends_the_decoder(tmp_path, monkeypatch):
     fake = b"IMREAD_COLOR, error = 1, ValueError\ndef imdecode(image, flags):\n"
     fake += b"    import os, signal\n    if image[0] == 75: os.kill(os.getpid(), signal.SIGSEGV)\n"
     fake += b"    return None if image[0] == 78 else image\n"
-    images.write_files(tmp_path, {"cv2.py": fake, "nvidia/__init__.py": b"raise ImportError"})
+    images.write_files(
+        tmp_path, {"cv2.py": fake, "nvidia/__init__.py": b"raise ModuleNotFoundError"}
+    )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     decoder = Decoder()
     contents = [b"good", b"KILL", b"NO", b"good"]

@@ -2,6 +2,7 @@
 """Test archives whose last part was never written, so that zeros are in its place."""
 
 import io
+import os
 import subprocess
 import tarfile
 
@@ -10,6 +11,7 @@ from support.image_fixtures import jpeg, write_files, write_official_archives
 from support.tar_fixtures import make_member, read_all, write_members
 
 from prepare import imagenet
+from prepare.tar_format import is_padding
 
 RECORD = 10240  # bytes, of the tar programs by default
 
@@ -74,6 +76,36 @@ def test_the_padding_of_usual_blocking_factors(tmp_path, factor, images):
     command = ["tar", "-b", str(factor), "-cf", str(tmp_path / "a.tar"), "-C", str(tmp_path / "in")]
     subprocess.run([*command, *(f"{n}.jpg" for n in range(images))], check=True)
     assert [len(found) for found in read_all(tmp_path / "a.tar")] == [images, 0]
+
+
+@pytest.mark.parametrize("factor", [21, 24, 40, 60, 63, 100, 126, 128, 640])
+@pytest.mark.parametrize("records", [1, 3, 5, 10, 32])
+def test_any_blocking_factor_of_a_large_archive(tmp_path, factor, records):
+    """The last member ends right before the last record but for the rest of the end mark."""
+    record = 512 * factor
+    size = 1000 * record + records * record
+    for used in (size - record - 512, size - record, size - 1024):
+        assert is_padding(used, size)
+    assert not is_padding(size - 2 * 10240 - (1 << 21), size)
+
+
+def test_an_archive_of_a_larger_blocking_factor(tmp_path):
+    """The archive is sparse, so that it needs little space; factor 40 makes records of 20 KiB."""
+    names = [f"{n}.jpg" for n in range(3)]
+    write_files(tmp_path / "in", {name: jpeg(seed=name, size=9) for name in names})
+    large = tmp_path / "in" / "large.bin"
+    large.touch()
+    os.truncate(large, 20480 * 1001 - 4 * 512)
+    command = ["tar", "-b", "40", "-cf", tmp_path / "a.tar", "-C", tmp_path / "in", "large.bin"]
+    subprocess.run([*command, *names], check=True)
+    assert [len(found) for found in read_all(tmp_path / "a.tar")] == [3, 0]
+
+
+@pytest.mark.parametrize("count", [32, 64, 96])
+def test_sizes_that_are_multiples_of_the_usual_record_and_of_a_power_of_two(count):
+    size = 10240 * count
+    assert is_padding(size - 65536 - 512, size)  # tar --blocking-factor=128
+    assert not is_padding(10240 * 31 - 65536 - 512, 10240 * 31)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,8 @@ GROUND_TRUTH = [CLASSES[number * 7 % 5 % 3] for number in range(1, 13)]
         (b"\xff\xfe\x00", "neither"),
         (gzip.compress(b"no archive"), "neither"),
         (b"mv a.JPEG\n", "not a line `mv IMAGE CLASS/`"),
+        (b"mv a.JPEG great shark/\n", "not a line `mv IMAGE CLASS/`: mv a.JPEG great shark/"),
+        (b"mv a.JPEG ' '/\n", "not a line `mv IMAGE CLASS/`"),
         (b"mv a.JPEG n1/\nmv a.JPEG n2/\n", "to n1 and to n2"),
         (b"mv a.JPEG n1/\nmv it's n02/\n", "not a line `mv IMAGE CLASS/`: mv it's n02/"),
     ],
@@ -34,6 +36,13 @@ def test_bad_label_files(tmp_path, content, reason):
     (tmp_path / "labels").write_bytes(content)
     with pytest.raises(SourceError, match=reason):
         val_labels.read_label_file(str(tmp_path / "labels"))
+
+
+def test_a_quoted_class_may_contain_spaces(tmp_path):
+    script = tmp_path / "valprep.sh"
+    script.write_text("mv 'a b.JPEG' 'great shark'/\nmv c.JPEG white\\ shark/\n")
+    labels = val_labels.read_label_file(str(script)).classes_of(["a b.JPEG", "c.JPEG"])
+    assert labels == {"a b.JPEG": "great shark", "c.JPEG": "white shark"}
 
 
 def read_or_refuse(path):
