@@ -39,9 +39,9 @@ COPY k8s/image/sshd_config /etc/ssh/sshd_config.d/mpi.conf
 # Makes the host key when a container starts.
 COPY k8s/image/sshd /usr/sbin/sshd
 ENV PATH=/workspace/mxresnet/.venv/bin:$PATH
-# The folders that runs write to, for the user of the image and for any other.
+# The folders that runs write to, as any user.
 RUN python -m compileall -q mxresnet prepare && \
-    install -d -o mxresnet -g mxresnet data results /data /results
+    install -d -m 1777 data results /data /results
 # For NVIDIA's container runtime: the GPUs, the driver's libraries (the JPEG decoder of a GPU needs
 # video), and the oldest driver, which it checks when a container starts: 450.
 ENV NVIDIA_VISIBLE_DEVICES=all
