@@ -21,6 +21,7 @@ Check = Tuple[Callable[[Any], bool], str]
 MAX_INT = 2**31 - 1  # the libraries behind the settings take 32-bit integers
 MAX_EPOCHS = 100_000
 MAX_TEXT_CHARACTERS = 1000
+MAX_NAME_BYTES = 200  # of a part of a file name, of which most file systems allow 255
 MAX_PIXELS = 16384  # width or height of an image
 
 
@@ -133,7 +134,7 @@ def parse_text(text: str) -> str:
 
 def parse_file_name(text: str) -> str:
     """Return text when it can be part of the name of a file. Raises ValueError."""
-    if "/" in text:
+    if "/" in text or len(os.fsencode(text)) > MAX_NAME_BYTES:
         raise ValueError(text)
     return text
 

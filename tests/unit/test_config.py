@@ -255,6 +255,13 @@ def test_texts_for_the_log_do_not_depend_on_the_locale(tmp_path, locale):
     assert (settings["submission_org"], settings["submission_platform"]) == ("M\u00fc", "\u4e2d")
 
 
+@pytest.mark.parametrize("name", ["a/b", "x" * 201])
+def test_a_name_of_profiles_that_no_file_can_have_is_refused(name):
+    """MXNet's profiler would write no file, and report nothing."""
+    with pytest.raises(UserError, match="--profile-worker-suffix: "):
+        parse(["--profile-worker-suffix", name], {})
+
+
 @pytest.mark.parametrize("text", ["M\udcfc", "x" * 1001])
 def test_a_text_that_the_log_cannot_have_is_refused(text):
     with pytest.raises(UserError, match="variable SUBMISSION_ORG: "):
