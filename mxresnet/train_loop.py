@@ -9,7 +9,19 @@ it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Callable, Iterable, Iterator, List, Optional, Protocol, Tuple, TypeVar, cast
+from typing import (
+    Any,
+    Callable,
+    Iterable,
+    Iterator,
+    List,
+    NoReturn,
+    Optional,
+    Protocol,
+    Tuple,
+    TypeVar,
+    cast,
+)
 
 from mxresnet.checkpoint.manifest import Position
 from mxresnet.config import Config
@@ -24,6 +36,8 @@ from mxresnet.run_plan import Plan
 from mxresnet.step_times import StepClock
 
 Value = TypeVar("Value")
+# Steps whose gradients are checked later, because the device may not have finished them.
+UNCHECKED_STEPS = 2
 
 
 class Trainer(Protocol):
@@ -38,6 +52,8 @@ class Trainer(Protocol):
     def backward(self) -> None: ...
 
     def update(self) -> None: ...
+
+    def bad_gradient(self, max_pending: int) -> Optional[Tuple[str, int]]: ...
 
     def take_loss(self) -> float: ...
 
@@ -116,6 +132,8 @@ class Ranks(Protocol):
     def run_on_all_ranks(self, function: Callable[[], Value]) -> Value: ...
 
     def raise_if_any_failed(self, problem: Optional[UserError]) -> None: ...
+
+    def raise_same_error(self, problem: UserError) -> NoReturn: ...
 
 
 @dataclass(frozen=True)
@@ -228,9 +246,11 @@ class TrainLoop:
                 self._log_times(timing.rows_at_limit())
                 self.progress.step_done(epoch, step)
                 step_clock.step_done()
+                self._check_gradients(epoch, step, 0 if inputs is not None else UNCHECKED_STEPS)
                 if inputs is not None:
                     self.checkpoints.save(Position(epoch, step), trainer, inputs)
             trainer.wait()  # the throughput below counts finished work, not queued work
+            self._check_gradients(epoch, steps)
             self._log_times(timing.end_epoch())
         step_times = step_clock.summary(train_loader.wait_seconds - waited_before)
         # On ranks other than 0, which write nothing, the list is empty.
@@ -249,6 +269,19 @@ class TrainLoop:
         if not self.checkpoints.due(can_save, can_save_soon=exact or is_last):
             return None
         return train_loader.state()
+
+    def _check_gradients(self, epoch: int, step: int, max_pending: int = 0) -> None:
+        """Raise UserError on every rank when a gradient was not finite in the steps so far."""
+        bad = self.trainer.bad_gradient(max_pending)
+        if bad:
+            parameter, steps_ago = bad
+            self.ranks.raise_same_error(
+                UserError(
+                    f"epoch {epoch}, step {step - steps_ago}: the gradient of {parameter} is not "
+                    f"finite (--dtype {self.config.dtype}): training diverged; lower --lr or use "
+                    "more --warmup-epochs"
+                )
+            )
 
     def _evaluate(self, epoch: int, val_loader: ValLoader) -> Score:
         """Evaluate on the validation set, log the accuracy and return the score.

@@ -8,7 +8,7 @@ smoothing, is the network's last operator (model/loss.py).
 from __future__ import annotations
 
 import random
-from typing import Any, Dict, Iterable, List
+from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 import mxnet as mx
 import numpy as np
@@ -17,6 +17,7 @@ from mxresnet.checkpoint.state import NetworkState, OwnState
 from mxresnet.config import Config
 from mxresnet.data.loader import Batch
 from mxresnet.device import memory_bytes
+from mxresnet.gradient_check import GradientCheck
 from mxresnet.lars import DECAYS_BIAS, Lars
 from mxresnet.memory import check_memory
 from mxresnet.metrics import AccuracyCounter, LossMeter, Score, score_of_all_ranks
@@ -102,6 +103,7 @@ class Trainer:
             # shared_module: parameters and statistics are the same arrays in both.
             self._evaluator.bind(**shapes, for_training=False, shared_module=self._module)
         mx.nd.waitall()
+        self._gradient_check = GradientCheck(self.arrays.parameter_names)
         return list(parameters)
 
     def warm_up(self) -> None:
@@ -127,6 +129,7 @@ class Trainer:
         self._module.set_params(parameters, statistics)
         self._start_optimizer(updates_done=WARM_UP_UPDATES)
         self.take_loss()
+        self._gradient_check.clear()
         mx.nd.waitall()
 
     def _start_optimizer(self, updates_done: int) -> None:
@@ -162,8 +165,20 @@ class Trainer:
 
     def update(self) -> None:
         """Average the gradients over the ranks and step the optimizer."""
-        self._world.average(self.arrays.gradients, "gradient", self._config.num_groups)
+        gradients = self.arrays.gradients
+        self._world.average(gradients, "gradient", self._config.num_groups)
+        self._gradient_check.add(gradients)
         self._module.update()
+
+    def bad_gradient(self, max_pending: int) -> Optional[Tuple[str, int]]:
+        """Return the first averaged gradient that is not finite: parameter, steps ago.
+
+        It is the same on every rank.
+
+        Each step is looked at once. The last `max_pending` steps are left for later calls, because
+        the device may not have finished them.
+        """
+        return self._gradient_check.find(max_pending)
 
     def take_loss(self) -> float:
         """Return the mean loss of this rank's training images since the previous call.

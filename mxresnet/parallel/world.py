@@ -9,12 +9,14 @@ import os
 import signal
 import socket
 import sys
+import time
 from dataclasses import dataclass, field
 from typing import (
     TYPE_CHECKING,
     Callable,
     Dict,
     List,
+    NoReturn,
     Optional,
     Sequence,
     Tuple,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 SumFunction = Callable[[np.ndarray], np.ndarray]
+_SAME_ERROR_SECONDS = 60
 
 
 class CollectiveUserError(UserError):
@@ -153,6 +156,21 @@ class World:
         value, problem = catch_user_error(function)
         self.raise_if_any_failed(problem)
         return cast(Value, value)
+
+    def raise_same_error(self, problem: UserError) -> NoReturn:
+        """Raise an error that every rank finds by itself, at the same point of the run.
+
+        Raises:
+            CollectiveUserError: all ranks have called this.
+            UserError: the others did not within a minute. The caller must end the job.
+        """
+        if self._mpi:
+            deadline, all_called = time.monotonic() + _SAME_ERROR_SECONDS, self._mpi.Ibarrier()
+            while not all_called.Test():
+                if time.monotonic() > deadline:
+                    raise UserError(f"rank {self.rank} alone: {problem}")
+                time.sleep(0.01)
+        raise CollectiveUserError(str(problem))
 
     def broadcast_parameters(self, parameters: Dict[str, NDArray]) -> None:
         """Overwrite the named arrays with rank 0's, in place.

@@ -14,6 +14,7 @@ OWNERS = {
         "data.image_record_iter",
         "data.synthetic",
         "device",
+        "gradient_check",
         "lars",
         "model.cudnn_bn.__main__",
         "model.cudnn_bn.runtime",
@@ -133,6 +134,7 @@ EDGES = {
     "data.synthetic": {"checkpoint.state", "config", "data.dataset", "data.shard"},
     "device": {"config", "errors", "memory", "parallel.world"},
     "environment": {"errors"},
+    "gradient_check": {"lars"},
     "launch.backends.base": {
         "errors",
         "launch.nccl_test",
@@ -344,6 +346,7 @@ EDGES = {
         "data.loader",
         "device",
         "errors",
+        "gradient_check",
         "lars",
         "memory",
         "metrics",

@@ -109,6 +109,9 @@ class FakeTrainer:
     def update(self):
         self.events.append("update")
 
+    def bad_gradient(self, max_pending):
+        return None
+
     def take_loss(self):
         self.events.append("take loss")
         return 1.5
@@ -130,6 +133,9 @@ class FakeWorld:
 
     def gather(self, value):
         return [value]
+
+    def raise_same_error(self, problem):
+        raise problem
 
     def raise_if_any_failed(self, problem):
         if problem:
