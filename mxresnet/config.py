@@ -180,6 +180,10 @@ class Config(NetworkSettings):
         "auto: continue an unfinished run of --checkpoint-dir; no: start a new one (own)",
         one_of("auto", "no"),
     )
+    init_from: str = setting("", "INIT_FROM", "start with the weights of this checkpoint (own)")
+    evaluate: str = setting(
+        "", "EVALUATE", "only evaluate this checkpoint, with its settings and these flags (own)"
+    )
     expected_ranks: int = setting(
         0, "EXPECTED_RANKS", "number of ranks to require; 0: any (own)", between(0, 2**20)
     )

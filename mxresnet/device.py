@@ -45,6 +45,11 @@ def choose_device(config: Config, world: World) -> Any:
     return mx.gpu(gpus[index])
 
 
+def has_gpu() -> bool:
+    """Return whether MXNet finds a GPU."""
+    return mx.context.num_gpus() > 0
+
+
 def memory_bytes(device: Any, world: World) -> int:
     """Return the memory of this rank's device, on a CPU the rank's share of it."""
     if device.device_type == "cpu":

@@ -27,6 +27,7 @@ from mxresnet.model.ops import PlainOps
 from mxresnet.model.sync_batch_norm import set_group_sum_functions
 from mxresnet.parallel.world import World
 from mxresnet.run_plan import Plan
+from mxresnet.saved_model import HEAD, SavedModel, copy_weights
 from mxresnet.trainer_state import BoundArrays, network_state, restore_network
 
 # The reference benchmark updates the weights once before the clock starts, which consumes the
@@ -64,6 +65,8 @@ class Trainer:
         """
         self._config, self._plan, self._world, self._device = config, plan, world, device
         self._loss = LossMeter(config.label_smoothing)
+        self._initial: Optional[SavedModel] = None
+        self._new_head = False
         batch_norms = [bn for _, bn in resnet.layer_names(config.num_layers)]
         set_group_sum_functions(world.group_sum_functions(config.bn_group, batch_norms))
         self._ops, self._num_classes = ops, num_classes
@@ -81,10 +84,30 @@ class Trainer:
         """The network's gradients and running statistics, after initialize()."""
         return BoundArrays(self._module)
 
+    def start_from(self, saved: Optional[SavedModel], new_head: bool) -> None:
+        """Make initialize() take the weights and running statistics of a checkpoint.
+
+        Args:
+            saved: the checkpoint, on rank 0; the other ranks get rank 0's weights.
+            new_head: whether the fully connected layer gets random weights nevertheless.
+        """
+        self._initial, self._new_head = saved, new_head
+
+    def _set_initial_weights(self, arrays: Dict[str, Any]) -> None:
+        """Overwrite the weights and running statistics, by name, with those of the checkpoint."""
+        if self._initial is None:
+            return
+        new = HEAD if self._new_head else ()
+        for name, values in copy_weights(self._initial, arrays, new).items():
+            arrays[name][:] = values
+
     def initialize(self) -> List[str]:
         """Allocate the network and draw its initial weights; return the parameters' names.
 
         Every rank gets rank 0's weights.
+
+        Raises:
+            UserError: the checkpoint of start_from() has another network.
         """
         config = self._config
         shapes = {
@@ -96,6 +119,9 @@ class Trainer:
         self._module.bind(**shapes)
         self._module.init_params(initializer(config))
         parameters, statistics = self._module.get_params()
+        self._world.run_on_all_ranks(
+            lambda: self._set_initial_weights({**parameters, **statistics})
+        )
         self._world.broadcast_parameters(parameters)
         self._world.broadcast_parameters(statistics)
         self._module.set_params(parameters, statistics)
@@ -187,8 +213,12 @@ class Trainer:
         """
         return self._loss.take_mean()
 
-    def evaluate(self, batches: Iterable[Batch]) -> Score:
+    def evaluate(self, batches: Iterable[Batch], averages_statistics: bool = True) -> Score:
         """Average the running statistics over the ranks, then evaluate; return all ranks' score.
+
+        Args:
+            batches: those of this rank.
+            averages_statistics: False where the statistics are the same on all ranks.
 
         Raises:
             UserError: the network's output is not finite.
@@ -198,7 +228,8 @@ class Trainer:
         # pending when training continues. On a CPU the backward pass also writes the running
         # statistics, a dependency that MXNet's engine does not know.
         mx.nd.waitall()
-        self._world.average(self.arrays.running_statistics, "statistics", groups=1)
+        if averages_statistics:
+            self._world.average(self.arrays.running_statistics, "statistics", groups=1)
         counter = AccuracyCounter(self._config.top_k)
         for batch in batches:
             self._evaluator.forward(mx.io.DataBatch([batch.image], [batch.label]), is_train=False)

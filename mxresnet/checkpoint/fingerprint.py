@@ -9,7 +9,7 @@ import json
 import os
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, Dict, List, Mapping
+from typing import Any, Dict, List, Mapping, Sequence
 
 from mxresnet.config import Config, flag_of
 
@@ -23,6 +23,7 @@ MAY_DIFFER = frozenset(
         *("dali_nvjpeg_memory_padding", "dali_tmp_buffer_hint", "dali_decoder_buffer_hint"),
         *("dali_crop_buffer_hint", "dali_normalize_buffer_hint"),
         *("dali_preallocate_width", "dali_preallocate_height"),
+        *("init_from", "evaluate"),  # the weights have changed since
         *("log_file", "expected_ranks", "watchdog_period", "watchdog_limit", "disp_batches"),
         *("checkpoints", "checkpoint_dir", "checkpoint_minutes", "resume"),
         *("profile_worker_suffix", "epoch_prof"),
@@ -102,11 +103,18 @@ def effective_settings(config: Config) -> Dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def describe_data(config: Config, train_examples: int, val_examples: int, classes: int) -> Dict:
+def describe_data(
+    config: Config,
+    train_examples: int,
+    val_examples: int,
+    classes: int,
+    class_names: Sequence[str] = (),
+) -> Dict:
     """Return the counts of the data set and what identifies its files, without reading records."""
     facts: Dict[str, Any] = {"train": train_examples, "val": val_examples, "classes": classes}
     if config.synth_data:
         return facts
+    facts["class_names"] = list(class_names)
     for split in ("train", "val"):
         path = os.path.splitext(config.path(f"data_{split}"))[0] + ".json"
         if os.path.exists(path):

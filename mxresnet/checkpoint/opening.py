@@ -55,7 +55,7 @@ def open_session(config: Config, data: DataSet, world: World, backend: str) -> S
     counts = (data.train_examples, data.val_examples, data.classes)
     fingerprint = Fingerprint(
         effective_settings(config),
-        describe_data(config, *counts),
+        describe_data(config, *counts, data.class_names),
         world.size,
         {**installed_versions(), "input": backend},
     )

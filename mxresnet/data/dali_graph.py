@@ -27,6 +27,7 @@ RANDOM_CROP_ATTEMPTS = 10
 READER_NAME = "reader"
 # The first version that saves the state of random_resized_crop.
 FIRST_VERSION_WITH_STATE = (1, 34)
+IMAGE_INPUT = "image"
 # Batches in DALI's memory that MXNet may read at the same time, on the CPU.
 SHARED_CPU_OUTPUTS = 2
 
@@ -74,6 +75,20 @@ def define_pipeline(
         jpegs, labels = _read_records(config, shard, on_gpu)
         preprocess = _preprocess_train if shard.training else _preprocess_val
         pipeline.set_outputs(preprocess(jpegs, config, on_gpu), labels)
+    return pipeline
+
+
+def build_image_pipeline(config: Config) -> Pipeline:
+    """Return a built pipeline on the CPU that preprocesses one image as in an evaluation.
+
+    Its input IMAGE_INPUT is the content of an image file; its output has shape
+    (1, *config.batch_shape[1:]).
+    """
+    pipeline = Pipeline(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
+    with pipeline:
+        encoded = fn.external_source(name=IMAGE_INPUT)
+        pipeline.set_outputs(_preprocess_val(encoded, config, on_gpu=False))
+    pipeline.build()
     return pipeline
 
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
-from typing import Any, Dict, List, Optional
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional, Tuple
 
 from mxresnet.bounded_read import read_file
 from mxresnet.config import Config
@@ -39,6 +39,7 @@ class DataSet:
         classes: number of classes.
         has_manifests: False when there is no manifest and the counts are those of the settings.
         has_sums: False when a manifest is of the version that has no sum of its own.
+        class_names: in the order of the labels; empty without manifests.
     """
 
     train_examples: int
@@ -46,6 +47,7 @@ class DataSet:
     classes: int
     has_manifests: bool
     has_sums: bool = True
+    class_names: Tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ def describe(config: Config) -> DataSet:
             classes,
             has_manifests=True,
             has_sums=train.has_sum and val.has_sum,
+            class_names=tuple(train.class_names),
         )
     elif train or val:
         found, missing = ("train", "val") if train else ("val", "train")

@@ -13,7 +13,10 @@ from typing import Dict, List, Mapping, Sequence, Tuple
 from mxresnet.config import FIELDS, flag_of
 from mxresnet.launch.run_log import DEFAULT_LOGDIR
 
-_SETTINGS = ("data_root", "data_train", "data_train_idx", "data_val", "data_val_idx")
+_SETTINGS = (
+    *("data_root", "data_train", "data_train_idx", "data_val", "data_val_idx"),
+    *("checkpoint_dir", "init_from"),
+)
 _VARIABLES = (
     "LOGDIR",
     "DATADIR",

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Variables of NVIDIA's v2.1 launchers that are refused here, each with the reason."""
+"""What the launchers refuse, each with the reason: mostly variables of NVIDIA's v2.1 launchers."""
 
 from __future__ import annotations
 
-from typing import Mapping
+from typing import Mapping, Sequence
 
 from mxresnet.errors import UserError
 
@@ -15,8 +15,13 @@ _REASONS = {
 }
 
 
-def check(environ: Mapping[str, str]) -> None:
-    """Raise UserError if a variable is set that the launchers do not support."""
+def check(environ: Mapping[str, str], flags: Sequence[str] = ()) -> None:
+    """Raise UserError for a variable or a flag that the launchers do not support."""
+    if environ.get("EVALUATE") or any(flag.split("=")[0] == "--evaluate" for flag in flags):
+        raise UserError(
+            "--evaluate is not a timed run: use python -m mxresnet --evaluate CHECKPOINT, under "
+            "mpirun for several ranks"
+        )
     for name, reason in _REASONS.items():
         if environ.get(name, "") not in ("", "0"):
             raise UserError(f"{name}={environ[name]} is not supported: {reason}; unset it")

@@ -143,7 +143,7 @@ def run(flags: List[str], environ: Dict[str, str], rank: Optional[int]) -> int:
         CommandFailedError: A command failed.
     """
     system_config.reject_log_file(flags, environ)
-    refused_variables.check(environ)
+    refused_variables.check(environ, flags)
     run_log.check_names(environ)
     if rank is None and kubernetes.is_launcher(environ):
         return run_mpijob(flags, environ)

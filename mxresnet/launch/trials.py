@@ -229,7 +229,7 @@ def run_trials(backend: Backend, flags: Sequence[str]) -> int:
         processes.handle_stop_signals()
         try:
             check_python_path(backend.environ)
-            refused_variables.check(backend.environ)
+            refused_variables.check(backend.environ, flags)
             backend.prepare(flags)
             return Trials(backend, flags).run()
         finally:

@@ -63,9 +63,9 @@ def test_paths_in_flags_and_variables():
         "CONT": "./image.sqsh",
         "SEED": "1",
     }
-    flags = ["--data-root=x", "--data-train-idx", "./y", "--lr", "x", "--data-val-idx"]
+    flags = ["--data-root=x", "--init-from", "./y", "--lr", "x", "--data-val-idx"]
     assert make_absolute(flags, environ) == (
-        ["--data-root=/a/x", "--data-train-idx", "/a/y", "--lr", "x", "--data-val-idx"],
+        ["--data-root=/a/x", "--init-from", "/a/y", "--lr", "x", "--data-val-idx"],
         {
             "LOGDIR": "/a/logs",
             "DATADIR": "/data",

@@ -92,3 +92,25 @@ def tiny_states(ranks=1):
         )
         for rank in range(ranks)
     ]
+
+
+def publish_model(folder, config=CONFIG, **data):
+    """Write a checkpoint with a network that can be used; data: facts about its data set."""
+    module = bound_module(config)
+    network, ranks = states_of(module)
+    fingerprint = fingerprint_of(config, **data)
+    symbol = module.symbol.tojson()
+    return publish(folder, network, ranks, symbol=symbol, fingerprint=fingerprint)
+
+
+def trainer(classes=CLASSES, config=CONFIG):
+    """Return the trainer of one rank on the CPU, not initialized."""
+    import mxnet as mx
+
+    from mxresnet.model.select_ops import select_ops
+    from mxresnet.parallel.world import World
+    from mxresnet.run_plan import make_plan
+    from mxresnet.trainer import Trainer
+
+    ops = select_ops(config, on_gpu=False)
+    return Trainer(config, make_plan(config, 20, 1), World(), classes, mx.cpu(), ops)

@@ -12,7 +12,7 @@ from support.commands import ROOT
 from support.scripts import finish, start_script, wait_for
 
 from mxresnet.errors import UserError
-from mxresnet.launch import processes, run
+from mxresnet.launch import processes, refused_variables, run
 from mxresnet.launch.backends.slurm import SlurmBackend
 from mxresnet.launch.builtin_data import make_builtin_data
 from mxresnet.launch.trial_settings import read_trial_settings
@@ -210,3 +210,12 @@ def test_a_folder_of_logs_that_cannot_be_listed_is_refused(tmp_path, monkeypatch
     monkeypatch.setattr(os, "listdir", refuse)
     with pytest.raises(UserError, match=f"^LOGDIR={tmp_path} cannot be made"):
         read_trial_settings([], {}, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "flags, environ",
+    [(["--evaluate", "x"], {}), (["--evaluate=x"], {}), ([], {"EVALUATE": "x"})],
+)
+def test_an_evaluation_is_not_a_timed_run(flags, environ):
+    with pytest.raises(UserError, match="use python -m mxresnet --evaluate CHECKPOINT"):
+        refused_variables.check(environ, flags)
