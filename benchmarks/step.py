@@ -29,8 +29,8 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def mxnet_stepper(batch, size, dtype):
-    """Return a function that takes one training step of this project's Trainer."""
+def make_trainer(batch, size, dtype):
+    """Return this project's Trainer, after its warm-up, and a batch of random images."""
     import mxnet as mx
     import numpy as np
 
@@ -64,11 +64,18 @@ def mxnet_stepper(batch, size, dtype):
         mx.nd.array(random.randint(0, 1000, batch)),
         batch,
     )
+    return trainer, data
+
+
+def mxnet_stepper(batch, size, dtype):
+    """Return a function that takes one training step of this project's Trainer."""
+    trainer, data = make_trainer(batch, size, dtype)
 
     def step():
         trainer.forward(data)
         trainer.backward()
         trainer.update()
+        trainer.bad_gradient(max_pending=2)
         trainer.wait()
 
     return step

@@ -91,7 +91,7 @@ def test_a_run_starts_from_the_weights_of_another(trained, few, tmp_path):
     (new,) = store.list_checkpoints(str(tmp_path / "new"))
     before, after = (state.read_weights(path)[0] for path in (best, new))
     for name in before:
-        np.testing.assert_allclose(after[name], before[name], atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(after[name], before[name], atol=1e-3, err_msg=name)
 
 
 @pytest.mark.parametrize("flag", ["--evaluate", "--init-from"])
