@@ -213,10 +213,11 @@ def train(config: Config, world: World, start_ms: Optional[int] = None) -> Optio
     from mxresnet.train_loop import TrainLoop
 
     data, plan = world.run_on_all_ranks(lambda: load_dataset_and_plan(config, world.size))
-    check_agreement(config, data, loader.choose_backend(config), world)
+    backend = loader.choose_backend(config)
+    check_agreement(config, data, backend, world)
     data_backend = loader.load_backend(config)
     world = start_horovod(world)
-    session = opening.open_session(config, data, world, loader.choose_backend(config))
+    session = opening.open_session(config, data, world, backend)
     world.run_on_all_ranks(lambda: continue_log(config, session, start_ms, world.rank))
     init_from = "" if session.position else config.init_from  # a resumed run has weights
     initial = world.run_on_all_ranks(lambda: initial_weights(init_from, data, world.rank))
@@ -224,14 +225,12 @@ def train(config: Config, world: World, start_ms: Optional[int] = None) -> Optio
     seed = world.broadcast(secrets.randbelow(2**16) if seed is None else seed)
     config = dataclasses.replace(config, seed=seed)
     rank_seed = rank_seeds(seed, world.size)[world.rank]
-
     from mxresnet.trainer import Trainer, seed_everything
 
     device, ops, ignored = choose_device_and_ops(config, world)
     world.end_loading()
     seed_everything(rank_seed)
-    notes = data_notes(config, data, loader.choose_backend(config)) + ignored + session.notes
-    notes += initial.notes
+    notes = [*data_notes(config, data, backend), *ignored, *session.notes, *initial.notes]
     progress = start_progress(config, data, plan, world, device, notes)
     trainer = world.run_on_all_ranks(
         lambda: Trainer(config, plan, world, data.classes, device, ops)
@@ -261,8 +260,10 @@ def evaluate(config: Config, world: World) -> Optional[bool]:
     """Evaluate a checkpoint on all ranks, and print its accuracy on rank 0; write no MLPerf log."""
     from mxresnet import evaluation
     from mxresnet.data import loader
+    from mxresnet.rank_agreement import check_agreement
 
     data, plan = world.run_on_all_ranks(lambda: load_dataset_and_plan(config, world.size))
+    check_agreement(config, data, loader.choose_backend(config), world)
     saved = world.run_on_all_ranks(lambda: evaluation.load(config.evaluate, data, world.rank))
     data_backend = loader.load_backend(config)
     world = start_horovod(world)

@@ -11,16 +11,17 @@ import sys
 from mxresnet import cli, trainer
 from mxresnet.gradient_check import GradientCheck
 from mxresnet.parallel import world
+from mxresnet.parallel.launched import launched_rank
 fault, calls = sys.argv.pop(1), []
 forward, find = trainer.Trainer.forward, GradientCheck.find
 def faulty_forward(self, batch):
     calls.append(1)
-    if len(calls) == {call} and world.launched_rank() == 1:
+    if len(calls) == {call} and launched_rank() == 1:
         batch.image[:] = float("nan")
     forward(self, batch)
 def faulty_find(self, max_pending):
     calls.append(1)
-    return ("fc1_bias", 0) if len(calls) == 3 and world.launched_rank() == 1 else None
+    return ("fc1_bias", 0) if len(calls) == 3 and launched_rank() == 1 else None
 if fault == "image":
     trainer.Trainer.forward = faulty_forward
 else:
