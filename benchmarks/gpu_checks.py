@@ -1,73 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run all that the GPU of this machine can prove, in the order of worth.
+"""Run all that the GPUs of this machine can prove, in the order of worth.
 
-    benchmarks/gpu.sh [--out DIR] [--minutes 10] [--cuda DIR]
+    benchmarks/gpu.sh [--out DIR] [--minutes 10] [--cuda DIR] [--list]
 
 Each part is a command with its own time limit; its output goes to a file in DIR. The summary, also
-printed, has the verdict of each part: passed, failed, out of time, or not run with the reason.
-Exit status: 0 no part failed, 1 a part failed or ran out of time, 2 no part could run.
+printed, has the verdict of each part: passed, failed, out of time, or not run with the reason, and
+what has not been proven. No process of a part remains when its time is over or this program is
+stopped.
+
+Exit status: 0 no part failed, 1 a part failed or ran out of time, 2 no part could run, for example
+because there is no GPU, 128 + n when stopped by signal n.
 
 What a part needs is made beforehand, not in the GPU's time:
 
+    ./setup_env.sh                              MXNet, on Volta to Ampere
     pip install --target DIR --no-deps <cuDNN 8 and CUDA 11>    as the message of a missing DIR says
     python benchmarks/input.py --make-records DIR/records       photographs as RecordIO
 
-No GPU has been used yet: only the parts' order, limits and verdicts have been tested.
+No GPU has been used yet. The checks of training, ranks and speed have been run on a CPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import os
 import pathlib
 import platform
-import shutil
-import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
-from typing import Callable, List, Optional
+from typing import List
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from mxresnet.model.cudnn_bn import build  # noqa: E402
+from gpu_parts import NEVER_PROVEN, Part, make_parts  # noqa: E402
+from gpu_query import Gpu, query_gpus  # noqa: E402
+
+from mxresnet.errors import UserError  # noqa: E402
+from mxresnet.launch import processes  # noqa: E402
 
 MIN_SECONDS = 10  # a part is not started with less time left
-# Compute capabilities that the public GPU package of MXNet has machine code for.
-MXNET_CAPABILITIES = (5.0, 8.6)
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """GPU 0, as nvidia-smi describes it."""
-
-    name: str
-    capability: float
-    driver: str
-    memory: str
-
-
-@dataclass(frozen=True)
-class Part:
-    """A command that proves something.
-
-    Attributes:
-        name: name of its output file, and its name in the summary.
-        proves: what it proves, for the summary.
-        command: the command.
-        limit_seconds: its time limit.
-        obstacle: returns why it cannot run here, or None.
-    """
-
-    name: str
-    proves: str
-    command: List[str]
-    limit_seconds: int
-    obstacle: Callable[[], Optional[str]]
+GRACE_SECONDS = 5  # for a part to end after SIGTERM
+PACKAGES = ("mxnet", "mxnet-cu112", "horovod", "nvidia-dali-cuda110", "torch", "numpy")
 
 
 @dataclass(frozen=True)
@@ -77,163 +55,122 @@ class Verdict:
     part: Part
     result: str  # "passed", "failed (status N)", "out of time" or "not run: REASON"
     seconds: float = 0
+    last_line: str = ""
 
     @property
     def is_bad(self) -> bool:
         return not self.result.startswith(("passed", "not run"))
 
 
-def query_gpu() -> Optional[Gpu]:
-    """Return GPU 0, or None when there is none."""
-    program = shutil.which("nvidia-smi")
-    if not program:
-        return None
-    fields = "name,compute_cap,driver_version,memory.total"
-    command = [program, "-i", "0", f"--query-gpu={fields}", "--format=csv,noheader"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    values = [value.strip() for value in done.stdout.partition("\n")[0].split(",")]
-    if done.returncode or len(values) != len(fields.split(",")):
-        return None
-    return Gpu(values[0], float(values[1]), values[2], values[3])
-
-
-def is_importable(module: str) -> bool:
-    """Return whether another process can import a module: an import may crash."""
-    command = [sys.executable, "-c", f"import {module}"]
-    return not subprocess.run(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ).returncode
-
-
-def without(*modules: str) -> Callable[[], Optional[str]]:
-    """Return an obstacle: modules that are not installed."""
-
-    def missing() -> Optional[str]:
-        names = [name for name in modules if not is_importable(name)]
-        return f"{', '.join(names)} cannot be imported" if names else None
-
-    return missing
-
-
-def no_cuda_11(folder: pathlib.Path) -> Optional[str]:
-    """Return the obstacle of the parts that need cuDNN 8: a folder that lacks it, or PyTorch."""
-    if not (folder / "nvidia" / "cudnn").is_dir():
-        wheels = " ".join(build.WHEELS)
-        return f"{folder} lacks cuDNN 8: pip install --target {folder} --no-deps {wheels}"
-    return without("torch")()
-
-
-def no_mxnet_for(gpu: Gpu) -> Optional[str]:
-    """Return the obstacle of the parts that use MXNet on the GPU."""
-    if not MXNET_CAPABILITIES[0] <= gpu.capability <= MXNET_CAPABILITIES[1]:
-        return f"public MXNet has no code for compute capability {gpu.capability}"
-    code = "import mxnet; assert mxnet.context.num_gpus(), 0"
-    done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
-    return "no MXNet with CUDA is installed" if done.returncode else None
-
-
-def make_parts(gpu: Gpu, cuda: pathlib.Path) -> List[Part]:
-    """Return the parts, in the order in which they run."""
-    kernels = [sys.executable, str(ROOT / "benchmarks" / "gpu_batch_norm.py")]
-    with_cuda_11 = ["--cuda", str(cuda)]
-    records = cuda / "records"
-    return [
-        Part(
-            "kernels",
-            "batch norms against float64 and PyTorch, cuDNN of PyTorch",
-            kernels,
-            300,
-            without("torch", "numpy"),
-        ),
-        Part(
-            "kernels-cudnn8",
-            "the same with cuDNN 8, which MXNet uses",
-            [*kernels, *with_cuda_11],
-            240,
-            lambda: no_cuda_11(cuda),
-        ),
-        Part(
-            "memory",
-            "no wrong access to memory (compute-sanitizer)",
-            [*kernels, *with_cuda_11, "--sanitize"],
-            150,
-            lambda: no_cuda_11(cuda),
-        ),
-        Part(
-            "input",
-            "DALI's graph on the GPU against the CPU's: pixels and speed",
-            [
-                sys.executable,
-                str(ROOT / "benchmarks" / "input.py"),
-                *("--gpu", "--batch", "64", "--rounds", "5", "--records", str(records)),
-            ],
-            120,
-            lambda: (
-                without("nvidia.dali")()
-                or (None if records.is_dir() else f"{records} is missing: see --help")
-            ),
-        ),
-        Part(
-            "operators",
-            "batch norms inside MXNet against its own operators",
-            [
-                *(sys.executable, "-m", "mxresnet.model.cudnn_bn", "test"),
-                *("--gpu", "0", "--batch-size", "256"),
-            ],
-            180,
-            lambda: no_mxnet_for(gpu),
-        ),
-    ]
-
-
 def run_part(part: Part, folder: pathlib.Path, seconds_left: float) -> Verdict:
     """Run a part within its limit and the time that is left; end all its processes."""
+    start = time.monotonic()
     obstacle = part.obstacle()
+    seconds_left -= time.monotonic() - start
     if obstacle:
         return Verdict(part, f"not run: {obstacle}")
     if seconds_left < MIN_SECONDS:
         return Verdict(part, "not run: no time left")
+    limit = min(part.limit_seconds, seconds_left)
+    expired = threading.Event()
+    timers: List[threading.Timer] = []
+
+    def start_timers(child: subprocess.Popen) -> None:
+        def terminate() -> None:
+            expired.set()
+            child.terminate()
+
+        # run_to_end kills what remains of the part when the guard of its processes is killed.
+        timers.append(threading.Timer(limit, terminate))
+        timers.append(threading.Timer(limit + GRACE_SECONDS, child.kill))
+        for timer in timers:
+            timer.daemon = True
+            timer.start()
+
+    path = folder / f"{part.name}.txt"
     start = time.monotonic()
-    with open(folder / f"{part.name}.txt", "w") as output:
-        process = subprocess.Popen(
-            part.command,
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    with open(path, "w") as output:
         try:
-            status = process.wait(min(part.limit_seconds, seconds_left))
+            status = processes.run_to_end(
+                part.command, stdout=output, stderr=subprocess.STDOUT, on_start=start_timers
+            )
             result = "passed" if status == 0 else f"failed (status {status})"
-        except subprocess.TimeoutExpired:
-            result = "out of time"
+        except UserError as error:
+            result = f"failed ({error})"
         finally:
-            with contextlib.suppress(ProcessLookupError):  # all of them have ended
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    return Verdict(part, result, time.monotonic() - start)
+            for timer in timers:
+                timer.cancel()
+    if processes.stopped_by():
+        result = f"stopped by {processes.stopped_by()}"
+    elif expired.is_set():
+        result = f"out of time ({limit:.0f} s)"
+    return Verdict(part, result, time.monotonic() - start, _last_line(path))
 
 
-def summarize(gpu: Gpu, verdicts: List[Verdict]) -> str:
-    """Return the summary: what ran where, and the verdicts."""
+def _last_line(path: pathlib.Path) -> str:
+    lines = path.read_text(errors="replace").strip().splitlines()
+    return lines[-1].strip()[:300] if lines else "no output"
+
+
+def describe_machine(gpus: List[Gpu]) -> List[str]:
+    """Return lines that describe the machine and the versions."""
+    first = gpus[0]
     commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        ["git", "describe", "--always", "--dirty"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     ).stdout.strip()
-    lines = [
-        f"{gpu.name} (compute capability {gpu.capability}, {gpu.memory}), driver {gpu.driver}",
+    code = (
+        "import importlib.metadata as m, sys\n"
+        "found = {d.metadata['Name']: d.version for d in m.distributions()}\n"
+        "print(', '.join(f'{n} {found[n]}' for n in sys.argv[1:] if n in found))"
+    )
+    packages = subprocess.run(
+        [sys.executable, "-c", code, *PACKAGES], stdout=subprocess.PIPE, text=True
+    ).stdout.strip()
+    return [
+        f"{len(gpus)} x {first.name} (compute capability {first.capability}, {first.memory}), "
+        f"driver {first.driver}",
         f"{datetime.date.today()}, Python {platform.python_version()}, "
         f"commit {commit or 'unknown'}",
+        packages or "none of the packages that parts use is installed",
     ]
+
+
+def summarize(machine: List[str], verdicts: List[Verdict]) -> str:
+    """Return the summary: what ran where, the verdicts, and what has not been proven."""
+    lines = list(machine)
     for verdict in verdicts:
         part = verdict.part
-        lines.append(f"{part.name:15} {verdict.seconds:4.0f} s  {verdict.result}")
-        lines.append(f"{'':23}{part.proves}")
+        lines.append(f"{part.name:20} {verdict.seconds:4.0f} s  {verdict.result}")
+        lines.append(f"{'':28}{part.proves}")
+        if verdict.last_line:
+            lines.append(f"{'':28}> {verdict.last_line}")
+    lines.append("Not proven:")
+    lines += [f"- {v.part.proves} ({v.result})" for v in verdicts if v.result != "passed"]
+    lines += [f"- {text}" for text in NEVER_PROVEN]
     return "\n".join(lines)
 
 
-def main() -> int:
-    """Run the command line and return the exit status."""
+def run_parts(
+    parts: List[Part], machine: List[str], folder: pathlib.Path, seconds: float
+) -> List[Verdict]:
+    """Run the parts and return their verdicts; the summary is up to date after each."""
+    end = time.monotonic() + seconds
+    verdicts: List[Verdict] = []
+    for part in parts:
+        verdicts.append(run_part(part, folder, end - time.monotonic()))
+        print(f"{part.name}: {verdicts[-1].result}", flush=True)
+        (folder / "summary.txt").write_text(summarize(machine, verdicts) + "\n")
+        if processes.stopped_by():
+            break
+    return verdicts
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -244,24 +181,47 @@ def main() -> int:
         default=os.environ.get("MXRESNET_CUDA11", "~/.cache/mxresnet/cuda11"),
         help="folder with cuDNN 8 and CUDA 11 from NVIDIA's wheels",
     )
-    options = parser.parse_args()
-    gpu = query_gpu()
-    if gpu is None:
-        print("gpu.sh: nvidia-smi lists no GPU: run this on a machine with one", file=sys.stderr)
-        return 2
+    parser.add_argument("--list", action="store_true", help="print the parts, do not run them")
+    return parser.parse_args()
+
+
+def run_all(options: argparse.Namespace) -> int:
+    """Run everything that the options select and return the exit status.
+
+    Raises:
+        UserError: There is no GPU.
+    """
+    gpus = query_gpus(os.environ)
+    cuda = pathlib.Path(options.cuda).expanduser()
+    parts = make_parts(gpus[0].capability, len(gpus), cuda)
+    if options.list:
+        for part in parts:
+            print(f"{part.name:20} {part.limit_seconds:4} s at most  {part.proves}")
+        return 0
     folder = pathlib.Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + 60 * options.minutes
-    verdicts = []
-    for part in make_parts(gpu, pathlib.Path(options.cuda).expanduser()):
-        verdicts.append(run_part(part, folder, end - time.monotonic()))
-        print(f"{part.name}: {verdicts[-1].result}", flush=True)
-    summary = summarize(gpu, verdicts)
-    (folder / "summary.txt").write_text(summary + "\n")
-    print(f"\n{summary}\nOutputs: {folder}")
+    machine = describe_machine(gpus)
+    verdicts = run_parts(parts, machine, folder, 60 * options.minutes)
+    print(f"\n{summarize(machine, verdicts)}\nOutputs: {folder}")
     if all(verdict.result.startswith("not run") for verdict in verdicts):
         return 2
     return int(any(verdict.is_bad for verdict in verdicts))
+
+
+def main() -> int:
+    """Run the command line and return the exit status."""
+    options = parse_arguments()
+    processes.handle_stop_signals()
+    try:
+        status = run_all(options)
+        processes.raise_if_stopped()
+        return status
+    except UserError as error:
+        print(f"gpu.sh: {error}", file=sys.stderr)
+        return 2
+    except processes.StoppedBySignal as stopped:
+        print(f"gpu.sh: {stopped}", file=sys.stderr)
+        return stopped.status
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 """Measure the cost of the training loop and of a second rank on a CPU with 2 idle cores.
 
     python benchmarks/scaling.py [--rounds 5] [--batch-size 32] [--image 64] [--steps 8] [--control]
+    python benchmarks/scaling.py --bn-group 2 [...]
 
 Each round runs the program on random images in the environment of config_CPU_common.sh, with 1 rank
 x 1 thread, 2 ranks x 1 thread, and 1 rank x 2 threads. Then it runs the same number of bare steps
@@ -14,6 +15,8 @@ whole loop to bare steps
 
 With --control each round also has two runs of 1 rank at the same time. 2 ranks relative to these is
 the cost of exchanging gradients alone, without that of sharing caches, memory and clock.
+
+With --bn-group each round has two runs only, of 2 ranks, without and with batch norms over both.
 """
 
 import argparse
@@ -29,7 +32,7 @@ import step
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def start(ranks, options, threads=1):
+def start(ranks, options, threads=1, bn_group=1):
     """Start a run of 2 epochs, of which the first is a warm-up; return the process."""
     mpirun = pathlib.Path(sys.executable).parent / "mpirun"
     command = [
@@ -60,6 +63,8 @@ def start(ranks, options, threads=1):
         options.dtype,
         "--fuse-bn-relu",
         1,
+        "--bn-group",
+        bn_group,
         "--warmup-epochs",
         1,
         "--optimizer",
@@ -110,13 +115,31 @@ def images_per_second(process):
     return float(times[-1])
 
 
+def compare_bn_group(options):
+    """Print the speed of 2 ranks with batch norms over both, relative to that without."""
+    ratios = []
+    for number in range(1, options.rounds + 1):
+        without = images_per_second(start(2, options))
+        grouped = images_per_second(start(2, options, bn_group=options.bn_group))
+        ratios.append(grouped / without)
+        print(f"round {number}: images/s: {without:.1f}, --bn-group {grouped:.1f}", flush=True)
+    print(
+        f"--bn-group {options.bn_group} to 1: median {statistics.median(ratios):.3f} "
+        f"({min(ratios):.3f}-{max(ratios):.3f})"
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in (("rounds", 5), ("batch-size", 32), ("image", 64), ("steps", 8)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--control", action="store_true")
+    parser.add_argument("--bn-group", type=int, default=1, choices=[1, 2])
     options = parser.parse_args()
+    if options.bn_group > 1:
+        compare_bn_group(options)
+        return
     ratios_by_name = {}
     for number in range(1, options.rounds + 1):
         one = images_per_second(start(1, options))

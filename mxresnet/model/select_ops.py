@@ -24,6 +24,8 @@ from mxresnet.model.ops_nvidia import (
     NormConvAddReluOps,
     NormConvOps,
 )
+from mxresnet.model.resnet import layer_names
+from mxresnet.model.sync_batch_norm import SUMS_PER_STEP
 
 # Backends of NVIDIA's MXNet. The last one can run any of the reference's networks.
 VENDOR_OPS = (ConvStatsOps, NormConvOps, NormConvAddReluOps, FusedBnOps)
@@ -176,8 +178,10 @@ def ignored_settings(
             f"or these settings); those of {ops.networks[0]} compute the same{shared}"
         )
     if config.bn_group > 1 and on_gpu:
+        layers = len(layer_names(config.num_layers))
         lines.append(
-            f"--bn-group {config.bn_group}: every batch norm sums its statistics through the "
-            "hosts, which is slow"
+            f"--bn-group {config.bn_group}: functional only, not for measurements: every batch "
+            f"norm sums its statistics through the hosts, {layers * SUMS_PER_STEP} times a step, "
+            "and waits for the GPU each time (docs/launching.md)"
         )
     return lines

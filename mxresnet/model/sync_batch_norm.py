@@ -14,6 +14,9 @@ import mxnet as mx
 import numpy as np
 
 OP_TYPE = "mxresnet_group_batch_norm"  # of mx.sym.Custom
+# What a layer does in a training step: sums over the group, each of which waits for the device, and
+# arrays of one value per channel that are copied from the host to the device.
+SUMS_PER_STEP, COPIES_TO_DEVICE_PER_STEP = 3, 10
 GroupSum = Callable[[np.ndarray], np.ndarray]
 
 # Layer: its sum function. MXNet creates the operators itself, from text attributes, so a function
