@@ -80,7 +80,7 @@ def fingerprint(trainer):
 def train(world, device, variant, steps):
     """Train with other images on each rank; return the fingerprint of the result."""
     with gpu_training.narrow_network():
-        trainer, _ = gpu_training.start_training(variant, device, world)
+        trainer = gpu_training.start_training(variant, device, world)
         batches = gpu_training.make_batches(trainer._config, device)
         for step in range(steps):
             trainer.forward(batches[(step * world.size + world.rank) % problem.STEPS_PER_EPOCH])

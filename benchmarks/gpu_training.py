@@ -94,13 +94,8 @@ def _with_axes(array, axes):
     return array.transpose(axes) if array.ndim == 4 else array
 
 
-def _is_channel_last(ops):
-    """Return whether the weights of convolutions are (O, H, W, I)."""
-    return ops._config.conv_layout == "NHWC"
-
-
 def start_training(variant, device, world=None, **changes):
-    """Return (a warmed-up Trainer with the initial weights of the problem, its operator backend).
+    """Return a warmed-up Trainer with the initial weights of the problem.
 
     Args:
         variant: One of VARIANTS.
@@ -118,12 +113,12 @@ def start_training(variant, device, world=None, **changes):
     from mxresnet.trainer import Trainer
 
     config = make_config(variant, **changes)
-    ops = make_ops(variant, config, device)
     plan = make_plan(config, problem.STEPS_PER_EPOCH * problem.BATCH, num_ranks=1)
+    ops = make_ops(variant, config, device)
     trainer = Trainer(config, plan, world or World(), problem.CLASSES, device, ops)
     trainer.initialize()
     parameters, statistics = trainer._module.get_params()
-    channel_last = _is_channel_last(ops)
+    channel_last = trainer.has_channel_last_weights
     shapes = {
         name: _with_axes(array.asnumpy(), _TO_CPU if channel_last else _SAME).shape
         for name, array in parameters.items()
@@ -133,7 +128,7 @@ def start_training(variant, device, world=None, **changes):
         parameters[name][:] = mx.nd.array(value, dtype=parameters[name].dtype)
     trainer._module.set_params(parameters, statistics)
     trainer.warm_up()
-    return trainer, ops
+    return trainer
 
 
 def make_batches(config, device):
@@ -205,7 +200,7 @@ def evaluate_on_cpu(parameters, statistics, images):
     return executor.forward(is_train=False, data=mx.nd.array(images))[0].asnumpy()
 
 
-def compare_evaluation(trainer, ops, batches, dtype):
+def compare_evaluation(trainer, batches, dtype):
     """Print the comparison of evaluations with the CPU's; return whether they agree."""
     import mxnet as mx
 
@@ -216,7 +211,7 @@ def compare_evaluation(trainer, ops, batches, dtype):
         trainer._evaluator.forward(mx.io.DataBatch([batch.image], [batch.label]), is_train=False)
         found.append(trainer._evaluator.get_outputs()[0].asnumpy())
     found = np.concatenate(found)
-    axes = _TO_CPU if _is_channel_last(ops) else _SAME
+    axes = _TO_CPU if trainer.has_channel_last_weights else _SAME
     parameters, statistics = (
         {name: _with_axes(array.asnumpy(), axes).astype(np.float32) for name, array in part.items()}
         for part in trainer._module.get_params()
@@ -269,11 +264,11 @@ def check(name, device, steps, **changes):
     """
     variant = VARIANTS[name]
     with narrow_network():
-        trainer, ops = start_training(variant, device, **changes)
+        trainer = start_training(variant, device, **changes)
         batches = make_batches(trainer._config, device)
         losses = train(trainer, batches, steps)
         right = compare_losses(losses, variant.dtype)
-        return compare_evaluation(trainer, ops, batches, variant.dtype) and right
+        return compare_evaluation(trainer, batches, variant.dtype) and right
 
 
 def main():

@@ -266,7 +266,14 @@ EDGES = {
     "model.ops_nvidia": {"model.ops"},
     "model.portable": {"config", "model.ops", "model.resnet"},
     "model.resnet": {"config", "model.ops"},
-    "model.select_ops": {"config", "config_field", "model.ops", "model.ops_nvidia"},
+    "model.select_ops": {
+        "config",
+        "config_field",
+        "model.ops",
+        "model.ops_nvidia",
+        "model.resnet",
+        "model.sync_batch_norm",
+    },
     "parallel.watchdog": {"parallel.listener"},
     "parallel.world": {
         "errors",

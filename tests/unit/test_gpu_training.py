@@ -44,7 +44,7 @@ def test_training_and_evaluation_with_own_batch_norms_agree_with_float64(capsys)
 def test_wrong_training_is_noticed(wrong, capsys):
     variant = gpu_training.VARIANTS["float32-nchw-public"]
     with gpu_training.narrow_network():
-        trainer, _ = gpu_training.start_training(variant, mx.cpu(), **wrong)
+        trainer = gpu_training.start_training(variant, mx.cpu(), **wrong)
         batches = gpu_training.make_batches(trainer._config, mx.cpu())
         losses = gpu_training.train(trainer, batches, STEPS)
     assert not gpu_training.compare_losses(losses, "float32"), capsys.readouterr().out
@@ -54,13 +54,13 @@ def test_a_wrong_evaluation_is_noticed(capsys):
     """Statistics that differ between the trained network and the one that evaluates."""
     variant = gpu_training.VARIANTS["float32-nchw-public"]
     with gpu_training.narrow_network():
-        trainer, ops = gpu_training.start_training(variant, mx.cpu())
+        trainer = gpu_training.start_training(variant, mx.cpu())
         batches = gpu_training.make_batches(trainer._config, mx.cpu())
         parameters, statistics = trainer._module.get_params()
-        assert gpu_training.compare_evaluation(trainer, ops, batches, "float16")
+        assert gpu_training.compare_evaluation(trainer, batches, "float16")
         statistics["stage2_unit1_bn1_moving_var"][:] = 1.1
         trainer._module.get_params = lambda: (parameters, statistics)
-        assert not gpu_training.compare_evaluation(trainer, ops, batches, "float16")
+        assert not gpu_training.compare_evaluation(trainer, batches, "float16")
     assert "probabilities differ" in capsys.readouterr().out
 
 
