@@ -13,9 +13,10 @@ because there is no GPU, 128 + n when stopped by signal n.
 
 What a part needs is made beforehand, not in the GPU's time:
 
-    ./setup_env.sh                              MXNet, on Volta to Ampere
-    pip install --target DIR --no-deps <cuDNN 8 and CUDA 11>    as the message of a missing DIR says
-    python benchmarks/input.py --make-records DIR/records       photographs as RecordIO
+    ./setup_env.sh                       MXNet, on Volta to Ampere
+    pip install torch                    for the parts with kernels
+    pip install --target DIR --no-deps <cuDNN 8 and CUDA 11>   as the message of a missing DIR says
+    python benchmarks/input.py --make-records DIR/records      photographs as RecordIO
 
 No GPU has been used yet. The checks of training, ranks and speed have been run on a CPU.
 """
