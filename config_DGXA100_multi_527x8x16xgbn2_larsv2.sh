@@ -1,8 +1,9 @@
 # shellcheck shell=bash
 # 527 x DGX A100: 4216 x A100-SXM4-80GB, global batch 67456, batch norms over pairs of GPUs.
 # NVIDIA's v2.1 submission: 0.32 minutes (Olympic mean), 86 epochs.
-# Functional only: here BN_GROUP=2 sums the statistics of every batch norm through the hosts, 159 times a
-# step, so that this time cannot be reached (docs/launching.md, "Batch norm over a group of GPUs").
+# Functional only: here BN_GROUP=2 sums the statistics of every batch norm through the hosts, 159
+# times a step, so that this time cannot be reached (docs/launching.md, "Batch norm over a group of
+# GPUs").
 source "$(dirname "${BASH_SOURCE[0]}")/config_DGXA100_common.sh"
 
 export DGXNGPU=8
