@@ -38,6 +38,7 @@ from mxresnet.launch import (
     system_config,
     timing_lines,
 )
+from mxresnet.launch import report as launch_report
 from mxresnet.launch.terminal import print_to_stderr, write_to_stdout
 from mxresnet.memory import check_memory_of_ranks
 from mxresnet.results.log_reader import has_evaluation
@@ -306,7 +307,23 @@ def run_timed(context: Run, mpirun: str) -> int:
     # A run without an evaluation has no result: --synth-data, --profile, too few epochs.
     if status == 0 and has_evaluation(log_file):
         write_to_stdout(os.fsencode(timing_lines.result_line(started, ended)) + b"\n")
+        write_report(context, log_file)
     return status
+
+
+def write_report(context: Run, log_file: str) -> None:
+    """Write the page about a run that was started by hand; print its path if there is one."""
+    environ = context.environ
+    is_alone = context.rank is None and not environ.get(run_log.SERIES_VARIABLE)
+    if not is_alone or not launch_report.is_wanted(environ):
+        return
+    page = f"{os.path.splitext(log_file)[0]}.html"
+    command = [context.python, *launch_report.python_arguments(log_file, page)]
+    null = subprocess.DEVNULL
+    processes.run_to_end(command, env=environ, stdout=null, stderr=null)
+    processes.raise_if_stopped()
+    if os.path.exists(page):
+        print_to_stderr(f"report: {page}")
 
 
 def run_ranks(context: Run, mpirun: str, environ: Mapping[str, str]) -> int:

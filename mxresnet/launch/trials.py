@@ -22,7 +22,7 @@ from typing import Callable, Dict, List, Mapping, Optional, Sequence
 
 from mxresnet.environment import check_python_path
 from mxresnet.errors import ExitStatus, UserError
-from mxresnet.launch import caller_paths, nccl_test, processes, refused_variables, run_log
+from mxresnet.launch import caller_paths, nccl_test, processes, refused_variables, report, run_log
 from mxresnet.launch.backends.base import Backend, Trial
 from mxresnet.launch.backends.docker import DockerBackend
 from mxresnet.launch.backends.local import LocalBackend
@@ -92,6 +92,7 @@ class Trials:
         complete = len(self._results) == len(self._settings.seeds)
         if complete and status in (ExitStatus.SUCCESS, ExitStatus.TARGET_MISSED, LOG_REFUSED):
             self._write_submission()
+            self._write_report()
         print_to_stderr(f"logs: {self._settings.prefix}_*.log")
         if error:
             raise error
@@ -221,6 +222,17 @@ class Trials:
         if status != 0:
             raise CommandFailedError(ExitStatus.FAILURE)  # 2 would be a mistake in the settings
         print_to_stderr(f"for MLPerf's package_checker and result_summarizer: {folder}")
+
+    def _write_report(self) -> None:
+        """Write the page about the series, where its packages are installed; print its path."""
+        if not report.is_wanted(self._backend.environ):
+            return
+        folder, page = (f"{self._settings.prefix}_{name}" for name in ("package", "report.html"))
+        arguments = report.python_arguments(self._remote_path(folder), self._remote_path(page))
+        self._backend.run_python(arguments, subprocess.DEVNULL, subprocess.DEVNULL)
+        processes.raise_if_stopped()
+        if os.path.exists(page):
+            print_to_stderr(f"report: {page}")
 
 
 def run_trials(backend: Backend, flags: Sequence[str]) -> int:

@@ -8,7 +8,7 @@ import json
 import os
 import re
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Pattern, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Pattern, Sequence
 
 from mxresnet.bounded_read import read_file
 from mxresnet.errors import UserError
@@ -88,7 +88,14 @@ def find_series(arguments: Sequence[str], first_alone: bool = False) -> List[Ser
     if total > MAX_LOGS:
         raise UserError(f"the arguments name {total} logs, {MAX_LOGS} at most: name fewer")
     for one in series:
-        _describe(one)
+        path = os.path.abspath(one.paths[0])
+        found = _ROUND.search(path)
+        one.round_hint = found.group(1) if found else None
+        description = _find_description(path)
+        if description is not None:
+            one.submitter = _system_text(description.get("submitter", ""))
+            one.system = os.path.basename(os.path.dirname(os.path.dirname(path)))
+            describe(one, description)
     _make_names_unique(series)
     return series
 
@@ -149,19 +156,9 @@ def _make_names_unique(series: Sequence[Series]) -> None:
             one.name = f"{one.name} ({counts[one.name]})"
 
 
-def _describe(series: Series) -> None:
-    """Store what the path and the description of the system tell about a series."""
-    path = os.path.abspath(series.paths[0])
-    found = _ROUND.search(path)
-    series.round_hint = found.group(1) if found else None
-    description = _find_description(path)
-    if description is None:
-        return
+def describe(series: Series, description: Mapping[str, Any]) -> None:
+    """Store the hardware and versions that MLPerf's description of a system has."""
     with_text = {key: _system_text(value) for key, value in description.items()}
-    series.submitter, series.system = (
-        with_text.get("submitter", ""),
-        os.path.basename(os.path.dirname(os.path.dirname(path))),
-    )
     series.hardware = {
         label: with_text[key] for key, label in _SYSTEM_FIELDS.items() if with_text.get(key)
     }
@@ -181,7 +178,7 @@ def _as_gigabytes(memory: str) -> str:
     return memory
 
 
-def _product(description: Dict[str, Any], *keys: str) -> Optional[int]:
+def _product(description: Mapping[str, Any], *keys: str) -> Optional[int]:
     """Return the product of two fields; None when one is not a number above 0."""
     product = 1
     for key in keys:

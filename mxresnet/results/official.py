@@ -24,7 +24,7 @@ REQUIRED_RUNS = 5
 MIN_SCORED_RUNS = 3
 # The tools keep a log in memory several times; the largest published one has 1 MB of events.
 MAX_EVENT_BYTES = 16 << 20
-TIMEOUT_SECONDS = 300
+TIMEOUT_SECONDS = 120
 # Where many events make a log too large: keys that no rule of the checker has.
 _UNCHECKED_KEYS = frozenset(["tracked_stats", "throughput", "step_times"])
 

@@ -16,16 +16,18 @@ import argparse
 import contextlib
 import json
 import os
+import platform
 import sys
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from mxresnet.errors import UserError
-from mxresnet.results.log_files import Series, find_series
+from mxresnet.results.log_files import Series, describe, find_series
 from mxresnet.results.official import DEFAULT_RULESET, RULESETS, judge
 from mxresnet.results.report_csv import format_csv
 from mxresnet.results.report_data import report_data
 from mxresnet.results.report_terminal import format_report
 from mxresnet.results.run_figures import RunFigures, read_figures
+from mxresnet.results.submission import describe_system
 from mxresnet.results.verdict import ReportStatus
 
 NAME = "mxresnet-report"
@@ -59,6 +61,11 @@ def _make_parser() -> argparse.ArgumentParser:
         f"training_results_v3.0, else {DEFAULT_RULESET})",
     )
     parser.add_argument("--accelerator", metavar="NAME", help='such as "A100-SXM-40GB"')
+    parser.add_argument(
+        "--this-machine",
+        action="store_true",
+        help="the runs were on this machine: describe it where no description is beside the logs",
+    )
     parser.add_argument("--demo", action="store_true", help="report on an example that is included")
     return parser
 
@@ -105,6 +112,10 @@ def make_report(options: argparse.Namespace) -> Dict[str, Any]:
     if has_base and len(arguments) < 2:
         raise UserError(f"--base {options.base}: name what to compare with it, too")
     series = find_series(arguments, first_alone=has_base)
+    if options.this_machine:
+        for one in series:
+            if not one.hardware:
+                describe(one, describe_system(platform.node(), {"submission_org": ""}, nodes=1))
     if options.accelerator:
         for one in series:
             one.accelerator = options.accelerator
@@ -133,21 +144,31 @@ def write_file(path: str, content: str) -> None:
         raise
 
 
-def write_page(data: Dict[str, Any], path: Optional[str]) -> None:
-    """Write the page and print its path; without plotly or jinja2 print what to install.
+def load_renderer(options: argparse.Namespace) -> Optional[Callable[[Dict[str, Any]], str]]:
+    """Return the function that renders the page; without plotly or jinja2 print what to install.
 
     Raises:
         UserError: A page was asked for and the packages are missing.
-        OSError: It cannot be written.
     """
+    if options.no_page:
+        return None
     try:
         from mxresnet.results.report_page import render_page
     except ImportError as error:
-        if path is not None:
-            raise UserError(f"--output {path} needs {error.name}: {INSTALL}") from None
+        if options.output is not None:
+            raise UserError(f"--output {options.output} needs {error.name}: {INSTALL}") from None
         print(f"No page: {error.name} is not installed. {INSTALL}", file=sys.stderr)
-        return
-    write_file(path or DEFAULT_PAGE, render_page(data))
+        return None
+    return render_page
+
+
+def write_page(page: str, path: Optional[str]) -> None:
+    """Write the page and print its path.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    write_file(path or DEFAULT_PAGE, page)
     if path != "-":
         print(f"report: {os.path.abspath(path or DEFAULT_PAGE)}", file=sys.stderr)
 
@@ -159,6 +180,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         if outputs.count("-") > 1:
             raise UserError("only one of --json, --csv and --output can be - (standard output)")
+        render_page = load_renderer(options)
         data = make_report(options)
         if "-" not in outputs:
             sys.stdout.write(format_report(data))
@@ -167,8 +189,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             write_file(options.json, json.dumps(data, indent=1, allow_nan=False) + "\n")
         if options.csv:
             write_file(options.csv, format_csv(data))
-        if not options.no_page:
-            write_page(data, options.output)
+        if render_page:
+            write_page(render_page(data), options.output)
         sys.stdout.flush()
     except (UserError, OSError) as error:
         print(f"{NAME}: {error}", file=sys.stderr)

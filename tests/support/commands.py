@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Several processes share the CPUs; threads that wait for each other would use the time of others.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")
+os.environ.setdefault("REPORT", "0")  # tests of the report set it
 # Runs with a log file write checkpoints by default, which takes time and disk; tests of them do.
 os.environ.setdefault("CHECKPOINTS", "0")
 # Settings exported in the shell that starts the tests must not change what the tests do.

@@ -45,7 +45,7 @@
       width: isPrinting ? PRINT_WIDTH : element.clientWidth,
     };
     return Plotly.react(element, figure.data, layout,
-      { displayModeBar: false, responsive: false, scrollZoom: false, doubleClick: false });
+      { displayModeBar: false, responsive: false, scrollZoom: false });
   };
 
   const drawAll = (isPrinting) => Promise.all(
