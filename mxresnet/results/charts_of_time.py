@@ -162,7 +162,7 @@ def rank_chart(series: Dict[str, Any]) -> Optional[Chart]:
     if run is None:
         return None
     ranks = sorted(run["step_times"]["ranks"], key=lambda one: -one["p50_ms"])[:MAX_RANKS]
-    names = [f"rank {one['rank']}" for one in ranks]
+    names = [str(one["rank"]) for one in ranks]
     traces = [
         {
             "type": "bar",
@@ -170,7 +170,7 @@ def rank_chart(series: Dict[str, Any]) -> Optional[Chart]:
             "x": names,
             "y": [one["p50_ms"] for one in ranks],
             "marker": {"color": SERIES_COLORS[0]},
-            "hovertemplate": "%{x}: %{y:.2f} ms<extra>median</extra>",
+            "hovertemplate": "rank %{x}: %{y:.2f} ms<extra>median</extra>",
         },
         {
             "type": "scatter",
@@ -184,10 +184,13 @@ def rank_chart(series: Dict[str, Any]) -> Optional[Chart]:
                 "symbol": "line-ew-open",
                 "line": {"width": 3},
             },
-            "hovertemplate": "%{x}: %{y:.2f} ms<extra>99th percentile</extra>",
+            "hovertemplate": "rank %{x}: %{y:.2f} ms<extra>99th percentile</extra>",
         },
     ]
-    layout = layout_of({"type": "category"}, axis("ms per step", rangemode="tozero"))
+    layout = layout_of(
+        axis("rank, the slowest first", type="category", tickangle=0),
+        axis("ms per step", rangemode="tozero"),
+    )
     slowest = ranks[0]
     summary = (
         f"Step times of {len(run['step_times']['ranks'])} ranks of {run['name']}. The slowest is "
