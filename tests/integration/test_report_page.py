@@ -174,9 +174,8 @@ def test_every_number_in_a_chart_is_in_the_json(demo):
     for trace, part in zip(demo.traces("time-0"), ("init_to_run_start", "train", "eval", "other")):
         expected = [run["seconds"][part] / 60 for run in runs]
         assert trace["x"] == pytest.approx(expected, rel=1e-12)
-    points = {
-        (one["accelerators"], one["score_minutes"]) for one in demo.data["published"]["systems"]
-    }
+    systems = demo.data["published"]["systems"]
+    points = {(one["accelerators"], one["score_minutes"]) for one in systems}
     *others, own = demo.traces("scaling")
     drawn = [point for trace in others for point in zip(trace["x"], trace["y"])]
     assert set(drawn) <= points and len(drawn) == 40  # one has no accelerators
@@ -185,14 +184,13 @@ def test_every_number_in_a_chart_is_in_the_json(demo):
     convergence = demo.traces("convergence-0")
     assert convergence[0]["y"] == [one["mean_epochs"] for one in reference["points"]]
     assert convergence[1]["y"] == [one["min_epochs"] for one in reference["points"]]
-    assert convergence[-1]["y"] == [
-        run["epochs_run"] for run in runs if run["outcome"] == "reached"
-    ]
+    reached = [run for run in runs if run["outcome"] == "reached"]
+    assert convergence[-1]["y"] == [run["epochs_run"] for run in reached]
 
 
 def test_the_step_times_of_ranks_are_drawn(hostile):
     medians = hostile.traces("ranks-1")[0]
-    assert medians["x"][0] == "rank 3" and medians["y"][0] == 130.0
+    assert medians["x"][0] == "3" and medians["y"][0] == 130.0
 
 
 def test_hostile_values_are_shown_as_text(hostile):
