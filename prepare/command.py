@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import traceback
 from typing import Any, Iterator, NoReturn, Optional, TextIO, Union
 
+from prepare import exit_while_importing
 from prepare.exit_status import ExitStatus
 
 STANDARD_DESCRIPTORS = (0, 1, 2)
@@ -150,6 +152,17 @@ def exit_after_uncaught_error(error: BaseException) -> NoReturn:
         else:
             status = report_unexpected("prepare", error, "run it again")
     os._exit(status)
+
+
+def start(module: str) -> None:
+    """Prepare this process for a command; may restart it. All modules have been imported.
+
+    Args:
+        module: name of the running module.
+    """
+    restart_with_utf8_names(module)
+    if signal.getsignal(signal.SIGINT) is exit_while_importing:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def restart_with_utf8_names(module: str) -> None:

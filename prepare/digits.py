@@ -18,12 +18,13 @@ from typing import Dict, Iterator, Optional, Sequence, Tuple
 from prepare.command import (
     print_error,
     report_unexpected,
-    restart_with_utf8_names,
+    start,
     tolerant_output,
 )
 from prepare.command_paths import path_argument
 from prepare.exit_status import ExitStatus
 from prepare.regular_file import NotRegularFileError, open_regular
+from prepare.storage_errors import describe
 
 SIDE_PIXELS = 32  # the scans are 8 x 8, but a ResNet-50 halves its input five times
 VAL_INTERVAL = 5  # every fifth image of a class is for validation
@@ -99,7 +100,12 @@ def write_dataset(folder: str) -> bool:
             with open(path, "wb") as stream:
                 stream.write(jpeg)
         os.chmod(scratch, 0o755)  # only its owner may read a folder made by mkdtemp
-        os.rename(scratch, folder)
+        try:
+            os.rename(scratch, folder)
+        except OSError:  # another process may have been faster
+            if not (os.path.isdir(folder) and is_complete(folder, images)):
+                raise
+            return False
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return True
@@ -133,7 +139,8 @@ def run(argv: Optional[Sequence[str]]) -> int:
     try:
         written = write_dataset(folder)
     except OSError as error:
-        print_error("prepare.digits", str(error))
+        reason = str(error) if error.errno is None else describe(error, folder)
+        print_error("prepare.digits", reason)
         return ExitStatus.USAGE_ERROR
     except ImportError as error:
         reason = f"needs scikit-learn and opencv-python-headless: {error}"
@@ -146,5 +153,5 @@ def run(argv: Optional[Sequence[str]]) -> int:
 
 
 if __name__ == "__main__":
-    restart_with_utf8_names("prepare.digits")
+    start("prepare.digits")
     sys.exit(main())

@@ -16,7 +16,7 @@ from prepare.command import (
     is_shortage,
     print_error,
     report_unexpected,
-    restart_with_utf8_names,
+    start,
     tolerant_output,
 )
 from prepare.command_paths import (
@@ -319,5 +319,5 @@ def convert_split(
 
 
 if __name__ == "__main__":
-    restart_with_utf8_names("prepare.imagenet")
+    start("prepare.imagenet")
     sys.exit(main())

@@ -163,16 +163,16 @@ def empty_class_problems(listing: Listing, folders: Sequence[Folder]) -> List[Pr
     Folders that have a problem already, for instance because they cannot be listed, are left out.
     """
     top, named = listing.top, {problem.path for problem in listing.problems}
-    return [
-        Problem(
-            f"{top}/{folder.path}", "0 images in a class folder: fill or remove it", skippable=False
-        )
-        for folder in folders
-        if not folder.names
-        and not folder.has_folders
-        and folder.path not in ("", LOST_AND_FOUND)
-        and f"{top}/{folder.path}" not in named
-    ]
+    parents = {posixpath.dirname(path) for path in named}
+    problems = []
+    for folder in folders:
+        path = f"{top}/{folder.path}"
+        is_empty = not folder.names and not folder.has_folders
+        if is_empty and folder.path not in ("", LOST_AND_FOUND) and path not in named:
+            found = "not one usable image" if path in parents else "0 images"
+            reason = f"{found} in a class folder: fill or remove it"
+            problems.append(Problem(path, reason, skippable=False))
+    return problems
 
 
 def check_folders(top: str, folders: Sequence[Folder]) -> None:

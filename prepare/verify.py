@@ -12,7 +12,7 @@ from prepare import record_check, sources
 from prepare.command import (
     print_error,
     report_unexpected,
-    restart_with_utf8_names,
+    start,
     tolerant_output,
 )
 from prepare.command_paths import WrongPathError, path_argument, wrong_source_is_usage_error
@@ -206,5 +206,5 @@ def report_error(status: ExitStatus, text: str) -> ExitStatus:
 
 
 if __name__ == "__main__":
-    restart_with_utf8_names("prepare.verify")
+    start("prepare.verify")
     sys.exit(main())

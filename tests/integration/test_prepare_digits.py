@@ -51,3 +51,20 @@ def test_any_folder_can_be_printed(tmp_path):
     environment = dict(os.environ, PYTHONIOENCODING="utf-8:strict")
     result = run_prepare(folder, module="prepare.digits", env=environment)
     assert result.returncode == 0 and "digits\\udce9: 10 classes" in result.stdout, result.stderr
+
+
+def test_another_process_is_faster(tmp_path):
+    program = """
+import sys
+from prepare import digits
+folder, make = sys.argv[1], digits.tempfile.mkdtemp
+def make_both(**options):
+    digits.tempfile.mkdtemp = make
+    assert digits.write_dataset(folder)
+    return make(**options)
+digits.tempfile.mkdtemp = make_both
+sys.exit(digits.main([folder]))
+"""
+    result = run_program(program, tmp_path / "digits")
+    assert (result.returncode, result.stderr) == (0, "") and "already there" in result.stdout
+    assert os.listdir(tmp_path) == ["digits"]

@@ -233,3 +233,15 @@ def test_the_reason_why_the_only_member_is_not_used(tmp_path, assert_refused, me
     for split in SPLITS:
         write_members(tmp_path / f"{split}.tar", [member])
     assert_refused(tmp_path, tmp_path / "out", member[0].name)
+
+
+def test_a_class_without_usable_images_is_not_called_empty(tmp_path, capsys):
+    write_files(tmp_path / "in", small_dataset())
+    for split in SPLITS:
+        folder = tmp_path / "in" / split
+        os.rename(folder / LAST, os.fsencode(folder) + b"/latin1\xe9")
+    assert imagenet.main([str(tmp_path / "in"), str(tmp_path / "out"), "--on-error=skip"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    for split in SPLITS:
+        found = f"/in/{split}/latin1\\udce9: not one usable image in a class folder: fill or remove"
+        assert any(found in line for line in lines), lines
