@@ -14,7 +14,7 @@ EXTRAS_OF_FILE = {
     "cpu": ["cpu", "train-without-horovod", "prepare"],
     "gpu": ["build", "gpu", "train-without-horovod", "prepare"],
     "cuda": ["cuda"],
-    "dev": ["test", "lint"],
+    "dev": ["test", "lint", "export", "report"],
 }
 PIN = re.compile(r"([a-z0-9-]+)==([\w.]+)( ; \w+ [<>=!]+ '[\w.*]+')?")
 
