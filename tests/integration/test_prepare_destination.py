@@ -38,29 +38,29 @@ def change_times(folder):
 
 
 def test_finished_output_is_not_written_again(tmp_path, source):
-    assert images.run_prepare(source, tmp_path / "out").returncode == 0
+    assert convert(source, tmp_path / "out").status == 0
     before = change_times(tmp_path / "out")
-    result = images.run_prepare(source, tmp_path / "out")
-    assert result.returncode == 0 and "already complete from an earlier run" in result.stdout
+    result = convert(source, tmp_path / "out")
+    assert result.status == 0 and "already complete from an earlier run" in result.stdout
     # Without a bad image, the treatment of bad images makes no difference.
-    assert images.run_prepare(source, tmp_path / "out", "--on-error=skip").returncode == 0
+    assert convert(source, tmp_path / "out", "--on-error=skip").status == 0
     assert change_times(tmp_path / "out") == before
 
 
 def test_another_source_or_option_is_refused(tmp_path, source):
     images.write_files(tmp_path / "other", images.small_dataset(seed=2))
     different = ([tmp_path / "other"], [source, "--check=none"])
-    assert images.run_prepare(source, tmp_path / "out").returncode == 0
+    assert convert(source, tmp_path / "out").status == 0
     for source_argument, *options in different:
-        result = images.run_prepare(source_argument, tmp_path / "out", *options)
-        assert result.returncode == 3 and "was made from" in result.stderr
+        result = convert(source_argument, tmp_path / "out", *options)
+        assert result.status == 3 and "was made from" in result.stderr
         assert "with --check=ends --on-error=fail: " in result.stderr
     killed = images.run_program(PROGRAM_KILLED_AT_FIRST_ENTRY, source, tmp_path / "part")
     assert killed.returncode == 137
     for source_argument, *options in different:
-        result = images.run_prepare(source_argument, tmp_path / "part", *options)
-        assert result.returncode == 3 and "unfinished conversion of another source" in result.stderr
-    assert images.run_prepare(source, tmp_path / "part").returncode == 0
+        result = convert(source_argument, tmp_path / "part", *options)
+        assert result.status == 3 and "unfinished conversion of another source" in result.stderr
+    assert convert(source, tmp_path / "part").status == 0
     names = sorted(os.listdir(str(tmp_path / "out")))
     assert sorted(os.listdir(str(tmp_path / "part"))) == names
     assert images.read_files(tmp_path / "part", names) == images.read_files(tmp_path / "out", names)
@@ -69,19 +69,19 @@ def test_another_source_or_option_is_refused(tmp_path, source):
 @pytest.mark.parametrize("name", ["train.rec", "val.lst"])
 def test_files_without_a_manifest_are_never_overwritten(tmp_path, source, name):
     images.write_files(tmp_path / "out", {name: b"of another program"})
-    result = images.run_prepare(source, tmp_path / "out")
-    assert result.returncode == 3 and "exists without a manifest" in result.stderr
+    result = convert(source, tmp_path / "out")
+    assert result.status == 3 and "exists without a manifest" in result.stderr
     assert os.listdir(str(tmp_path / "out")) == [name]
     assert (tmp_path / "out" / name).read_bytes() == b"of another program"
 
 
 def test_damaged_output_is_refused(tmp_path, source):
-    assert images.run_prepare(source, tmp_path / "out").returncode == 0
+    assert convert(source, tmp_path / "out").status == 0
     os.truncate(str(tmp_path / "out" / "train.rec"), 1000)
-    result = images.run_prepare(source, tmp_path / "out")
-    assert result.returncode == 3 and "has 1000 bytes" in result.stderr
+    result = convert(source, tmp_path / "out")
+    assert result.status == 3 and "has 1000 bytes" in result.stderr
     (tmp_path / "out" / "train.json").write_text(json.dumps({"version": 7}))
-    assert "is not a manifest" in images.run_prepare(source, tmp_path / "out").stderr
+    assert "is not a manifest" in convert(source, tmp_path / "out").stderr
 
 
 def run_with_change_before_writing(source, folder, change):
@@ -110,7 +110,7 @@ def test_split_that_another_process_finishes_is_not_written_again(tmp_path, sour
     found = {}
 
     def convert_meanwhile():
-        assert images.run_prepare(source, tmp_path / "out").returncode == 0
+        assert convert(source, tmp_path / "out").status == 0
         found.update(change_times(tmp_path / "out"))
 
     status, errors = run_with_change_before_writing(source, tmp_path / "out", convert_meanwhile)
@@ -123,7 +123,7 @@ def test_split_that_another_process_makes_from_another_source(tmp_path, source):
     found = {}
 
     def convert_meanwhile():
-        assert images.run_prepare(tmp_path / "other", tmp_path / "out").returncode == 0
+        assert convert(tmp_path / "other", tmp_path / "out").status == 0
         found.update(change_times(tmp_path / "out"))
 
     status, errors = run_with_change_before_writing(source, tmp_path / "out", convert_meanwhile)
@@ -132,7 +132,7 @@ def test_split_that_another_process_makes_from_another_source(tmp_path, source):
 
 
 def test_published_record_file_is_not_rolled_back(tmp_path, source):
-    assert images.run_prepare(source, tmp_path / "out").returncode == 0
+    assert convert(source, tmp_path / "out").status == 0
     found = change_times(tmp_path / "out")
     (tmp_path / "out" / "val.part").mkdir()
     with pytest.raises(manifest.DestinationError, match="another conversion"):
@@ -155,11 +155,11 @@ def test_removed_journal_is_not_written_to(tmp_path, monkeypatch):
 
 
 def test_dry_run_removes_nothing(tmp_path, source):
-    assert images.run_prepare(source, tmp_path / "out").returncode == 0
+    assert convert(source, tmp_path / "out").status == 0
     images.write_files(tmp_path / "out", {"train.part/journal": b'{"digest": ""}\n'})
-    assert images.run_prepare(source, tmp_path / "out", "--dry-run").returncode == 0
+    assert convert(source, tmp_path / "out", "--dry-run").status == 0
     assert (tmp_path / "out" / "train.part" / "journal").exists()
-    assert images.run_prepare(source, tmp_path / "out").returncode == 0
+    assert convert(source, tmp_path / "out").status == 0
     assert not (tmp_path / "out" / "train.part").exists()
 
 

@@ -6,13 +6,13 @@ import random
 import shutil
 
 import pytest
+from support.conversions import convert, verify_records
 from support.image_fixtures import (
     CLASSES,
     LABEL_FILES,
     extract_tar,
     jpeg,
     read_files,
-    run_prepare,
     small_dataset,
     write_devkit,
     write_files,
@@ -61,8 +61,8 @@ def write_synset_list(source):
 
 def failed_line(source, folder, *options):
     """Return the single line on standard error of a conversion that must fail."""
-    result = run_prepare(source, folder, *options)
-    assert result.returncode == 1 and len(result.stderr.splitlines()) == 1, result.stderr
+    result = convert(source, folder, *options)
+    assert result.status == 1 and len(result.stderr.splitlines()) == 1, result.stderr
     return result.stderr
 
 
@@ -78,8 +78,8 @@ def test_each_kind_of_label_file(source, kind, with_option):
         shutil.move(str(archives / LABEL_FILES[kind]), str(source / "labels"))
         options = ["--val-labels", source / "labels"]
     for name, more in (("folders", []), ("archives", options)):
-        result = run_prepare(source / name, source / f"from {name}", *more)
-        assert result.returncode == 0, result.stderr
+        result = convert(source / name, source / f"from {name}", *more)
+        assert result.status == 0, result.stderr
     assert read_files(source / "from archives") == read_files(source / "from folders")
 
 
@@ -89,13 +89,11 @@ def test_flat_validation_folder_and_folder_of_class_archives(source):
     extract_tar(archives / "ILSVRC2012_img_val.tar", mixed / "val")
     extract_tar(archives / "ILSVRC2012_devkit_t12.tar.gz", mixed)
     for name in ("folders", "mixed"):
-        result = run_prepare(source / name, source / f"from {name}")
-        assert result.returncode == 0, result.stderr
+        result = convert(source / name, source / f"from {name}")
+        assert result.status == 0, result.stderr
     assert read_files(source / "from mixed") == read_files(source / "from folders")
-    result = run_prepare(
-        source / "from mixed", "--against", source / "folders", module="prepare.verify"
-    )
-    assert result.returncode == 0, result.stderr
+    result = verify_records(source / "from mixed", "--against", source / "folders")
+    assert result.status == 0, result.stderr
 
 
 def test_labels_that_disagree(source):
@@ -105,8 +103,8 @@ def test_labels_that_disagree(source):
     path.write_text("\n".join(labels))
     shutil.copy(path, source / "folders")
     for name in ("archives", "folders"):
-        result = run_prepare(source / name, source / "out")
-        assert result.returncode == 1 and val_name(5) in result.stderr
+        result = convert(source / name, source / "out")
+        assert result.status == 1 and val_name(5) in result.stderr
         assert not (source / "out").exists()
 
 
@@ -121,9 +119,9 @@ def test_a_missing_validation_image_does_not_shift_the_labels_of_others(source):
     extract_tar(archive, folder)
     (folder / val_name(3)).unlink()
     write_tar("python", "ustar", archive, folder, sorted(os.listdir(folder)))
-    result = run_prepare(source / "archives", source / "out")
-    assert result.returncode == 1 and f"{val_name(3)}: does not exist" in result.stderr
-    assert run_prepare(source / "archives", source / "out", "--on-error=skip").returncode == 0
+    result = convert(source / "archives", source / "out")
+    assert result.status == 1 and f"{val_name(3)}: does not exist" in result.stderr
+    assert convert(source / "archives", source / "out", "--on-error=skip").status == 0
     for line in (source / "out" / "val.lst").read_text().splitlines():
         _, label, path = line.split("\t")
         assert (source / "folders" / "val" / path).exists()
@@ -136,7 +134,7 @@ def test_an_image_name_in_two_class_folders(flat_source, extra):
     for number, label in enumerate(GROUND_TRUTH, 1):
         write_files(flat_source, {f"val/{label}/{val_name(number)}": jpeg(b"x")})
         (flat_source / "val" / val_name(number)).unlink()
-    assert run_prepare(flat_source, flat_source.parent / "good").returncode == 0
+    assert convert(flat_source, flat_source.parent / "good").status == 0
     name = val_name(GROUND_TRUTH.index(CLASSES[1]) + 1)
     write_files(flat_source, {f"val/{CLASSES[extra]}/{name}": jpeg(b"x")})
     line = failed_line(flat_source, flat_source.parent / "out")
@@ -154,8 +152,8 @@ def test_labels_by_number_whatever_the_extension(flat_source, extension, kind):
     for number in range(1, len(GROUND_TRUTH) + 1):
         image = flat_source / "val" / val_name(number)
         image.rename(flat_source / "val" / val_name(number, extension))
-    result = run_prepare(flat_source, out)
-    assert result.returncode == 0, result.stderr
+    result = convert(flat_source, out)
+    assert result.status == 0, result.stderr
     rows = [line.split("\t") for line in (out / "val.lst").read_text().splitlines()]
     assert {path: float(label) for _, label, path in rows} == {
         f"{label}/{val_name(number, extension)}": float(CLASSES.index(label))
@@ -163,8 +161,8 @@ def test_labels_by_number_whatever_the_extension(flat_source, extension, kind):
     }
     shutil.rmtree(out)
     (flat_source / "val" / val_name(3, extension)).unlink()
-    result = run_prepare(flat_source, out)
-    assert result.returncode == 1 and val_name(3) in result.stderr
+    result = convert(flat_source, out)
+    assert result.status == 1 and val_name(3) in result.stderr
     assert result.stderr.count("does not exist") == 1
 
 

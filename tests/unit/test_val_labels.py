@@ -24,7 +24,7 @@ GROUND_TRUTH = [CLASSES[number * 7 % 5 % 3] for number in range(1, 13)]
         (b"", "it is empty"),
         (b"n01440764\nn01 443537\n", "one synset a line"),
         (b"\xff\xfe\x00", "neither"),
-        (gzip.compress(b"no archive"), "neither"),
+        (gzip.compress(b"no archive", mtime=0), "neither"),
         (b"mv a.JPEG\n", "not a line `mv IMAGE CLASS/`"),
         (b"mv a.JPEG great shark/\n", "not a line `mv IMAGE CLASS/`: mv a.JPEG great shark/"),
         (b"mv a.JPEG ' '/\n", "not a line `mv IMAGE CLASS/`"),
