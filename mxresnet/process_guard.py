@@ -13,9 +13,9 @@ this one. In a tree PARENT - guard - command - descendants:
 - When the guard ends in any way, the kernel kills the command. PARENT then kills the descendants,
   which become its own children (`adopt_descendants`, `kill_descendants`).
 
-SIGINT, SIGTERM, SIGHUP and SIGQUIT are passed to the command as one SIGTERM. The exit status is
-that of the command, 128 + n if signal n ended it. If the command cannot be started, the guard
-writes the error number to FD.
+SIGINT, SIGTERM, SIGHUP and SIGQUIT are passed to the command as one SIGTERM, SIGUSR2 as it is. The
+exit status is that of the command, 128 + n if signal n ended it. If the command cannot be started,
+the guard writes the error number to FD.
 
 Only the standard library is needed. This file must run on its own: setup_env.sh starts it before
 the environment exists.
@@ -43,8 +43,9 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+STOP_REQUEST = signal.SIGUSR2  # write a checkpoint and end; mpirun passes it on to its ranks
 _PARENT_ENDED = signal.SIGUSR1
-_HANDLED = {*STOP_SIGNALS, _PARENT_ENDED, signal.SIGCHLD}
+_HANDLED = {*STOP_SIGNALS, STOP_REQUEST, _PARENT_ENDED, signal.SIGCHLD}
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
@@ -160,6 +161,10 @@ def _wait(command: int, parent: int) -> int:
             ended = _reap()
             if command in ended:
                 return ended[command]
+            continue
+        if info.si_signo == STOP_REQUEST:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(command, STOP_REQUEST)
             continue
         if info.si_signo == _PARENT_ENDED:
             if os.getppid() == parent:

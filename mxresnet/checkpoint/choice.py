@@ -18,6 +18,7 @@ import fcntl
 import os
 import re
 import socket
+import time
 from dataclasses import dataclass, field
 from typing import IO, List, Optional, Tuple
 
@@ -28,6 +29,9 @@ from mxresnet.errors import UserError
 
 LOCK_FILE = "lock"
 _LATER_RUN = re.compile(r"run_(\d{1,6})", re.ASCII)
+# The processes of a run that was killed may need this long to end.
+LOCK_WAIT_SECONDS = 10.0
+_LOCK_POLL_SECONDS = 0.2
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -168,7 +172,7 @@ def _lock(folder: str) -> Tuple[Optional[IO[str]], List[str]]:
     path = os.path.join(folder, LOCK_FILE)
     file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")  # noqa: SIM115 (kept open)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _wait_for_lock(file)
     except OSError as error:
         if error.errno in _NO_LOCKS:
             return None, [f"{folder}: its file system has no locks: do not start two runs in it"]
@@ -184,11 +188,24 @@ def _lock(folder: str) -> Tuple[Optional[IO[str]], List[str]]:
     return file, []
 
 
+def _wait_for_lock(file: IO[str]) -> None:
+    """Lock a file, or raise OSError when another process keeps its lock for LOCK_WAIT_SECONDS."""
+    end = time.monotonic() + LOCK_WAIT_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(_LOCK_POLL_SECONDS)
+
+
 def is_locked(folder: str) -> bool:
-    """Return whether a run uses the folder now."""
+    """Return whether a run uses the folder, and has not ended after LOCK_WAIT_SECONDS."""
     try:
         with open(os.path.join(folder, LOCK_FILE), "r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _wait_for_lock(file)
     except OSError as error:
         return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
     return False

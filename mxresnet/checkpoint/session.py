@@ -182,6 +182,7 @@ class Session:
             self._world.size,
             os.path.abspath(config.log_file) if config.log_file else "",
             earlier.run_started if earlier else time.time(),
+            job=os.environ.get("JOB_UID", ""),
         )
         try:
             store.write_run(self._choice.folder, self._run)

@@ -39,6 +39,7 @@ class RunDescription:
         log: absolute path of its log file; "" without one.
         started: seconds since 1970.
         outcome: "" while the run is not finished, then "success" or "aborted", as in the log.
+        job: JOB_UID, the job of a cluster that started it; "" without one.
     """
 
     run_id: str
@@ -47,6 +48,7 @@ class RunDescription:
     log: str
     started: float
     outcome: str = ""
+    job: str = ""
 
 
 def read_run(folder: str) -> RunDescription:
@@ -60,7 +62,7 @@ def read_run(folder: str) -> RunDescription:
         run = RunDescription(**content)
     except TypeError:
         raise DamagedError(f"{RUN_FILE} is damaged") from None
-    texts = (run.run_id, run.log, run.outcome)
+    texts = (run.run_id, run.log, run.outcome, run.job)
     if not isinstance(run.settings, dict) or not all(isinstance(text, str) for text in texts):
         raise DamagedError(f"{RUN_FILE} is damaged")
     return run

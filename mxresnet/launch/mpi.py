@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import IO, Callable, Dict, List, Mapping, Optional, Sequence
 
 from mxresnet.errors import ExitStatus, UserError
-from mxresnet.launch import processes
+from mxresnet.launch import processes, unfinished
 from mxresnet.launch.terminal import write_to_stderr
 
 # mpirun writes one of these when it ends its ranks. It may then wait forever for a lost machine.
@@ -162,6 +162,7 @@ def start_ranks(
                 env=env,
                 stdout=stdout,
                 stderr=messages,
+                stop_seconds=unfinished.stop_seconds(environ),
                 on_start=watch,
             )
         finally:
@@ -195,7 +196,7 @@ def kill_stuck_mpirun(
         killed: Set by this function when it kills.
     """
     _block_stop_signals()
-    while processes.stopped_by() is None and not _ENDING.search(_read(messages)):
+    while not processes.is_ending() and not _ENDING.search(_read(messages)):
         if ended.wait(POLL_SECONDS):
             return
     if not ended.wait(GRACE_SECONDS):

@@ -8,7 +8,9 @@ SIGINT, SIGTERM, SIGHUP and SIGQUIT
 - end the command of `run_to_end` that is running, by SIGTERM, and make it return 128 + n;
 - raise `StoppedBySignal` at any other time.
 
-Only the first of these signals counts: mpirun leaves ranks behind when it gets a second one.
+Only the first of these signals counts: mpirun leaves ranks behind when it gets a second one. A
+command that writes a checkpoint before it ends first gets SIGUSR2 after a SIGTERM, which mpirun
+passes on to its ranks, and SIGTERM when its time is over or at the next signal.
 
 Commands that take long run under mxresnet/process_guard.py, which ends them and their descendants
 when this process ends in any way.
@@ -27,7 +29,6 @@ from typing import IO, Any, Callable, List, Mapping, NoReturn, Optional, Sequenc
 
 from mxresnet import process_guard
 from mxresnet.errors import UserError
-from mxresnet.launch import terminal
 
 STOP_SIGNALS = process_guard.STOP_SIGNALS
 
@@ -60,6 +61,8 @@ class _State:
     stopped_by: Optional[int] = None
     in_run_to_end = False
     send_to_child: Optional[Callable[[int], None]] = None
+    stop_seconds = 0.0
+    request_stop: Optional[Callable[[], None]] = None
 
 
 _state = _State()
@@ -68,6 +71,11 @@ _state = _State()
 def stopped_by() -> Optional[str]:
     """Return the name of the signal that stopped this process ("SIGTERM"), or None."""
     return None if _state.stopped_by is None else signal.Signals(_state.stopped_by).name
+
+
+def is_ending() -> bool:
+    """Return whether a signal has stopped this process, and its command has no time left."""
+    return _state.stopped_by is not None and _state.request_stop is None
 
 
 def raise_if_stopped() -> None:
@@ -85,18 +93,38 @@ def handle_stop_signals() -> None:
     for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _on_stop_signal)
+    signal.signal(process_guard.STOP_REQUEST, _on_stop_request)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def _on_stop_signal(number: int, frame: Optional[FrameType]) -> None:
     if _state.stopped_by is not None:
+        _end_child()
         return
     _state.stopped_by = number
-    terminal.stop_waiting()
-    if _state.send_to_child is not None:
-        _state.send_to_child(signal.SIGTERM)
+    if _state.send_to_child is not None and number == signal.SIGTERM and _state.request_stop:
+        signal.signal(signal.SIGALRM, lambda *_: _end_child())
+        signal.setitimer(signal.ITIMER_REAL, _state.stop_seconds)
+        _state.request_stop()
+    elif _state.send_to_child is not None:
+        _end_child()
     elif not _state.in_run_to_end:
         raise StoppedBySignal(number)
+
+
+def _end_child() -> None:
+    """Send SIGTERM to the command of run_to_end(), once."""
+    _state.request_stop = None
+    if _state.send_to_child is not None:
+        _state.send_to_child(signal.SIGTERM)
+
+
+def _on_stop_request(number: int, frame: Optional[FrameType]) -> None:
+    """Pass SIGUSR2 on: mpirun sends it to a launcher that it has started as a rank."""
+    if _state.request_stop is not None:
+        _state.request_stop()
+    elif _state.send_to_child is None and not _state.in_run_to_end:
+        raise StoppedBySignal(signal.SIGTERM)
 
 
 def run_to_end(
@@ -107,6 +135,7 @@ def run_to_end(
     stdout: Stream = None,
     stderr: Stream = None,
     new_session: bool = True,
+    stop_seconds: float = 0.0,
     on_start: Optional[Callable[[subprocess.Popen], None]] = None,
 ) -> int:
     """Run a command and wait for its end, also when this process is stopped by a signal.
@@ -121,6 +150,7 @@ def run_to_end(
         stderr: As for subprocess.Popen.
         new_session: Run the command in a session of its own, where a Ctrl-C of the terminal reaches
             it once, through this process.
+        stop_seconds: Time after SIGTERM in which the command may write a checkpoint and end.
         on_start: Called with the process of the guard once the command runs.
 
     Returns:
@@ -145,15 +175,27 @@ def run_to_end(
             stdout=stdout,
             stderr=stderr,
         )
-        _state.send_to_child = _sender(child)
+        _set_child(child, stop_seconds)
         status = _wait(child, on_start)
     finally:
-        _state.send_to_child = None
+        _set_child(None, 0)
         _state.in_run_to_end = False
         for number, handler in previous.items():
             if handler is not None:
                 signal.signal(number, handler)
     return status if _state.stopped_by is None else 128 + _state.stopped_by
+
+
+def _set_child(child: Optional[subprocess.Popen], stop_seconds: float) -> None:
+    """Set the process that the signal handlers end; None: there is none any more."""
+    _state.stop_seconds = stop_seconds
+    _state.request_stop = _state.send_to_child = None
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    if child is not None:
+        running = child
+        if stop_seconds:
+            _state.request_stop = lambda: _send(running, process_guard.STOP_REQUEST)
+        _state.send_to_child = _sender(running)
 
 
 def _start(command: Sequence[str], new_session: bool, **options: Any) -> subprocess.Popen:
@@ -197,10 +239,14 @@ def _sender(child: subprocess.Popen) -> Callable[[int], None]:
         if sent:
             return
         sent.append(number)
-        with contextlib.suppress(OSError):
-            child.send_signal(number)
+        _send(child, number)
 
     return send
+
+
+def _send(child: subprocess.Popen, number: int) -> None:
+    with contextlib.suppress(OSError):
+        child.send_signal(number)
 
 
 def _wait(child: subprocess.Popen, on_start: Optional[Callable[[subprocess.Popen], None]]) -> int:

@@ -14,13 +14,14 @@ target missed; 2 a mistake in settings or data; anything else a failure.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from mxresnet.environment import check_python_path, check_temporary_folder
 from mxresnet.errors import ExitStatus, UserError
@@ -37,6 +38,7 @@ from mxresnet.launch import (
     run_log,
     system_config,
     timing_lines,
+    unfinished,
 )
 from mxresnet.launch import report as launch_report
 from mxresnet.launch.terminal import print_to_stderr, write_to_stdout
@@ -165,11 +167,11 @@ def run(flags: List[str], environ: Dict[str, str], rank: Optional[int]) -> int:
     if not context.measures_bandwidth:
         nsys.check(environ)
     check_number_of_ranks(context)
-    check_settings(context)
+    settings = check_settings(context)
     mpirun = mpi.find_mpirun(context.python, environ) if rank is None else ""
     if context.measures_bandwidth:
         return run_ranks(context, mpirun, environ)
-    return run_timed(context, mpirun)
+    return run_timed(context, mpirun, settings)
 
 
 def run_mpijob(flags: List[str], environ: Dict[str, str]) -> int:
@@ -273,18 +275,34 @@ def check_number_of_ranks(context: Run) -> None:
         )
 
 
-def check_settings(context: Run) -> None:
-    """Raise CommandFailedError if mxresnet rejects the settings; it has printed the reason."""
-    status = processes.run_to_end(
-        [*context.train_command, "--print-config"], env=context.environ, stdout=subprocess.DEVNULL
-    )
-    processes.raise_if_stopped()
-    if status != 0:
-        raise processes.CommandFailedError(status)
+def number_of_started_ranks(context: Run) -> int:
+    """Return the number of ranks of this run."""
+    environ = context.environ
+    ranks = environ.get("OMPI_COMM_WORLD_SIZE") or environ.get("SLURM_NTASKS") or ""
+    started = context.rank is not None and ranks.isdecimal()
+    return int(ranks) if started else system_config.number_of_ranks(environ)
 
 
-def run_timed(context: Run, mpirun: str) -> int:
+def check_settings(context: Run) -> Dict[str, Any]:
+    """Return the effective settings.
+
+    Raises:
+        CommandFailedError: mxresnet rejects them; it has printed the reason.
+    """
+    with open(os.memfd_create("settings"), "w+b") as output:
+        command = [*context.train_command, "--print-config"]
+        status = processes.run_to_end(command, env=context.environ, stdout=output)
+        processes.raise_if_stopped()
+        if status != 0:
+            raise processes.CommandFailedError(status)
+        output.seek(0)
+        return json.load(output)
+
+
+def run_timed(context: Run, mpirun: str, settings: Dict[str, Any]) -> int:
     """Run the ranks of this machine, or rank 0 as this process's child; print RESULT.
+
+    An unfinished run of the same settings continues, in its log.
 
     Returns:
         The exit status.
@@ -292,7 +310,16 @@ def run_timed(context: Run, mpirun: str) -> int:
     started = time.time()
     if context.rank is None:
         builtin_data.make_builtin_data(NAME, context.python, context.environ)
-    log_file = run_log.create_log(context.environ)
+    finished = unfinished.finished_status(context.environ)
+    if finished is not None:
+        print_to_stderr(f"this job ({context.environ['JOB_UID']}) has finished its run already")
+        return finished
+    earlier = unfinished.find(context.environ, settings, number_of_started_ranks(context))
+    if earlier:
+        log_file, started = earlier.log, earlier.started
+        print_to_stderr(f"an unfinished run continues: {log_file} (--resume no starts a new one)")
+    else:
+        log_file = run_log.create_log(context.environ)
     print_to_stderr(timing_lines.start_line(started))
     status = run_ranks(context, mpirun, {**context.environ, "LOG_FILE": log_file})
     ended = time.time()
@@ -339,7 +366,12 @@ def run_ranks(context: Run, mpirun: str, environ: Mapping[str, str]) -> int:
         status = mpirun_result.status
     else:
         # In the process group of this rank, which mpirun or Slurm ends.
-        status = processes.run_to_end(context.bound_command, env=environ, new_session=False)
+        status = processes.run_to_end(
+            context.bound_command,
+            env=environ,
+            new_session=False,
+            stop_seconds=unfinished.stop_seconds(environ),
+        )
     # A launcher that started this rank explains the end itself.
     if not environ.get("STARTED_BY"):
         cause = mpi.explain_exit(status, environ, mpirun_result)

@@ -26,7 +26,7 @@ _BASH_VARIABLES = ("PWD", "OLDPWD", "SHLVL", "_")
 # Variables of the launchers that a rank, or run_and_time.sh as a rank, reads.
 _LAUNCHER_VARIABLES = (
     *("DGXSYSTEM", "DGXNGPU", "DGXNNODES", "BIND"),
-    *("LOGDIR", "DATESTAMP", "TRIAL", "PROFILE_ALL_LOCAL_RANKS"),
+    *("LOGDIR", "DATESTAMP", "TRIAL", "JOB_UID", "PROFILE_ALL_LOCAL_RANKS"),
 )
 # Further variables of the launchers that a configuration may set.
 _CONFIGURATION_VARIABLES = ("WALLTIME", "BUILTIN_DATA", "SBATCH_NETWORK")

@@ -13,6 +13,7 @@ from mxresnet.results.log_reader import RunLog, read_log
 REACHED = "reached"
 MISSED = "target MISSED"
 NOT_EVALUATED = "nothing EVALUATED"
+RESUMED = "reached, but RESUMED"  # not a measured time to train
 NOT_RUN = "NOT RUN"
 # In the checker's column: it rejects the log, and would accept it with a sufficient accuracy.
 ONLY_ACCURACY = "accuracy"

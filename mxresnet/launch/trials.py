@@ -22,7 +22,15 @@ from typing import Callable, Dict, List, Mapping, Optional, Sequence
 
 from mxresnet.environment import check_python_path
 from mxresnet.errors import ExitStatus, UserError
-from mxresnet.launch import caller_paths, nccl_test, processes, refused_variables, report, run_log
+from mxresnet.launch import (
+    caller_paths,
+    nccl_test,
+    processes,
+    refused_variables,
+    report,
+    requeue,
+    run_log,
+)
 from mxresnet.launch.backends.base import Backend, Trial
 from mxresnet.launch.backends.docker import DockerBackend
 from mxresnet.launch.backends.local import LocalBackend
@@ -34,6 +42,7 @@ from mxresnet.launch.trial_summary import (
     MISSED,
     NOT_EVALUATED,
     REACHED,
+    RESUMED,
     TrialResult,
     read_log_or_empty,
     summarize,
@@ -65,6 +74,12 @@ class Trials:
         self._backend, self._flags = backend, list(flags)
         self._measures_bandwidth = nccl_test.is_wanted(backend.environ)
         backend.environ.pop(nccl_test.VARIABLE, None)  # not for the trials
+        if not backend.environ.get("CHECKPOINTS"):
+            backend.environ["CHECKPOINTS"] = "0"
+            print_to_stderr(
+                "note: trials write no checkpoints (CHECKPOINTS=1: they do; a resumed trial is "
+                "not scored)"
+            )
         self._settings = read_trial_settings(flags, backend.environ, backend.logdir)
         self._results: List[TrialResult] = []
         # Check them before anything is changed on the machine.
@@ -72,8 +87,7 @@ class Trials:
         processes.raise_if_stopped()
         if status != 0:
             raise CommandFailedError(status)
-        stamp = run_log.reserve_stamp(self._settings.logdir, self._settings.stamp)
-        self._settings = dataclasses.replace(self._settings, stamp=stamp)
+        self._settings, self._is_requeued = requeue.reserve(self._settings, backend.environ)
 
     def _trial(self, number: int, cache_cleared: bool) -> Trial:
         settings = self._settings
@@ -85,13 +99,16 @@ class Trials:
         try:
             status = self._run_all()
         except BaseException:
-            if not self._results:
+            if not self._results and not requeue.writes_checkpoints(self._backend.environ):
                 run_log.release_stamp(self._settings.logdir, self._settings.stamp)
             raise
         error = self._write_summary()
         complete = len(self._results) == len(self._settings.seeds)
         if complete and status in (ExitStatus.SUCCESS, ExitStatus.TARGET_MISSED, LOG_REFUSED):
-            self._write_submission()
+            if any(result.outcome == RESUMED for result in self._results):
+                print_to_stderr("note: no submission is written: a trial was resumed")
+            else:
+                self._write_submission()
             self._write_report()
         print_to_stderr(f"logs: {self._settings.prefix}_*.log")
         if error:
@@ -120,8 +137,7 @@ class Trials:
             self._measure_bandwidth()
         for number, seed in enumerate(self._settings.seeds, start=1):
             print_to_stderr(f"trial {number} of {count}, seed {seed}")
-            trial = self._trial(number, self._clear_caches())
-            status = self._backend.run_trial(trial, self._flags)
+            status = self._run_trial(number)
             if status in (ExitStatus.SUCCESS, ExitStatus.TARGET_MISSED):
                 loss = run_log.explain_loss(self._settings.log_path(number))
                 if loss:
@@ -140,6 +156,15 @@ class Trials:
         if not all(result.compliant for result in self._results):
             return LOG_REFUSED
         return ExitStatus.SUCCESS
+
+    def _run_trial(self, number: int) -> int:
+        """Run a trial, unless this job has finished it before it was queued again."""
+        if self._is_requeued:
+            status = requeue.finished_status(self._settings.log_path(number))
+            if status is not None:
+                return status
+        trial = self._trial(number, self._clear_caches())
+        return self._backend.run_trial(trial, self._flags)
 
     def _measure_bandwidth(self) -> None:
         """Run the ranks once to measure the bandwidth between them.
@@ -160,8 +185,10 @@ class Trials:
         only_accuracy = not compliant and self._lacks_only_accuracy(path)
         if status == ExitStatus.TARGET_MISSED:
             return TrialResult(MISSED, compliant, only_accuracy)
-        evaluated = read_log_or_empty(path).last_evaluation
-        return TrialResult(REACHED if evaluated else NOT_EVALUATED, compliant, only_accuracy)
+        log = read_log_or_empty(path)
+        reached = RESUMED if log.last_event("resumed") else REACHED
+        outcome = reached if log.last_evaluation else NOT_EVALUATED
+        return TrialResult(outcome, compliant, only_accuracy)
 
     def _clear_caches(self) -> bool:
         """Drop the page cache unless CLEAR_CACHES is 0; return whether it was dropped."""
@@ -242,10 +269,12 @@ def run_trials(backend: Backend, flags: Sequence[str]) -> int:
         try:
             check_python_path(backend.environ)
             refused_variables.check(backend.environ, flags)
+            requeue.handle_time_limit(backend.environ)
             backend.prepare(flags)
             return Trials(backend, flags).run()
         finally:
             backend.close()
+            requeue.requeue_if_wanted(backend.environ)
     except UserError as error:
         print_to_stderr(f"{backend.program}: {error}")
         return ExitStatus.USER_ERROR

@@ -88,6 +88,11 @@ def read_run(log_path: str) -> RunLog:
             raise UserError(f"log {log_path} {reason}: it has no {key}")
         if count > 1:
             raise UserError(f"log {log_path} is not the log of one run: it has {count} {key}")
+    if log.last_event("resumed") is not None:
+        raise UserError(
+            f"log {log_path} is of a run that was resumed from a checkpoint: such a time to train "
+            "is not submitted"
+        )
     problem = _find_wrong_value(log)
     if problem:
         raise UserError(f"log {log_path} is damaged: {problem}")

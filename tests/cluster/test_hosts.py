@@ -33,6 +33,7 @@ def run_job(folder, records, *flags, workers=2, slots=1, before=lambda cluster: 
             stderr=subprocess.STDOUT,
             env={
                 "DGXSYSTEM": "CPU_digits",
+                "CHECKPOINTS": "0",
                 "DGXNGPU": str(slots),
                 "DGXNNODES": str(workers),
                 "DATAROOT": str(records),
@@ -125,6 +126,7 @@ def launch_without_the_second_worker(cluster, few, tmp_path):
         stderr=subprocess.STDOUT,
         env={
             "DGXSYSTEM": "CPU_digits",
+            "CHECKPOINTS": "0",
             "DGXNGPU": "1",
             "DGXNNODES": "2",
             "DATAROOT": str(few),

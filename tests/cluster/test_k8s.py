@@ -33,6 +33,8 @@ ALLOWED = {
     "DGXNGPU",
     "DGXNNODES",
     "SUBMISSION_ORG",
+    "JOB_UID",
+    "CHECKPOINTS",
 }
 
 
@@ -222,7 +224,7 @@ def test_a_job_has_the_ranks_of_its_configuration(name):
     (job,) = documents(name)
     spec, replicas = job["spec"], job["spec"]["mpiReplicaSpecs"]
     env = {
-        item["name"]: item["value"]
+        item["name"]: item.get("value")
         for item in replicas["Launcher"]["template"]["spec"]["containers"][0]["env"]
     }
     assert set(env) <= ALLOWED

@@ -35,7 +35,7 @@ def slurm(tmp_path):
     )
     (tmp_path / "data").mkdir()
 
-    def run(*arguments, **environ):
+    def run(*arguments, command=("./run.sub",), **environ):
         env = {
             "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
             "HOME": str(tmp_path),
@@ -48,7 +48,7 @@ def slurm(tmp_path):
             **environ,
         }
         return subprocess.run(
-            ["./run.sub", *arguments], cwd=ROOT, text=True, capture_output=True, env=env
+            [*command, *arguments], cwd=ROOT, text=True, capture_output=True, env=env
         )
 
     return run
@@ -73,6 +73,33 @@ def test_outside_a_job_it_submits_itself_with_the_sizes_of_the_configuration(
     done = slurm("--partition=gpu", "--", "--lr", "3", DGXSYSTEM=system)
     assert done.returncode == 0, done.stderr
     assert slurm_calls(tmp_path) == [[*options, "--partition=gpu", "./run.sub", "--lr", "3"]]
+
+
+def test_a_job_with_checkpoints_is_queued_again_and_continues(slurm, tmp_path):
+    """The first attempt finishes one trial, and is in the second one at the time limit."""
+    done = slurm(DGXSYSTEM="CPU_digits", CHECKPOINTS="1")
+    assert slurm_calls(tmp_path)[0][2:4] == ["--requeue", "--signal=B:USR1@120"], done.stderr
+    write_log, stop = SRUN, 'kill -USR1 "$(cat "$CALLS.launcher")"; sleep 20'
+    second = f'*" ./run_and_time.sh"*) [ $TRIAL = 1 ] || {{ {stop}; exit 143; }}'
+    first_attempt = write_log.replace('*" ./run_and_time.sh"*)', second)
+    fake_program(tmp_path / "bin", "srun", first_attempt)
+    fake_program(tmp_path / "bin", "scontrol", 'echo "$@" >"$CALLS.requeue"')
+    job = {"SLURM_JOB_ID": "42", "SLURM_JOB_NUM_NODES": "1", "CHECKPOINTS": "1", "DATESTAMP": ""}
+    job.update(CLEAR_CACHES="0", CONT="image:1", DGXSYSTEM="CPU_digits")
+    launcher = ["bash", "-c", 'echo $$ >"$CALLS.launcher"; exec ./run.sub']
+    done = slurm(command=launcher, **job)
+    assert (tmp_path / "calls.requeue").read_text() == "requeue 42\n", done.stderr
+    assert "it is queued again" in done.stderr
+    fake_program(tmp_path / "bin", "srun", SRUN)
+    seeds = [line.split()[-1] for line in (tmp_path / "calls.seen").read_text().splitlines()]
+    done = slurm(SLURM_RESTART_COUNT="1", **job)
+    assert "its series job42 continues" in done.stderr
+    again = [line.split()[-1] for line in (tmp_path / "calls.seen").read_text().splitlines()]
+    assert len(again) == len(seeds) + 1 == 2 and again[1] != again[0]  # only the second trial
+    assert {path.name for path in (tmp_path / "results").glob("*.log")} == {
+        "job42_1.log",
+        "job42_2.log",
+    }
 
 
 def test_the_job_does_not_get_values_that_depend_on_the_submitting_machine(slurm, tmp_path):

@@ -136,6 +136,7 @@ def test_a_trial_gets_the_configuration_and_the_container_is_removed(docker, tmp
     )
     own = {
         "DGXSYSTEM": "A100-40GB_4gpu",
+        "CHECKPOINTS": "0",
         "CONFIG_LOADED": "A100-40GB_4gpu",
         "DATAROOT": "/data",
         "LOGDIR": "/results",

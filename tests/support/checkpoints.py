@@ -86,10 +86,9 @@ def tiny_states(ranks=1):
     """Return states with three numbers."""
     network = state.NetworkState({"w": np.ones(2, "f4")}, {"w": np.zeros(2, "f4")}, updates=3)
     generators = state.generator_states()
+    own = [state.OwnState({"m": np.full(1, rank, "f4")}, (rank, 1)) for rank in range(ranks)]
     return network, [
-        state.RankState(
-            {"m": np.full(1, rank, "f4")}, state.InputState({"since": rank}), generators
-        )
+        state.RankState(own[rank], state.InputState({"since": rank}), generators)
         for rank in range(ranks)
     ]
 

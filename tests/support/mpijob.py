@@ -91,6 +91,7 @@ def start_job(cluster, records, folder, *flags: str, output, **env: str) -> Job:
             stderr=subprocess.STDOUT,
             env={
                 "DGXSYSTEM": "CPU_digits",
+                "CHECKPOINTS": "0",
                 "DGXNGPU": "1",
                 "DGXNNODES": "2",
                 "NUM_LAYERS": "18",

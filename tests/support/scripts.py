@@ -33,6 +33,7 @@ def start_script(command, folder, **environ):
         "PATH": os.environ["PATH"],
         "HOME": str(folder),
         "LOGDIR": str(folder / "results"),
+        "CHECKPOINTS": "0",
         "OMP_NUM_THREADS": "1",
         **environ,
     }

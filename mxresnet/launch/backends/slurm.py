@@ -14,6 +14,7 @@ import threading
 from typing import Iterator, List, Mapping, NoReturn, Sequence
 
 from mxresnet.errors import UserError
+from mxresnet.launch import requeue
 from mxresnet.launch.backends.base import Backend, Trial
 from mxresnet.launch.page_cache import drop_command
 from mxresnet.launch.processes import (
@@ -152,6 +153,8 @@ class SlurmBackend(Backend):
             if not minutes.isdecimal():
                 raise UserError(f"WALLTIME={minutes} is not a number of minutes for one trial")
             options.append(f"--time={int(minutes) * trials}")
+        if requeue.writes_checkpoints(self.environ):
+            options += requeue.SBATCH_OPTIONS
         if config.get("SBATCH_NETWORK"):
             options.append(f"--network={config['SBATCH_NETWORK']}")
         return options
@@ -238,7 +241,8 @@ class SlurmBackend(Backend):
             )
         command = [*self._launcher, *self._container_options(), "./run_and_time.sh", *flags]
         with stdout_without_mlperf_log() as stdout:
-            return run_to_end(command, env=env, stdout=stdout)
+            stop_seconds = requeue.stop_seconds(env)
+            return run_to_end(command, env=env, stdout=stdout, stop_seconds=stop_seconds)
 
     def check_settings(self, trial: Trial, flags: Sequence[str]) -> int:
         """Check the settings with mxresnet, in one process and not in every rank."""
