@@ -16,6 +16,7 @@ cannot be read; the others are classified nevertheless.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -60,6 +61,7 @@ def classify(saved: SavedModel, paths: Sequence[str], top: int, as_json: bool) -
     from mxresnet.data.image_file import ImageReader, find_images
     from mxresnet.model.inference import Network
 
+    os.environ.setdefault("MXNET_SUBGRAPH_VERBOSE", "0")
     images = find_images(paths)
     reader, network = ImageReader(portable(saved.config)), Network(saved)
     status = ExitStatus.SUCCESS
