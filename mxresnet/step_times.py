@@ -52,8 +52,8 @@ class StepClock:
         self._step_start = now
 
     def summary(self, input_wait_seconds: float) -> StepTimes:
-        """Return the summary of the steps, of which there must be at least one."""
-        ordered = sorted(self._seconds)
+        """Return the summary; 0 where no step was left in a resumed epoch."""
+        ordered = sorted(self._seconds) or [0.0]
         p50, p99, longest = (
             round(1000 * percentile(ordered, percent), 3) for percent in (50, 99, 100)
         )

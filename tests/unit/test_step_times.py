@@ -20,3 +20,7 @@ def test_each_step_lasts_from_the_end_of_the_one_before():
     for _ in range(3):
         clock.step_done()
     assert clock.summary(0.12345678) == StepTimes(500.0, 2000.0, 2000.0, 0.123457)
+
+
+def test_a_resumed_epoch_may_have_no_step_left():
+    assert StepClock().summary(0.0) == StepTimes(0.0, 0.0, 0.0, 0.0)
