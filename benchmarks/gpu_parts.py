@@ -196,7 +196,7 @@ def mxnet_parts(capability: float, gpus: int) -> List[Part]:
             "speed",
             "images/s of ResNet-50 as published; with two GPUs also their scaling",
             _script("gpu_speed.py", "--ranks", "1", *(["2"] if gpus > 1 else [])),
-            150,
+            130 * min(gpus, 2),
             lambda: no_mxnet_for(capability),
         ),
         Part(

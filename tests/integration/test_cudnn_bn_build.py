@@ -164,22 +164,16 @@ def test_without_the_folder_the_stock_operators_are_used(tmp_path):
 
 # Loads the GPU library into the CPU package of MXNet, and infers shapes and types.
 GPU_LIBRARY_PROBE = """
-import ctypes
 import mxnet as mx
-from mxresnet.model.cudnn_bn import build, runtime
+from mxresnet.model.cudnn_bn import runtime
 runtime.check_and_load(mx.gpu(0))
-ctypes.CDLL(str(build.library_path("gpu"))).mxresnet_use_device(-1)  # sizes are estimated
 data, addend = mx.sym.var("data"), mx.sym.var("addend")
 net = runtime.batch_norm(data, "bn", 64, addend=addend)
 internals = net.get_internals()
 names, shape = internals.list_outputs(), (4, 14, 14, 64)
 shapes = dict(zip(names, internals.infer_shape(data=shape, addend=shape)[1]))
 types = {n: t.__name__ for n, t in zip(names, internals.infer_type(data="float16")[1])}
-assert shapes["bn_output0"] == (4, 14, 14, 64), shapes
-assert shapes["bn_output1"] == shapes["bn_output2"] == (64,), shapes
-assert shapes["bn_output3"][0] >= 4 * 14 * 14 * 64 // 8, shapes
-outputs = [types[f"bn_output{i}"] for i in range(4)]
-assert outputs == ["float16", "float32", "float32", "uint8"], types
+assert shapes["bn_output"] == shape and types["bn_output"] == "float16", (shapes, types)
 assert types["addend"] == "float16", types
 assert types["bn_gamma"] == types["bn_moving_var"] == "float32", types
 for mistake in (
