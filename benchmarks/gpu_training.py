@@ -173,7 +173,7 @@ def compare_losses(losses, dtype):
     worst = int(ratios.argmax())
     print(
         f"losses of {len(losses)} steps: {losses[0]:.4f} to {losses[-1]:.4f}; step {worst + 1} is "
-        f"the farthest from float64, by {difference[worst]:.2g} (allowed {allowed[worst]:.2g})"
+        f"nearest to its limit: {difference[worst]:.2g} from float64 (limit {allowed[worst]:.2g})"
     )
     return bool(ratios[worst] <= 1)
 
@@ -232,7 +232,7 @@ def compare_evaluation(trainer, batches, dtype):
     print(
         f"evaluation: {score.correct} of {score.total} images right, {count} by the outputs; "
         f"{(expected.argmax(1) == labels).sum()} on the CPU; probabilities differ by "
-        f"{difference:.2g} at most (allowed {allowed:.2g})"
+        f"{difference:.2g} at most (limit {allowed:.2g})"
     )
     return bool(difference <= allowed) and (score.correct, score.total) == (count, len(labels))
 
