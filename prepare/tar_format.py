@@ -38,6 +38,7 @@ GNU_LONG_NAME, GNU_LONG_LINK = b"L", b"K"
 GNU_SPARSE, GNU_FOLDER, GNU_VOLUME_LABEL = b"S", b"D", b"V"
 SPARSE_KEYWORDS = (b"GNU.sparse.", b"SCHILY.realsize")
 USED_KEYWORDS = (b"path", b"linkpath", b"size")  # and those of sparse files
+LONG_NAME_KEY, LONG_LINK_KEY = b"", b"="  # GNU's long names among pax records; no keywords
 EXTENSION_KINDS = (*PAX_KINDS, PAX_GLOBAL, GNU_LONG_NAME, GNU_LONG_LINK)
 
 
@@ -75,6 +76,7 @@ def read_members(
     at = begin
     global_pax: Dict[bytes, bytes] = {}
     member_pax: Dict[bytes, bytes] = {}  # of the next member
+    pax_header_end = -1  # where the newest pax header of a member ends
     if end <= begin:
         raise TarDamageError("is empty")
     while True:
@@ -96,6 +98,8 @@ def read_members(
         kind, data = header[156:157], at + BLOCK_BYTES
         size = 0 if kind in KINDS_WITHOUT_DATA else parse_number(header[124:136], at)
         if kind in EXTENSION_KINDS:
+            if kind in PAX_KINDS and pax_header_end == at:  # programs use the first or the last
+                raise TarDamageError(f"has two pax headers for one member at byte {at}")
             extension = read_extension(descriptor, kind, at, size, end)
             (global_pax if kind == PAX_GLOBAL else member_pax).update(extension)
         else:
@@ -112,6 +116,8 @@ def read_members(
                 raise TarDamageError(f"is cut short: {name} lacks its last {missing} bytes")
             yield member
         at = data + (size + BLOCK_BYTES - 1) // BLOCK_BYTES * BLOCK_BYTES
+        if kind in PAX_KINDS:
+            pax_header_end = at
 
 
 def read_exactly(descriptor: int, offset: int, size: int, end: int) -> bytes:
@@ -227,6 +233,8 @@ def read_extension(
 ) -> Dict[bytes, bytes]:
     """Return the used records of the pax header at `offset`, or a GNU long name as such a record.
 
+    A pax record of the same name takes precedence over it, as in GNU tar.
+
     Args:
         descriptor: an open file.
         kind: the header's type flag, one of EXTENSION_KINDS.
@@ -241,7 +249,7 @@ def read_extension(
         raise TarDamageError(f"has a header of {size} bytes at byte {offset}")
     content = read_exactly(descriptor, offset + BLOCK_BYTES, size, end)
     if kind in (GNU_LONG_NAME, GNU_LONG_LINK):
-        key = b"path" if kind == GNU_LONG_NAME else b"linkpath"
+        key = LONG_NAME_KEY if kind == GNU_LONG_NAME else LONG_LINK_KEY
         return {key: content.split(b"\0", 1)[0]}
     records = parse_pax_records(content, offset)
     return {
@@ -323,10 +331,12 @@ def parse_member(
     if header[257:263] == b"ustar\0":  # GNU's own format ("ustar  ") has other fields at 345
         prefix = header[345:500].split(b"\0", 1)[0]
         name = prefix + b"/" + name if prefix else name
+    name = pax.get(LONG_NAME_KEY, name)
     name = pax.get(b"GNU.sparse.name", pax.get(b"path", name))
     if kind in REGULAR_KINDS and name.endswith(b"/"):
         kind = FOLDER  # the v7 format has no type flag for folders
-    raw_target = pax.get(b"linkpath", header[157:257].split(b"\0", 1)[0])
+    raw_target = pax.get(LONG_LINK_KEY, header[157:257].split(b"\0", 1)[0])
+    raw_target = pax.get(b"linkpath", raw_target)
     sparse = kind == GNU_SPARSE or any(key.startswith(SPARSE_KEYWORDS) for key in pax)
     # A symbolic link's target is relative to the link; a hard link's target is a member's name.
     is_symbolic = kind == SYMBOLIC_LINK

@@ -214,6 +214,31 @@ def test_a_pax_header_without_its_member(tmp_path):
     assert len(problems) == 1 and "lacks the member" in str(problems[0])
 
 
+def pax_header(line):
+    content = line.encode() + b"\n"
+    length = next(n for n in range(99) if n == len(content) + len(str(n)) + 1)
+    return make_member("PaxHeader", b"%d %s" % (length, content), tarfile.XHDTYPE)
+
+
+def test_two_headers_for_one_member(tmp_path):
+    """GNU tar uses a pax record rather than its own long name, whatever their order."""
+    path, image = tmp_path / "a.tar", make_member("1.jpg", jpeg(b"1"))
+    pax = pax_header("path=pax.jpg")
+    long_name = make_member("././@LongLink", b"long.jpg\0", tarfile.GNUTYPE_LONGNAME)
+    for headers in ([pax, long_name], [long_name, pax]):
+        write_members(path, [*headers, image])
+        listed = subprocess.run(["tar", "-tf", path], capture_output=True, text=True, check=True)
+        assert listed.stdout == "pax.jpg\n"
+        assert read_all(path) == ({"pax.jpg": image[1]}, [])
+    # Of two pax headers, GNU tar uses the last one only, and Python's tarfile the first one.
+    write_members(path, [pax, pax_header("mtime=1"), image])
+    images, (problem,) = read_all(path)
+    assert images == {} and not problem.skippable
+    assert problem.reason == "has two pax headers for one member at byte 1024"
+    write_members(path, [pax, image, pax_header("path=2.jpg"), image])
+    assert read_all(path) == ({"pax.jpg": image[1], "2.jpg": image[1]}, [])
+
+
 def test_two_archives_in_one_file(tmp_path):
     path = write_nested_archive(tmp_path)
     path.write_bytes(path.read_bytes() * 2)
