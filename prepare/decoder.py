@@ -21,8 +21,8 @@ from prepare.exit_status import ExitStatus
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 NO_DECODER = "not decoded, because neither DALI nor OpenCV is installed"
 MAX_REQUEST_BYTES = 16 << 20  # of several images; a larger one is sent alone
-# Ways in which a process ends where there is too little memory.
-SHORTAGE_STATUSES = (ExitStatus.IO_ERROR, -signal.SIGKILL)
+# Ends that a damaged image can cause in a library. Others come from outside, or from a shortage.
+CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
 
 
 class ProcessEndedError(Exception):
@@ -35,11 +35,13 @@ class ProcessEndedError(Exception):
             status: the exit status, or the negative number of a signal.
         """
         super().__init__(f"signal {-status}" if status < 0 else f"exit status {status}")
-        self.is_shortage = status in SHORTAGE_STATUSES
+        self.may_be_the_image = (
+            -status in CRASHES if status < 0 else status != ExitStatus.IO_ERROR  # of a MemoryError
+        )
 
 
-class DecoderStartError(Exception):
-    """A decoder is installed, but it cannot be used: images that need it cannot be checked."""
+class DecoderError(Exception):
+    """A decoder is installed, but it does not work: images that need it cannot be checked."""
 
 
 class Decoder:
@@ -59,7 +61,7 @@ class Decoder:
         """Raise ImportError, with the reason, if the decoder with this name is not used here.
 
         Raises:
-            DecoderStartError: no decoder can be started.
+            DecoderError: no decoder can be started.
         """
         with self._lock:
             self._start()
@@ -74,8 +76,7 @@ class Decoder:
             may_be_cut: whether its last pixels may be missing, as its ends are unusual.
 
         Raises:
-            DecoderStartError: a decoder is installed, but cannot be started.
-            MemoryError: there is too little memory to decode an image.
+            DecoderError: a decoder is installed, but cannot be started, or it was killed.
         """
         verdicts: List[Verdict] = []
         begin = 0
@@ -97,8 +98,10 @@ class Decoder:
             return self._ask(images, may_be_cut)
         except ProcessEndedError as error:
             if len(images) == 1:
-                if error.is_shortage:
-                    raise MemoryError(f"decoding an image: {error}") from None
+                if not error.may_be_the_image:
+                    raise DecoderError(
+                        f"it ends with {error}; the memory may be too small"
+                    ) from None
                 return [(FAILED, f"{self._name} ends while decoding it ({error})")]
         # One of them ended the process: decode each alone.
         pairs = zip(images, may_be_cut)
@@ -108,7 +111,7 @@ class Decoder:
         """Start the process unless it runs.
 
         Raises:
-            DecoderStartError: it ended before it was ready, or cannot load a decoder.
+            DecoderError: it ended before it was ready, or cannot load a decoder.
         """
         if self._process is not None:
             return
@@ -127,12 +130,12 @@ class Decoder:
         try:
             reply = self._read_reply()
         except ProcessEndedError as error:
-            raise DecoderStartError(f"it ends with {error}") from None
+            raise DecoderError(f"it ends with {error}") from None
         self._name, self._failures = reply["name"], reply["failures"]
         if self._name is None and reply["is_installed"]:
             self.close()
             reasons = (f"{name}: {reason}" for name, reason in self._failures.items())
-            raise DecoderStartError("; ".join(reasons))
+            raise DecoderError("; ".join(reasons))
 
     def _ask(self, images: Sequence[memoryview], may_be_cut: Sequence[bool]) -> List[Verdict]:
         assert self._process is not None and self._process.stdin is not None

@@ -56,7 +56,7 @@ class ImageCheck:
         self._decoder.close()
 
     def require_decoder(self) -> None:
-        """Raise ImportError or DecoderStartError if all images are to be decoded, without DALI."""
+        """Raise ImportError or DecoderError if all images are to be decoded, without DALI."""
         if self._kind == "decode":
             self._decoder.require("DALI")
 

@@ -29,7 +29,7 @@ from prepare.command_paths import (
 )
 from prepare.convert import convert
 from prepare.cpus import MAX_WORKERS, default_workers, worker_count
-from prepare.decoder import DecoderStartError
+from prepare.decoder import DecoderError
 from prepare.destination import has_same_archive
 from prepare.exit_status import ExitStatus, exit_status_help
 from prepare.image_check import CHECKS, NO_END_MARKER, ImageCheck
@@ -144,10 +144,10 @@ def run_and_report(argv: Optional[Sequence[str]]) -> ExitStatus:
         return report_error(ExitStatus.USAGE_ERROR, str(error))
     except ImportError as error:
         return report_error(ExitStatus.USAGE_ERROR, f"--check=decode needs NVIDIA DALI: {error}")
-    except DecoderStartError as error:
+    except DecoderError as error:
         return report_error(
             ExitStatus.IO_ERROR,
-            f"images cannot be checked, because the decoder does not start ({error}); fix this and "
+            f"images cannot be checked, because the decoder does not work ({error}); fix this and "
             "run the same command again to resume",
         )
     except ReportedError as error:

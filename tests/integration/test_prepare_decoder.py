@@ -5,11 +5,12 @@ An image that could not be decoded for such a reason must neither be kept nor be
 """
 
 import os
+import signal
 
 import pytest
 from support import image_fixtures as images
 
-from prepare.decoder import Decoder, DecoderStartError
+from prepare.decoder import Decoder, DecoderError
 
 cv2 = pytest.importorskip("cv2")
 np = pytest.importorskip("numpy")
@@ -57,7 +58,7 @@ def test_warnings_as_errors_do_not_weaken_the_check(tmp_path, source):
 def test_an_installed_decoder_that_does_not_start(tmp_path, monkeypatch, failure, reason):
     images.write_files(tmp_path, {"nvidia/__init__.py": NOT_INSTALLED, "cv2.py": failure})
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(DecoderStartError, match=reason):
+    with pytest.raises(DecoderError, match=reason):
         Decoder().check([memoryview(b"image")], [True])
 
 
@@ -66,19 +67,21 @@ def test_a_conversion_goes_on_when_the_decoder_starts_again(tmp_path, source):
     result = convert(tmp_path, "--on-error=skip", packages=packages)
     (line,) = result.stderr.splitlines()
     assert result.returncode == 4 and line.startswith(
-        "prepare.imagenet: images cannot be checked, because the decoder does not start (DALI: "
+        "prepare.imagenet: images cannot be checked, because the decoder does not work (DALI: "
     )
     assert "OpenCV: broken" in line and not (tmp_path / "out" / "train.json").exists()
     again = convert(tmp_path, packages={"cv2.py": FAKE_CV2 + b"    return None\n"})
     assert again.returncode == 1 and "half.JPEG: truncated" in again.stderr
 
 
-def test_a_decoder_that_is_killed_for_lack_of_memory(tmp_path, source):
-    killed = FAKE_CV2 + b"    import os; os.kill(os.getpid(), 9)\n"
-    packages = {"nvidia/__init__.py": NOT_INSTALLED, "cv2.py": killed}
-    result = convert(tmp_path, "--on-error=skip", packages=packages)
-    (line,) = result.stderr.splitlines()
-    assert result.returncode == 4 and "not enough memory: use fewer --workers" in line
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGXCPU])
+def test_a_decoder_that_is_killed(tmp_path, monkeypatch, number):
+    """A signal that no crash causes is no fault of the image, which must not be left out."""
+    killed = FAKE_CV2 + b"    import os; os.kill(os.getpid(), %d)\n" % number
+    images.write_files(tmp_path, {"nvidia/__init__.py": NOT_INSTALLED, "cv2.py": killed})
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(DecoderError, match=f"it ends with signal {number:d}; the memory may be"):
+        Decoder().check([memoryview(b"image")] * 2, [True] * 2)
 
 
 def test_why_dali_cannot_be_used_to_decode_all_images(tmp_path, source):
