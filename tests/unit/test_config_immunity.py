@@ -13,7 +13,7 @@ from mxresnet.config import FIELDS
 from mxresnet.launch.system_config import systems
 
 SYSTEMS = systems()
-ON_CPU = {"CPU", "CPU_digits"}
+ON_CPU = ["CPU", "CPU_digits"]
 # Settings that are no hyperparameters: the caller chooses them.
 OF_THE_CALLER = {
     *("DATA_TRAIN", "DATA_TRAIN_IDX", "DATA_VAL", "DATA_VAL_IDX", "NUMEXAMPLES", "NUMVALEXAMPLES"),
