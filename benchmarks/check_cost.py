@@ -5,7 +5,8 @@
 
 A step (forward, backward, update) and the checks alone, on the same arrays, take turns in one
 process, in the environment of config_CPU_common.sh. Prints the median times, and the share of the
-checks in the step: median and quartiles of the rounds.
+checks in the step: median and quartiles of the rounds. The times are CPU times of the process with
+--threads 1, which other programs disturb less, and else those of the clock.
 """
 
 import argparse
@@ -39,17 +40,19 @@ def measure(options):
 
     def checks():
         meter.add(probabilities, arrays.labels)
-        check.add(arrays.gradients)
+        check.add(arrays.gradients, trainer.optimizer.gradient_sums)
         check.find(2)
         trainer.wait()
 
-    train(), checks()
+    clock = time.process_time if options.threads == 1 else time.perf_counter
+    train()
+    checks()
     seconds = {train: [], checks: []}
     for _ in range(options.rounds):
         for turn, times in seconds.items():
-            start = time.perf_counter()
+            start = clock()
             turn()
-            times.append(time.perf_counter() - start)
+            times.append(clock() - start)
     shares = [part / whole for whole, part in zip(seconds[train], seconds[checks])]
     whole, part = (1000 * statistics.median(times) for times in seconds.values())
     print(

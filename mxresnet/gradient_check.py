@@ -2,23 +2,25 @@
 """Find gradients that are not finite, on the device and without waiting for it.
 
 The sum of squares of a gradient is finite if and only if all its elements are (and its norm is
-below 1.8e19, beyond which training has diverged too). A loss that is not finite makes gradients
-that are not.
+below 1.8e19, beyond which training has diverged too). LARS computes most of these sums anyway. A
+loss that is not finite makes gradients that are not.
 """
 
 from __future__ import annotations
 
 import collections
-from typing import Any, Deque, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Deque, Dict, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
 from mxnet import nd
 
-from mxresnet.lars import MAX_TENSORS_PER_CALL
+from mxresnet.lars import MAX_TENSORS_PER_CALL, sums_of_squares
 
-# On a CPU, dot() takes a third of the time of multi_sum_sq() on large arrays, and is slower on
-# small ones.
+# On a CPU, sums_of_squares() is fast for large arrays, and multi_sum_sq() for many small ones.
 _LARGE_ELEMENTS = 1 << 15
+
+# Positions of gradients, and their sums of squares as an array on the device.
+KnownSums = Sequence[Tuple[List[int], Any]]
 
 
 class GradientCheck:
@@ -27,25 +29,34 @@ class GradientCheck:
     def __init__(self, names: Sequence[str]):
         """Take the parameters' names, in the order of the network."""
         self._names = list(names)
-        self._pending: Deque[Any] = collections.deque()  # oldest step first
-        self._groups: Optional[List[Tuple[bool, List[int]]]] = None
+        # Oldest step first: the gradients' positions, and their sums.
+        self._pending: Deque[Tuple[List[int], Any]] = collections.deque()
+        self._groups: Dict[Tuple[int, ...], List[Tuple[bool, List[int]]]] = {}
 
     def clear(self) -> None:
         """Forget all steps."""
         self._pending.clear()
 
-    def add(self, gradients: Sequence[Any]) -> None:
-        """Queue the check of a step's gradients: NDArrays, in the order of the names."""
-        if self._groups is None:
-            self._groups = _groups(gradients)
-        sums = []
-        for one_by_one, positions in self._groups:
+    def add(self, gradients: Sequence[Any], known: KnownSums = ()) -> None:
+        """Queue the check of a step.
+
+        Args:
+            gradients: NDArrays, in the order of the names.
+            known: sums of some of them, which are not computed again.
+        """
+        order = [position for positions, _ in known for position in positions]
+        key = tuple(order)
+        if key not in self._groups:
+            self._groups[key] = _groups(gradients, set(order))
+        sums = [array for _, array in known]
+        for is_large, positions in self._groups[key]:
             arrays = [gradients[position] for position in positions]
-            if one_by_one:
-                sums += [nd.dot(flat, flat) for flat in (a.reshape((-1,)) for a in arrays)]
+            if is_large:
+                sums.append(sums_of_squares(arrays))
             else:
                 sums.append(nd.multi_sum_sq(*arrays, num_arrays=len(arrays)))
-        self._pending.append(nd.concat(*sums, dim=0))
+            order += positions
+        self._pending.append((order, nd.concat(*sums, dim=0)))
 
     def find(self, max_pending: int) -> Optional[Tuple[str, int]]:
         """Return the first gradient that is not finite: its parameter, and how many steps ago.
@@ -58,19 +69,20 @@ class GradientCheck:
         """
         while len(self._pending) > max_pending:
             steps_ago = len(self._pending) - 1
-            sums = self._pending.popleft().asnumpy()
-            if not np.isfinite(sums).all():
-                order = [position for _, group in self._groups or () for position in group]
-                first = min(order[index] for index in np.flatnonzero(~np.isfinite(sums)))
-                return self._names[first], steps_ago
+            order, array = self._pending.popleft()
+            wrong = np.flatnonzero(~np.isfinite(array.asnumpy()))
+            if len(wrong):
+                return self._names[min(order[index] for index in wrong)], steps_ago
         return None
 
 
-def _groups(gradients: Sequence[Any]) -> List[Tuple[bool, List[int]]]:
-    """Divide positions into groups for one call of an operator: (whether for dot(), positions)."""
+def _groups(gradients: Sequence[Any], known: Set[int]) -> List[Tuple[bool, List[int]]]:
+    """Divide positions that are not known into groups for one call: (whether large, positions)."""
     large: List[int] = []
     others: Dict[str, List[int]] = {}
     for position, gradient in enumerate(gradients):
+        if position in known:
+            continue
         dtype = np.dtype(gradient.dtype).name
         on_cpu = gradient.context.device_type == "cpu"
         if on_cpu and dtype == "float32" and gradient.size > _LARGE_ELEMENTS:

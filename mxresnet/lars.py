@@ -82,6 +82,10 @@ class Lars(mx.optimizer.Optimizer):
         # trust ratios.
         self.aggregate_num = 1 << 20
         self._groups: Dict[Tuple[int, ...], List[TensorGroup]] = {}
+        # Sums of squares of gradients in the last update, for gradient_check.py: indices of
+        # parameters, and their sums as an array on the device.
+        self.gradient_sums: List[Tuple[List[int], Any]] = []
+        self._update_of_sums = -1
 
     def set_wd_mult(self, args_wd_mult: Dict[str, float]) -> None:
         """Set the factors of the weight decay by parameter name: 0 where it does not apply."""
@@ -107,6 +111,8 @@ class Lars(mx.optimizer.Optimizer):
         if not isinstance(index, (tuple, list)):
             index, weight, grad, state = [index], [weight], [grad], [state]
         self._update_count(index)
+        if self.num_update != self._update_of_sums:
+            self.gradient_sums, self._update_of_sums = [], self.num_update
         rate = self.lr_scheduler(self.num_update)
         previous_rate = self.lr_scheduler(self.num_update - 1)
         correction = rate / previous_rate if previous_rate > 0 else 1.0
@@ -115,7 +121,9 @@ class Lars(mx.optimizer.Optimizer):
             decays = group.weight_decay_array
             rates = nd.full((len(tensors),), rate, ctx=decays.context)
             if group.adapted:
-                rates = self._multiply_by_trust_ratios(rates, tensors, decays)
+                sums = sums_of_squares([t.gradient for t in tensors])
+                self.gradient_sums.append(([index[p] for p in group.positions], sums))
+                rates = self._multiply_by_trust_ratios(rates, tensors, sums, decays)
             momentum = self.momentum * (correction if group.adapted else 1.0)
             on_cpu = decays.context.device_type == "cpu"
             one_by_one = group.adapted and on_cpu and tensors[0].master is None
@@ -144,12 +152,14 @@ class Lars(mx.optimizer.Optimizer):
                     self._groups[index].append(TensorGroup(positions, decays, array, adapted))
         return self._groups[index]
 
-    def _multiply_by_trust_ratios(self, rates: Any, tensors: List[Tensor], decays: Any) -> Any:
+    def _multiply_by_trust_ratios(
+        self, rates: Any, tensors: List[Tensor], gradient_sums: Any, decays: Any
+    ) -> Any:
         """Return each tensor's rate times its trust ratio, float32 (tensors,)."""
         return nd.multi_lars(
             rates,
-            _sums_of_squares([t.weight for t in tensors]),
-            _sums_of_squares([t.gradient for t in tensors]),
+            sums_of_squares([t.weight for t in tensors]),
+            gradient_sums,
             decays,
             eta=self.eta,
             eps=self.eps,
@@ -202,7 +212,7 @@ def _is_float32(array: Any) -> bool:
     return np.dtype(array.dtype) == np.float32  # an NDArray's dtype is a class, never equal to text
 
 
-def _sums_of_squares(arrays: Sequence[Any]) -> Any:
+def sums_of_squares(arrays: Sequence[Any]) -> Any:
     """Return the sum of squares of each array, float32 (arrays,)."""
     if arrays[0].context.device_type == "cpu" and _is_float32(arrays[0]):
         # On a CPU, multi_sum_sq accumulates in float32 one by one (0.1 % low on 2 million

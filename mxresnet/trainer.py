@@ -181,6 +181,7 @@ class Trainer:
         # Not passed to the constructor, which would set an attribute of the schedule object.
         optimizer.lr_scheduler = self._plan.learning_rate
         self._module.init_optimizer(kvstore=None, optimizer=optimizer, force_init=True)
+        self.optimizer = optimizer
 
     def forward(self, batch: Batch) -> None:
         self._module.forward(mx.io.DataBatch([batch.image], [batch.label]), is_train=True)
@@ -193,8 +194,8 @@ class Trainer:
         """Average the gradients over the ranks and step the optimizer."""
         gradients = self.arrays.gradients
         self._world.average(gradients, "gradient", self._config.num_groups)
-        self._gradient_check.add(gradients)
         self._module.update()
+        self._gradient_check.add(gradients, getattr(self.optimizer, "gradient_sums", ()))
 
     def bad_gradient(self, max_pending: int) -> Optional[Tuple[str, int]]:
         """Return the first averaged gradient that is not finite: parameter, steps ago.

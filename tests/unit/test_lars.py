@@ -5,7 +5,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from mxresnet.lars import DECAYS_BIAS, Lars, _sums_of_squares
+from mxresnet.lars import DECAYS_BIAS, Lars, sums_of_squares
 
 ETA, WD, MOMENTUM, RESCALE = 0.001, 5e-4, 0.9, 1 / 32
 SHAPES = {
@@ -141,7 +141,7 @@ def test_float32_weights_are_their_own_masters():
 def test_norms_of_large_tensors_are_exact():
     """MXNet's multi_sum_sq accumulates in float32 on a CPU, which is 0.1 % low here."""
     array = np.random.RandomState(0).randn(1000, 2048).astype("float32")
-    (found,) = _sums_of_squares([mx.nd.array(array)]).asnumpy()
+    (found,) = sums_of_squares([mx.nd.array(array)]).asnumpy()
     np.testing.assert_allclose(found, (array.astype(float) ** 2).sum(), rtol=5e-5)
 
 
