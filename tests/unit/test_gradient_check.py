@@ -81,7 +81,7 @@ def test_every_parameter_of_a_trainer_is_checked_once(optimizer, monkeypatch):
         trainer.update()
         trainer.bad_gradient(0)
     found = trainer.arrays.gradients
-    for order, sums in seen:
+    for order, _ in seen:
         assert sorted(order) == list(range(len(found)))
     expected = [float((found[position].asnumpy() ** 2).sum()) for position in seen[1][0]]
     np.testing.assert_allclose(seen[1][1].asnumpy(), expected, rtol=1e-3)
