@@ -207,6 +207,20 @@ def test_two_missed_targets_leave_no_mean(trials):
     )
 
 
+def test_the_report_is_made_at_the_end_unless_it_is_unwanted(trials, tmp_path):
+    done = trials("0:1 0:2 0:3", REPORT="1")
+    page = tmp_path / "results/s_report.html"
+    assert done.returncode == 0 and f"report: {page}\n" in done.stderr
+    assert "Official score" in page.read_text() and "s_1.log" not in done.stdout
+    assert (tmp_path / "results/s_package").is_dir()
+
+
+def test_a_report_that_cannot_be_made_does_not_fail_the_trials(trials, tmp_path):
+    blocked = "mkdir -p $LOGDIR/s_report.html/x"
+    done = trials("0:1 0:2 0:3", REPORT="1", AFTER=blocked)
+    assert done.returncode == 0 and "report:" not in done.stderr
+
+
 def test_a_failed_trial_stops_the_rest_and_is_reported(trials, tmp_path):
     done = trials("0:12 137:5 0:10")
     assert done.returncode == 137 and [row[5] for row in rows(done.stdout)] == [

@@ -4,9 +4,12 @@
 import os
 import pathlib
 import shutil
+import sys
 
 import pytest
+from support.commands import ROOT
 from support.mlperf_log import COMPLETE_LOG
+from support.report_logs import DEMO_LOGS
 
 from mxresnet.launch import run
 
@@ -53,6 +56,26 @@ def test_a_run_whose_log_is_lost_failed(timed_run, tmp_path, status, damage, rea
     assert (returned, out) == (1, "")
     last = err.splitlines()[-1]
     assert last.startswith(f"run_and_time.sh: log {tmp_path}/results/s_1.log: {reason}: the file")
+
+
+def test_a_run_started_by_hand_prints_the_path_of_its_report(tmp_path, monkeypatch, capfd):
+    log = tmp_path / "s_1.log"
+    log.write_text(DEMO_LOGS[0].read_text())
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    environ = {**os.environ, "REPORT": "1"}
+    run.write_report(run.Run([], environ, None, sys.executable), str(log))
+    assert capfd.readouterr().err == f"report: {tmp_path}/s_1.html\n"
+    assert "28.41 minutes" in (tmp_path / "s_1.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "rank, environ", [(0, {}), (None, {"SERIES_STAMP": "s"}), (None, {"REPORT": "0"})]
+)
+def test_other_runs_make_no_report(tmp_path, capfd, rank, environ):
+    log = tmp_path / "s_1.log"
+    log.write_text(COMPLETE_LOG)
+    run.write_report(run.Run([], environ, rank, "/no/such/python"), str(log))
+    assert capfd.readouterr() == ("", "") and os.listdir(tmp_path) == ["s_1.log"]
 
 
 def test_a_failed_run_names_only_a_log_that_exists(timed_run):
