@@ -49,6 +49,12 @@ def axis(title: str, **options: Any) -> Dict[str, Any]:
     return {"title": {"text": title}, **options}
 
 
+def epoch_axis(runs: List[Dict[str, Any]]) -> Dict[str, Any]:
+    """Return the axis of epochs, with whole numbers."""
+    last = max((run["epochs_run"] or 1 for run in runs), default=1)
+    return axis("epoch", rangemode="tozero", **({"dtick": 1} if last < 10 else {}))
+
+
 def layout_of(x_axis: Dict[str, Any], y_axis: Dict[str, Any], **options: Any) -> Dict[str, Any]:
     return {"xaxis": x_axis, "yaxis": y_axis, **options}
 
@@ -205,9 +211,11 @@ def accuracy_chart(series: Dict[str, Any]) -> Optional[Chart]:
             }
         )
     target = series["target_accuracy"]
+    values = [target, *(y for trace in traces for y in trace["y"])]
+    low, high = min(values) - 0.05, max(values) + 0.05
     layout = layout_of(
-        axis("epoch", rangemode="tozero"),
-        axis("top-1 accuracy", tickformat=".0%"),
+        epoch_axis(runs),
+        axis("top-1 accuracy", tickformat=".0%", range=[max(0.0, low), min(1.0, high)]),
         **_target_line(target),
     )
     finals = "; ".join(
@@ -264,8 +272,8 @@ def throughput_chart(series: Dict[str, Any]) -> Optional[Chart]:
     values: List[float] = [y for trace in traces for y in trace["y"]]
     margin = 0.1 * (max(values) - min(values)) or 0.1 * max(values)
     layout = layout_of(
-        axis("epoch", rangemode="tozero"),
-        axis(per, range=[max(0.0, min(values) - margin), max(values) + margin], tickformat=",.0f"),
+        epoch_axis(series["runs"]),
+        axis(per, range=[max(0.0, min(values) - margin), max(values) + margin], tickformat=","),
     )
     each = series["images_per_second_each"]
     summary = f"Throughput by epoch, {per}."

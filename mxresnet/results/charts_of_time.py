@@ -190,6 +190,7 @@ def rank_chart(series: Dict[str, Any]) -> Optional[Chart]:
     layout = layout_of(
         axis("rank, the slowest first", type="category", tickangle=0),
         axis("ms per step", rangemode="tozero"),
+        bargap=0.4,
     )
     slowest = ranks[0]
     summary = (

@@ -296,10 +296,11 @@ def _throughput(figures: RunFigures) -> None:
     images, last = figures.number("train_samples"), figures.final_evaluation
     if images and last and figures.run_seconds:
         figures.effective_images_per_second = images * last.epoch / figures.run_seconds
-    if images and last and figures.run_seconds and figures.images_per_second:
+    effective, logged = figures.effective_images_per_second, figures.images_per_second
+    if figures.is_imagenet and images and last and effective and logged and figures.run_seconds:
         training = figures.run_seconds - (figures.eval_seconds or 0.0)
         by_time = images * last.epoch / max(training, 1e-3)
-        figures.log_throughput_is_plausible = figures.images_per_second < 2 * by_time
+        figures.log_throughput_is_plausible = logged < 2 * by_time
 
 
 def figures_of_scan(scan: LogScan) -> RunFigures:

@@ -24,7 +24,8 @@ echo "$TRIAL $SEED $CACHE_CLEARED" >>"$LOGDIR.trials"
 [ "$plan" != hang ] || exec sleep 60
 [ "$plan" != lost ] || exit 0
 stop=$((1600000000000 + 60000 * ${plan#*:}))
-sed "s/STOP/$stop/; s/ACCURACY/${ACCURACY:-0.76}/; ${WITHOUT_KEY:+/$WITHOUT_KEY/d}" "$TEMPLATE" \\
+sed "s/STOP/$stop/; s/ACCURACY/${ACCURACY:-0.76}/; ${WITHOUT_KEY:+/$WITHOUT_KEY/d}
+    /\\"seed\\"/s/\\"value\\": [0-9]*/\\"value\\": $SEED/" "$TEMPLATE" \\
     >"$LOGDIR/${DATESTAMP}_$TRIAL.log"
 eval "${AFTER-}"
 exit "${plan%:*}"
