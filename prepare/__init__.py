@@ -28,7 +28,9 @@ def _exit_after_uncaught_error(kind: type, error: BaseException, trace: object) 
 if sys.argv[:1] == ["-m"]:  # python -m starts a command of this package; its imports may fail
     sys.excepthook = _exit_after_uncaught_error
     import signal
+    import warnings
 
+    warnings.simplefilter("ignore")  # with PYTHONWARNINGS=error, one of a library would be an error
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it may be ignored
         signal.signal(signal.SIGINT, exit_while_importing)
     # No command uses BLAS. Its threads need memory, and where there is little, it may wait forever.

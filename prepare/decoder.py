@@ -117,15 +117,13 @@ class Decoder:
             return
         given = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
         paths = [ROOT, *map(os.path.abspath, given)]  # because its working folder is another one
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-        environment.pop("PYTHONWARNINGS", None)  # a warning of a library is no reason to fail
         self._process = subprocess.Popen(
             [sys.executable, "-m", "prepare.decode_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=ROOT,
-            env=environment,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         )
         try:
             reply = self._read_reply()

@@ -10,12 +10,14 @@ import sys
 
 import pytest
 from support.image_fixtures import (
+    CLASSES,
     REPOSITORY,
     read_files,
     run_im2rec,
     run_prepare,
     run_program,
     small_dataset,
+    write_devkit,
     write_files,
 )
 from support.locales import ASCII_ENVIRONMENT, latin1_environment
@@ -208,6 +210,23 @@ def test_interrupted_while_a_module_is_imported(tmp_path, command, module):
         tmp_path, tmp_path / "out", module=f"prepare.{command}", env=environment, cwd=tmp_path
     )
     assert (result.returncode, result.stderr) == (130, "prepare: interrupted; run it again\n")
+
+
+def test_a_warning_of_a_library_is_no_error(tmp_path, converted):
+    """The fake library warns; then it cannot be imported, for which there is a message."""
+    warns = b"import warnings\nwarnings.warn('NumPy is too new')\nraise ModuleNotFoundError\n"
+    write_files(tmp_path, {"packages/scipy/__init__.py": warns})
+    shutil.copytree(converted / "in", tmp_path / "in")
+    write_devkit(str(tmp_path / "in" / "ILSVRC2012_devkit_t12.tar.gz"), CLASSES, CLASSES)
+    os.rename(
+        tmp_path / "in" / "val" / CLASSES[0] / f"{CLASSES[0]}_0.JPEG",
+        tmp_path / "in" / "val" / CLASSES[0] / "ILSVRC2012_val_00000001.JPEG",
+    )
+    path = f"{tmp_path}/packages:{REPOSITORY}"
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "error"}
+    result = run_prepare(tmp_path / "in", tmp_path / "out", env=environment)
+    assert result.returncode == 1 and "needs scipy: install it" in result.stderr, result.stderr
+    assert "Warning" not in result.stderr
 
 
 def test_limits_that_are_too_low_are_named(tmp_path, converted):
