@@ -10,6 +10,7 @@ The last checkpoint must have the bytes of that of a run that was not killed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import random
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Dict, List
+from typing import Dict, List, Optional
 
 import numpy as np
 
@@ -64,8 +65,12 @@ def ranks_of(script: subprocess.Popen) -> List[int]:
     return found
 
 
-def kill(script: subprocess.Popen, choose: random.Random, log: pathlib.Path) -> str:
-    """Kill a run at a random time of its training; return what was killed."""
+def kill(script: subprocess.Popen, choose: random.Random, log: pathlib.Path) -> Optional[str]:
+    """Kill a run at a random time of its training.
+
+    Returns:
+        What was killed; None if the run ended before.
+    """
     size = log.stat().st_size if log.exists() else 0
     end = time.monotonic() + MAX_START_SECONDS
     while script.poll() is None and time.monotonic() < end:
@@ -74,12 +79,16 @@ def kill(script: subprocess.Popen, choose: random.Random, log: pathlib.Path) -> 
         time.sleep(0.05)
     time.sleep(choose.uniform(0, 4))
     target = choose.choice(["rank", "all ranks", "script"])
+    if script.poll() is not None:
+        return None
     ranks = ranks_of(script)
     if target == "script" or not ranks:
         script.kill()
     for pid in {"rank": ranks[-1:], "all ranks": ranks}.get(target, []):
-        os.kill(pid, signal.SIGKILL)
-    script.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    if script.wait() in (0, 3):
+        return None
     return target
 
 
@@ -114,9 +123,11 @@ def main(data: str, kills: int = 30, ranks: int = 2) -> int:
                 logs = sorted(folder.glob("*.log"))
                 if done < kills and choose.random() < 0.8:
                     log = logs[-1] if logs else folder / "output"
-                    print(f"run {runs}, kill {done + 1}: {kill(script, choose, log)}", flush=True)
-                    done += 1
-                elif script.wait() in (0, 3):
+                    target = kill(script, choose, log)
+                    if target:
+                        done += 1
+                        print(f"run {runs}, kill {done}: {target}", flush=True)
+                if script.wait() in (0, 3):
                     break
             if result(folder) != expected:
                 print(f"run {runs} differs: {(folder / 'output').read_text()}")
