@@ -212,7 +212,7 @@ class TrainLoop:
                     self.progress.evaluated(block.last_epoch, score, self.config)
                     accuracy = score.accuracy
                     reached = accuracy > self.config.accuracy_threshold
-            if block.evaluated and self.checkpoints.is_on:
+            if self.checkpoints.is_on:
                 self.checkpoints.save(end, self.trainer, train_loader.state(), accuracy)
             if reached:
                 break

@@ -77,17 +77,15 @@ def test_sigterm(few, tmp_path, whole):
     run.finish()
     assert run.resumed() == names
     assert_same_result(run, whole(*LARS))
-    finished = sorted(run.folder.rglob("*"))
-    assert run.start("--checkpoints", "0").returncode == 3  # starts anew, and touches nothing
-    assert sorted(run.folder.rglob("*")) == finished
 
 
+@pytest.mark.slow
 def test_a_run_with_another_setting_is_refused(few, tmp_path):
     run = Run(tmp_path, few, *SEED)
     run.killed(kill_step=3)
     done = run.start("--wd", "0.5")
     assert done.returncode == 2 and "--wd 0.5, there 0.0001" in done.stderr, done.stderr
-    assert done.stderr.count("\n") == 1
+    assert done.stderr.count("mxresnet: ") == 1 and "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
