@@ -28,7 +28,10 @@ def folder_of(config: Config) -> Optional[str]:
         return None
     if config.checkpoint_dir:
         return config.checkpoint_dir
-    return os.path.splitext(config.log_file)[0] + SUFFIX if config.log_file else None
+    log = config.log_file
+    if not log or (os.path.exists(log) and not os.path.isfile(log)):  # as /dev/null
+        return None
+    return os.path.splitext(log)[0] + SUFFIX
 
 
 def may_resume(config: Config) -> bool:

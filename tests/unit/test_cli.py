@@ -5,6 +5,7 @@ import mxnet as mx
 import pytest
 
 from mxresnet import cli, rank_agreement
+from mxresnet.checkpoint import opening
 from mxresnet.config import Config
 from mxresnet.data.dataset import DataSet
 from mxresnet.errors import UserError
@@ -49,3 +50,8 @@ def test_settings_that_all_ranks_need_are_compared(monkeypatch, settings, flag):
     else:
         with pytest.raises(UserError, match=flag):
             rank_agreement.check_agreement(config, data, "dali", RankOne())
+
+
+def test_a_log_that_is_no_file_has_no_folder_of_checkpoints_beside_it(tmp_path):
+    assert opening.folder_of(Config(log_file="/dev/null")) is None
+    assert opening.folder_of(Config(log_file=f"{tmp_path}/a.log")) == f"{tmp_path}/a.checkpoints"
