@@ -24,7 +24,7 @@ REQUIRED_RUNS = 5
 MIN_SCORED_RUNS = 3
 # The tools keep a log in memory several times; the largest published one has 1 MB of events.
 MAX_EVENT_BYTES = 16 << 20
-TIMEOUT_SECONDS = 120
+TIMEOUT_SECONDS, TIMEOUT_SECONDS_PER_LOG = 120, 15
 # Where many events make a log too large: keys that no rule of the checker has.
 _UNCHECKED_KEYS = frozenset(["tracked_stats", "throughput", "step_times"])
 
@@ -96,7 +96,7 @@ def _is_repeated(counts: Dict[str, int], key: str) -> bool:
     return key not in WANTED_KEYS and counts.get(key, 0) > 5000
 
 
-def _run_tools(requests: Sequence[Dict[str, str]]) -> List[Dict[str, Any]]:
+def _run_tools(requests: Sequence[Dict[str, str]], timeout: float) -> List[Dict[str, Any]]:
     """Run the tools on folders, each with its ruleset, in another process.
 
     Raises:
@@ -111,11 +111,11 @@ def _run_tools(requests: Sequence[Dict[str, str]]) -> List[Dict[str, Any]]:
             capture_output=True,
             encoding="utf-8",
             errors="replace",
-            timeout=TIMEOUT_SECONDS,
+            timeout=timeout,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
         )
     except subprocess.TimeoutExpired:
-        raise ValueError(f"MLPerf's tools took more than {TIMEOUT_SECONDS} s") from None
+        raise ValueError(f"MLPerf's tools took more than {timeout} s") from None
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise ValueError(f"MLPerf's tools failed (status {done.returncode}): {last}")
@@ -154,7 +154,9 @@ def judge(series: Sequence[Sequence[RunFigures]], rulesets: Sequence[str]) -> Li
                 {"folder": os.path.join(temporary, str(number)), "ruleset": rulesets[number]}
                 for number in judged
             ]
-            answers = _run_tools(requests) if judged else []
+            logs = sum(len(series[number]) for number in judged)
+            timeout = TIMEOUT_SECONDS + TIMEOUT_SECONDS_PER_LOG * logs
+            answers = _run_tools(requests, timeout) if judged else []
         except (ValueError, OSError) as error:
             answers = []
             for number in judged:

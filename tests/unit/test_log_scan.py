@@ -164,3 +164,4 @@ def test_a_log_of_a_gigabyte(tmp_path, key):
     print(f"{key}: {seconds:.1f} s, {kibibytes} KiB, official tools {children} KiB")
     assert "28.41" in done.stdout and status in ("0", "4")
     assert int(kibibytes) < 300_000
+    path.unlink()  # pytest keeps the folders of the last runs
