@@ -107,7 +107,7 @@ def _series_of_folder(folder: str) -> List[Series]:
         results += glob.glob(os.path.join(glob.escape(folder), pattern, "result_*.txt"))
     by_folder: Dict[str, List[str]] = {}
     for path in results:
-        if _RESULT.search(path):
+        if _RESULT.search(path) and os.path.isfile(path):  # a named pipe would block
             by_folder.setdefault(os.path.dirname(path), []).append(path)
     series = []
     for name, paths in sorted(by_folder.items()):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import platform
@@ -112,6 +113,7 @@ def make_report(options: argparse.Namespace) -> Dict[str, Any]:
     if has_base and len(arguments) < 2:
         raise UserError(f"--base {options.base}: name what to compare with it, too")
     series = find_series(arguments, first_alone=has_base)
+    _check_outputs(options, series)
     if options.this_machine:
         for one in series:
             if not one.hardware:
@@ -122,6 +124,15 @@ def make_report(options: argparse.Namespace) -> Dict[str, Any]:
     runs = [read_series(one) for one in series]
     verdicts = judge(runs, [choose_ruleset(one, options.ruleset) for one in series])
     return report_data(series, runs, verdicts)
+
+
+def _check_outputs(options: argparse.Namespace, series: Sequence[Series]) -> None:
+    """Raise UserError if an output would replace a log."""
+    logs = [path for one in series for path in one.paths]
+    for output in (options.json, options.csv, options.output or DEFAULT_PAGE):
+        exists = output and os.path.exists(output)
+        if exists and any(os.path.samefile(output, log) for log in logs):
+            raise UserError(f"the output {output} is one of the logs: name another file")
 
 
 def write_file(path: str, content: str) -> None:
@@ -135,7 +146,8 @@ def write_file(path: str, content: str) -> None:
         return
     part = f"{path}.{os.getpid()}.part"
     try:
-        with open(part, "w", encoding="utf-8", newline="") as file:
+        # A log or a file name may have characters that UTF-8 does not have.
+        with open(part, "w", encoding="utf-8", errors="replace", newline="") as file:
             file.write(content)
         os.replace(part, path)
     except OSError:
@@ -176,6 +188,8 @@ def write_page(page: str, path: Optional[str]) -> None:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Write a report; return the exit status."""
     options = _make_parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for terminals without UTF-8
     outputs = [options.json, options.csv, options.output]
     try:
         if outputs.count("-") > 1:

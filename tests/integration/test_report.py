@@ -4,6 +4,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 
 import jsonschema
@@ -166,6 +167,26 @@ def test_mistakes_in_the_arguments(tmp_path, capsys):
     ):
         assert main([*arguments]) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_log_is_never_replaced_and_a_pipe_is_not_read(tmp_path, capsys):
+    log = write_events(tmp_path / "result_0.txt", demo_events())
+    os.mkfifo(tmp_path / "result_1.txt")
+    assert main([str(tmp_path), "--json", str(log)]) == 2
+    assert "is one of the logs" in capsys.readouterr().err
+    status, data = report(tmp_path, tmp_path)
+    assert status == 0 and len(data["series"][0]["runs"]) == 1
+
+
+def test_characters_that_utf_8_does_not_have(tmp_path):
+    events = changed(demo_events(), "submission_org", value="\ud800 Müller")
+    log = write_events(tmp_path / os.fsdecode(b"\xff.log"), events)
+    page = tmp_path / "page.html"
+    arguments = ["-m", "mxresnet.results.report", log, "-o", page, "--csv", tmp_path / "csv"]
+    environ = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = python(*arguments, env=environ, errors="surrogateescape")
+    assert done.returncode == 0 and "\\ud800 M\\xfcller" in done.stdout
+    assert "? Müller" in page.read_text(encoding="utf-8")
 
 
 def test_a_change_is_compared_with_its_base(tmp_path, capsys):
