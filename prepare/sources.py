@@ -184,6 +184,8 @@ def find_split_in_folder(folder: str, official: str) -> Split:
         "folders of the same names are next to them"
         for name in unpacked[:1]
     ]
+    if os.path.lexists(os.path.join(folder, official)):
+        notes.append(f"{os.path.join(folder, official)} is not read, because of the class folders")
     return Split(folder, "folders", faults=faults, notes=tuple(notes))
 
 

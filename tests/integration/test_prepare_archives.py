@@ -100,11 +100,13 @@ def test_archives_that_are_not_read_are_named(tmp_path):
     for name in ("train.tar", "ILSVRC2012_img_val.tar", "val.tar"):
         write_tar("python", "ustar", source / name, source, ["train"])
     write_class_archives(source / "train", source / "train")
+    shutil.copy(source / "val.tar", source / "val" / "ILSVRC2012_img_val.tar")
     result = run_prepare(source, tmp_path / "out", "--dry-run")
     assert result.returncode == 0, result.stderr
     because = f"is not read, because {source}"
     assert f"train: {source}/train.tar {because}/train is not empty\n" in result.stdout
     assert f"val: {source}/ILSVRC2012_img_val.tar {because}/val is not empty\n" in result.stdout
+    assert f"val: {source}/val/ILSVRC2012_img_val.tar is not read, because of" in result.stdout
     assert f"train: 3 class archives in {source}/train, such as n01440764.tar" in result.stdout
     shutil.rmtree(source / "train")
     shutil.copy(source / "train.tar", source / "ILSVRC2012_img_train.tar")
