@@ -130,7 +130,7 @@ def test_with_pyxis_trials_and_tools_run_in_the_container(slurm, tmp_path):
         "--container-name=mxresnet_42",
         "true",
     ]
-    assert probe[-1] == "true" and len(rest) == 7
+    assert probe[-1] == "true" and len(rest) == 8
     for drop, trial, check in (rest[:3], rest[3:6]):
         assert (
             drop[:3] == make[:3]
@@ -152,6 +152,7 @@ def test_with_pyxis_trials_and_tools_run_in_the_container(slurm, tmp_path):
         and "mxresnet.results.submission" in rest[6]
         and "/results/" in rest[6][-4]
     )
+    assert mounts in rest[7] and "mxresnet.results.report" in rest[7]
     assert (tmp_path / "calls.seen").read_text() == "".join(
         f"/data /results DGXA100_multi_8x8x51 10.5 {n}\n" for n in (5, 6)
     )

@@ -131,7 +131,9 @@ def test_sources_compile_without_a_warning():
 
 def test_image_builds_the_library_that_it_runs_with():
     build_stage, run_stage = (ROOT / "Dockerfile").read_text().split("\nFROM ")[-2:]
-    assert "python -m mxresnet.model.cudnn_bn build --gpu" in build_stage
+    assert "SETUP_DEVICE=gpu ./setup_env.sh" in build_stage
+    set_up = (ROOT / "mxresnet" / "launch" / "setup_gpu.sh").read_text()
+    assert "-m mxresnet.model.cudnn_bn build --gpu" in set_up
     assert "COPY --from=build /workspace/mxresnet " in run_stage
     assert "mxresnet/model/cudnn_bn/csrc/build" in (ROOT / ".dockerignore").read_text().splitlines()
     library = "mxresnet/model/cudnn_bn/csrc/build/libmxresnet_gpu.so"

@@ -67,7 +67,8 @@ def test_a_stop_during_the_start_shows_no_traceback(start, delay):
     _, err = process.communicate(timeout=20)
     assert process.returncode in (130, -signal.SIGINT)
     assert "Traceback" not in err and "Error" not in err, err
-    assert err.count("stopped by SIGINT") == (1 if process.returncode == 130 else 0)
+    # No line from bash, before it has started the program.
+    assert err.count("stopped by SIGINT") <= (process.returncode == 130)
     assert wait_until_gone(mark, 1) == {}
 
 
