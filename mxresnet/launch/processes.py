@@ -29,6 +29,7 @@ from typing import IO, Any, Callable, List, Mapping, NoReturn, Optional, Sequenc
 
 from mxresnet import process_guard
 from mxresnet.errors import UserError
+from mxresnet.launch import terminal
 
 STOP_SIGNALS = process_guard.STOP_SIGNALS
 
@@ -102,6 +103,7 @@ def _on_stop_signal(number: int, frame: Optional[FrameType]) -> None:
         _end_child()
         return
     _state.stopped_by = number
+    terminal.stop_waiting()
     if _state.send_to_child is not None and number == signal.SIGTERM and _state.request_stop:
         signal.signal(signal.SIGALRM, lambda *_: _end_child())
         signal.setitimer(signal.ITIMER_REAL, _state.stop_seconds)

@@ -26,8 +26,9 @@ def timed_run(tmp_path, monkeypatch, capfd):
             return status
 
         monkeypatch.setattr(run, "run_ranks", run_ranks)
-        environ = {"LOGDIR": str(tmp_path / "results"), "DATESTAMP": "s"}
-        returned = run.run_timed(run.Run([], environ, 0, "python"), "")
+        environ = {"LOGDIR": str(tmp_path / "results"), "DATESTAMP": "s", "DGXNGPU": "1"}
+        settings = {"resume": "no", "checkpoints": False}
+        returned = run.run_timed(run.Run([], environ, 0, "python"), "", settings)
         return (returned, *capfd.readouterr())
 
     return start
