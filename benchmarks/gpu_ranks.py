@@ -28,7 +28,7 @@ from mxresnet import cli  # noqa: E402
 from mxresnet.config import Config  # noqa: E402
 from mxresnet.data.loader import load_backend  # noqa: E402
 from mxresnet.errors import ExitStatus, UserError, exit_now  # noqa: E402
-from mxresnet.parallel.world import launched_rank, start_horovod  # noqa: E402
+from mxresnet.parallel.world import start_horovod  # noqa: E402
 
 SIZES = (1, 7, 1000, 300_001)  # elements of the arrays
 VARIANTS = {"gpu": "float16-nhwc-own", "cpu": "float32-nchw-public"}
@@ -91,7 +91,13 @@ def train(world, device, variant, steps):
 
 
 def check(options, world):
-    """Run the checks on this rank; return whether this rank is right."""
+    """Run the checks on this rank; return whether all ranks are right.
+
+    Raises:
+        UserError: The ranks are too few, or on other devices.
+    """
+    if world.size != options.ranks:
+        raise UserError(f"mpirun has started {options.ranks} ranks, and {world.size} are connected")
     world = start_horovod(world)
     import mxnet as mx
 
@@ -130,10 +136,11 @@ def main():
     parser.add_argument("--device", choices=["gpu", "cpu"], default="gpu")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--as-rank", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if launched_rank() is None:
+    if not options.as_rank:
         try:
-            command = mpirun_command(options.ranks, os.environ, *sys.argv)
+            command = mpirun_command(options.ranks, os.environ, *sys.argv, "--as-rank")
         except UserError as error:
             print(f"gpu_ranks.py: {error}", file=sys.stderr)
             return ExitStatus.USER_ERROR

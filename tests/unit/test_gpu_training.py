@@ -119,7 +119,8 @@ def test_ranks_average_exactly_and_keep_the_same_weights():
     done = subprocess.run(
         [sys.executable, "benchmarks/gpu_ranks.py", "--device", "cpu", "--steps", "2"],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # As in a shell that Slurm has started on a machine with GPUs: it is not a rank.
+        env={**os.environ, "OMP_NUM_THREADS": "1", "SLURM_PROCID": "0"},
         text=True,
         capture_output=True,
         timeout=300,
