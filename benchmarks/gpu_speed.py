@@ -6,8 +6,8 @@
 Runs python -m mxresnet on random images, with the settings of the configuration for GPU 0, for two
 epochs of --steps steps; the second one is measured. Prints images/s, and
 
-- with 1 rank, the share of the published speed of one such GPU (PUBLISHED), which includes reading
-  the images;
+- with 1 rank, the share of the published speed of one such GPU: the mean of the results of one
+  machine (mxresnet/results/published), which include reading the images;
 - with several numbers of ranks, the speed relative to that many times the speed of the first.
 
 Exit status: 0 measured, 1 a run failed or is below MIN_SHARE or MIN_SCALING, which only something
@@ -19,6 +19,7 @@ import fnmatch
 import os
 import pathlib
 import re
+import statistics
 import subprocess
 import sys
 
@@ -30,20 +31,10 @@ from local_ranks import mpirun_command, mpirun_environment  # noqa: E402
 
 from mxresnet.errors import UserError  # noqa: E402
 from mxresnet.launch import hardware, system_config  # noqa: E402
+from mxresnet.results import published_round  # noqa: E402
 
 MIN_SHARE, MIN_SCALING = 0.25, 0.75
-# Name of the GPU, mean images/s of one GPU, number of results. Source: the key throughput in the
-# ResNet logs of MLPerf Training v2.1 (github.com/mlcommons/training_results_v2.1), all results of
-# one machine with such GPUs, without the first epoch, divided by the number of GPUs.
-PUBLISHED = (
-    ("*A100-SXM4-80GB", 3395, 7),
-    ("*A100*80GB*PCIe", 3070, 6),
-    ("*A100-SXM4-40GB", 3038, 2),
-    ("*A30", 1410, 3),
-    ("*A40", 1275, 1),
-    ("*RTX A5000", 1249, 2),
-)
-ROUND = "MLPerf Training v2.1"
+ROUND = f"MLPerf Training {published_round.ROUND}"
 # For a GPU that no configuration names: memory in GiB, and the configuration with a batch for it.
 BY_MEMORY = ((80, "DGXA100"), (40, "A100-40GB_4gpu"), (24, "A30_1x2x204"), (0, "T4_4gpu"))
 
@@ -57,15 +48,19 @@ def choose_system(gpu):
 
 
 def published_speed(name):
-    """Return (images/s of one GPU in published results, the number of results), or None.
+    """Return (mean images/s of one GPU in published results, their number), or None.
 
     Args:
         name: Name of the GPU, as nvidia-smi writes it.
     """
-    for pattern, speed, count in PUBLISHED:
-        if fnmatch.fnmatchcase(name, pattern):
-            return speed, count
-    return None
+    kind = published_round.parse_kind(name)
+    speeds = [
+        system.images_per_second_each
+        for system in published_round.published_systems()
+        if kind and system.nodes == 1 and system.kind and system.kind.matches(kind)
+    ]
+    speeds = [speed for speed in speeds if speed]
+    return (statistics.mean(speeds), len(speeds)) if speeds else None
 
 
 def measure(ranks, system, steps, flags):
@@ -121,7 +116,8 @@ def report(name, speeds):
         mean, count = published
         share = speed / first / mean
         lines.append(
-            f"{share:.2f} of the published {mean} for each GPU (mean of {count} results of {ROUND})"
+            f"{share:.2f} of the published {mean:.0f} for each GPU (mean of {count} results of "
+            f"{ROUND})"
         )
         plausible = share >= MIN_SHARE
     else:
