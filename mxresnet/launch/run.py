@@ -349,7 +349,7 @@ def write_report(context: Run, log_file: str) -> None:
     null = subprocess.DEVNULL
     processes.run_to_end(command, env=environ, stdout=null, stderr=null)
     processes.raise_if_stopped()
-    if os.path.exists(page):
+    if os.path.isfile(page):
         print_to_stderr(f"report: {page}")
 
 

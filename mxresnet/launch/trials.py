@@ -258,7 +258,7 @@ class Trials:
         arguments = report.python_arguments(self._remote_path(folder), self._remote_path(page))
         self._backend.run_python(arguments, subprocess.DEVNULL, subprocess.DEVNULL)
         processes.raise_if_stopped()
-        if os.path.exists(page):
+        if os.path.isfile(page):
             print_to_stderr(f"report: {page}")
 
 
