@@ -181,8 +181,8 @@ def copy_weights(
             layers = saved.config.num_layers
             raise UserError(
                 f"checkpoint {saved.path} has {found} for {name}, and this network needs "
-                f"{' x '.join(map(str, array.shape))}: it is one of {flag_of('num_layers')} "
-                f"{layers}"
+                f"{' x '.join(map(str, array.shape))}: the network of the checkpoint has "
+                f"{flag_of('num_layers')} {layers}"
             )
         result[name] = fitted
     return result
