@@ -7,6 +7,7 @@ import pytest
 from support.fake_collaborators import FakeWorld
 from support.fake_run import CONFIG, keys, run_with_fakes
 
+from mxresnet.checkpoint.manifest import Position
 from mxresnet.errors import UserError
 from mxresnet.step_times import StepTimes
 
@@ -183,3 +184,39 @@ def test_a_run_on_synthetic_data_is_never_a_success(monkeypatch):
         and "eval_start" not in keys(events)
         and events[-1][2]["status"] == "aborted"
     )
+
+
+def test_a_resumed_run_takes_only_the_steps_that_are_left(monkeypatch):
+    checkpoints = {"position": Position(2, 1), "log_continues": True}
+    reached, events, _ = run_with_fakes(monkeypatch, (0.8,), checkpoints=checkpoints)
+    order = keys(events)
+    assert reached and order.index("warm up") < order.index("restore") < order.index("fetch")
+    assert order.count("forward") == 2 + 3
+    assert "block_start" not in order  # the earlier process has logged it, and epoch 2's start
+    starts = [event[2]["epoch_num"] for event in events if event[0] == "epoch_start"]
+    stops = [event[2]["epoch_num"] for event in events if event[0] == "epoch_stop"]
+    assert (starts, stops) == ([3], [2, 3])
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_a_run_resumed_at_the_end_of_an_epoch(monkeypatch, evaluated):
+    checkpoints = {"position": Position(1, 3, evaluated), "log_continues": True}
+    _, events, _ = run_with_fakes(monkeypatch, (0.1, 0.8), checkpoints=checkpoints)
+    order = keys(events)
+    assert order.count("evaluate") == 2
+    first = next(key for key in order if key in ("epoch_stop", "block_start", "forward"))
+    assert first == ("block_start" if evaluated else "epoch_stop")
+
+
+def test_checkpoints_after_steps_evaluations_and_the_last_epoch(monkeypatch):
+    _, events, _ = run_with_fakes(monkeypatch, (0.1, 0.2, 0.3), checkpoints={"due_after": (2, 9)})
+    saved = [(event[1], event[2]) for event in events if event[0] == "checkpoint"]
+    assert saved == [
+        (Position(1, 2), None),
+        (Position(1, 3, True), 1 / 6),
+        (Position(3, 3), None),
+        (Position(3, 3, True), 1 / 6),
+        (Position(5, 3, True), 2 / 6),
+        (Position(6, 3), None),
+    ]
+    assert events[-1] == ("finish", "aborted", None)
