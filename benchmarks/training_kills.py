@@ -94,8 +94,9 @@ def kill(script: subprocess.Popen, choose: random.Random, log: pathlib.Path) -> 
 
 def result(folder: pathlib.Path) -> Dict[str, bytes]:
     """Return the arrays of the last checkpoint of the finished run in a LOGDIR."""
-    # One that was killed before its first checkpoint may be there too.
-    (run,) = (path for path in folder.glob("*.checkpoints") if store.read_run(str(path)).outcome)
+    # Runs that were killed before their first checkpoint may be there too.
+    runs = (path.parent for path in folder.glob("*.checkpoints/run.json"))
+    (run,) = (path for path in runs if store.read_run(str(path)).outcome)
     last = sorted(run.glob("epoch_*"))[-1]
     arrays = {"model": (last / "model-0000.params").read_bytes()}
     for path in sorted(last.glob("*.npz")):
