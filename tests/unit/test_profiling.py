@@ -33,8 +33,8 @@ def timed_run(monkeypatch, **changes):
 
 
 def times(events):
-    """Return the keys with times, in order."""
-    return [key for key in keys(events) if "_time" in key]
+    """Return the keys with times that only TIME_TAGS logs, in order."""
+    return [key for key in keys(events) if "_time" in key and key != "step_times"]
 
 
 def after(events, key, number):
