@@ -101,7 +101,9 @@ def result(folder: pathlib.Path) -> Dict[str, bytes]:
     arrays = {"model": (last / "model-0000.params").read_bytes()}
     for path in sorted(last.glob("*.npz")):
         for name, array in np.load(path).items():
-            arrays[f"{path.name} {name}"] = array.tobytes()
+            # A position in the data can be described in two ways (data/dali_position.py).
+            if name != "values" and not name.startswith("input:"):
+                arrays[f"{path.name} {name}"] = array.tobytes()
     return arrays
 
 

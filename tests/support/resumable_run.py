@@ -70,7 +70,8 @@ class Run:
         arrays = {}
         for path in sorted(last.glob("*.npz")):
             for name, array in np.load(path).items():
-                if name != "values":
+                # A position in the data can be described in two ways (data/dali_position.py).
+                if name != "values" and not name.startswith("input:"):
                     arrays[f"{path.name}:{name}"] = array.tobytes()
         arrays["model"] = (last / "model-0000.params").read_bytes()
         lines = log_lines(self.log.read_text())
