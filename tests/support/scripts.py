@@ -35,6 +35,7 @@ def start_script(command, folder, **environ):
         "LOGDIR": str(folder / "results"),
         "CHECKPOINTS": "0",
         "OMP_NUM_THREADS": "1",
+        "REPORT": "0",
         **environ,
     }
     return subprocess.Popen(

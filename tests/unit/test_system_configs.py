@@ -254,9 +254,7 @@ def test_launchers_without_a_python_end_with_advice(tmp_path):
     for name in ("python", "python3", *(f"python3.{minor}" for minor in range(8, 13))):
         (tmp_path / name).symlink_to("/usr/bin/false")
     # Without .venv, whose Python the launchers would use.
-    for name in ("setup_env.sh", "mxresnet/launch/setup_machine.sh"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, tmp_path / name)
+    copy_setup_env(tmp_path)
     done = launcher_python(tmp_path, tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert "Python 3.9, 3.10, 3.11 or 3.12" in done.stderr
