@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Report what runs mean: valid or not, how fast, where they stand, where the time went.
+"""Report on runs: valid or not, time to train, rank among published systems, time by part.
 
 `python -m mxresnet.results.report LOG_OR_FOLDER...` reads MLPerf ResNet logs, of this program or of
 others, prints a summary and writes a page. Each folder is one series of trials; single logs are one
@@ -50,7 +50,7 @@ def _make_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help=f"the page (default: ./{DEFAULT_PAGE} where plotly and jinja2 are installed)",
     )
-    parser.add_argument("--no-page", action="store_true", help="print only")
+    parser.add_argument("--no-page", action="store_true", help="write no page")
     parser.add_argument(
         "--json", metavar="FILE", help="write all numbers as JSON (docs/report.md); -: print them"
     )
