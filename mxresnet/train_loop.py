@@ -193,10 +193,11 @@ class TrainLoop:
         reached, steps = None, self.plan.steps_per_epoch
         start = self.checkpoints.position or Position(1, 0)
         for block in self.plan.blocks:
-            end = Position(block.last_epoch, steps, block.evaluated)
-            if end < start or (end == start and block.evaluated):
-                accuracy = self.checkpoints.accuracy if end == start else None
-                reached = accuracy is not None and accuracy > self.config.accuracy_threshold
+            end = Position(block.last_epoch, steps, evaluated=True)
+            if end <= start:
+                if block.evaluated:
+                    accuracy = self.checkpoints.accuracy if end == start else None
+                    reached = accuracy is not None and accuracy > self.config.accuracy_threshold
                 if reached:  # the earlier process was ended before it noted that
                     break
                 continue

@@ -51,7 +51,8 @@ class Position:
     Attributes:
         epoch: the epoch of the last step; epochs count from 1.
         step: steps of this epoch that are done.
-        evaluated: whether the evaluation after this epoch is done too.
+        evaluated: whether nothing of this epoch's block is left: the evaluation after it, if it has
+            one, is done too.
     """
 
     epoch: int

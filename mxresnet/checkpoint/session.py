@@ -80,10 +80,10 @@ class Session:
         self.notes: List[str] = chosen.notes if chosen else []
         self._communicator = world.communicator() if self.is_on else None
         self._requests = RequestExchange(self._communicator, count=2)
-        self._is_due = self._is_stopping = self._got_signal = False
+        self._is_due = self._is_stopping = self._got_signal = self._has_just_saved = False
         self._writer = BackgroundWriter() if chosen else None
-        self._network: Optional[NetworkState] = None
         self._best: Optional[float] = None
+        self._newest = chosen.checkpoint if chosen else None
         self._last_time = time.monotonic()
         self._log: Optional[RunLog] = None
         self._progress: Optional[Progress] = None
@@ -235,6 +235,9 @@ class Session:
         late = 0 < seconds <= time.monotonic() - self._last_time
         wanted = late and self._writer is not None and not self._writer.is_busy
         timed, stopped = self._requests.exchange([wanted, self._got_signal])
+        # The exchange began before the checkpoint of the last step, which has met the request.
+        timed = timed and not self._has_just_saved
+        self._has_just_saved = False
         self._is_due = self._is_due or timed or stopped
         self._is_stopping = self._is_stopping or stopped
         if self._is_stopping and not can_save_soon:
@@ -289,7 +292,7 @@ class Session:
                 {"position": position, "wait_seconds": time.perf_counter() - start}
             )
         self._last_time = time.monotonic()
-        self._is_due = False
+        self._is_due, self._has_just_saved = False, True
         if self._is_stopping:
             self._interrupt()
 
@@ -329,7 +332,7 @@ class Session:
                 lambda partial: state.write_state(partial, symbol, network, ranks),
                 lambda files: dataclasses.replace(manifest, files=files),
             )
-            store.prune(folder)
+            store.prune(folder, written)
             return written
 
         return write
@@ -347,6 +350,7 @@ class Session:
                     f"({result.error}): the run goes on without it"
                 )
                 continue
+            self._newest = result.path
             self._log.checkpoint(position, record["wait_seconds"], result.seconds)
 
     def finish(self, outcome: str) -> None:
@@ -365,7 +369,8 @@ class Session:
         self._report(wait=True)
         try:
             store.write_run(self._choice.folder, dataclasses.replace(self._run, outcome=outcome))
-            store.prune(self._choice.folder, kept=1)
+            if self._newest:
+                store.prune(self._choice.folder, self._newest, kept=1)
         except OSError as error:
             self._progress.write_line(
                 f"warning: {self._choice.folder} cannot be written ({error.strerror}): the same "

@@ -185,9 +185,19 @@ def publish(
     return path
 
 
-def prune(folder: str, kept: int = KEPT) -> None:
-    """Remove checkpoints, except the newest ones and the best one."""
+def prune(folder: str, newest: str, kept: int = KEPT) -> None:
+    """Remove checkpoints of a run, except the last ones and the best one.
+
+    Those of later positions than the run has reached do not count, and stay: they are damaged or of
+    another run.
+
+    Args:
+        folder: of the run.
+        newest: path of the last checkpoint that the run has written or continued from.
+        kept: how many to keep, besides the best one.
+    """
     paths = list_checkpoints(folder)
+    paths = paths[paths.index(newest) :]
     best = best_of(paths)
     for path in paths[kept:]:
         if path != best:

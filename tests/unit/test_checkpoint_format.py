@@ -165,8 +165,8 @@ def test_a_renamed_checkpoint_is_damaged(tiny):
 def test_newest_first_and_the_best_is_kept(tiny):
     names = [os.path.basename(path) for path in store.list_checkpoints(str(tiny))]
     assert names == [f"epoch_00{epoch}_step_000007" for epoch in (3, 2, 1)]
-    checkpoints.publish(tiny, *checkpoints.tiny_states(), position=Position(10, 1))
-    store.prune(str(tiny))
+    newest = checkpoints.publish(tiny, *checkpoints.tiny_states(), position=Position(10, 1))
+    store.prune(str(tiny), newest)
     names = [os.path.basename(path) for path in store.list_checkpoints(str(tiny))]
     assert names == ["epoch_010_step_000001", "epoch_003_step_000007", "epoch_001_step_000007"]
     assert store.find_model(str(tiny)).endswith("epoch_001_step_000007")

@@ -96,6 +96,27 @@ def test_written_resumed_and_finished(make, tmp_path):
     assert anew.resumed is None and anew._choice.folder == str(tmp_path / "run" / "run_2")
 
 
+def test_new_checkpoints_are_kept_beside_damaged_ones_of_later_positions(make, tmp_path):
+    session, trainer, _ = make()
+    for step in (1, 8, 9):
+        session.save(Position(1, step), trainer, InputState())
+        session._report(wait=True)
+        if step == 1:
+            (tmp_path / "run" / "epoch_001_step_000001").rename(tmp_path / "kept")
+    (tmp_path / "kept").rename(tmp_path / "run" / "epoch_001_step_000001")
+    for step in (8, 9):
+        (tmp_path / "run" / f"epoch_001_step_00000{step}" / "optimizer.npz").write_bytes(b"")
+    for steps in ((2,), (3, 4), (5,)):
+        session, trainer, _ = make()
+        assert session.position == Position(1, steps[0] - 1)
+        for step in steps:
+            session.save(Position(1, step), trainer, InputState())
+        session._report(wait=True)
+    assert names(tmp_path / "run") == [f"epoch_001_step_00000{step}" for step in (4, 5, 8, 9)]
+    session.finish("success")
+    assert names(tmp_path / "run")[0] == "epoch_001_step_000005"
+
+
 def test_sigterm_writes_a_checkpoint_and_ends_the_run(make, tmp_path):
     session, trainer, text = make()
     os.kill(os.getpid(), signal.SIGTERM)
@@ -147,6 +168,35 @@ def test_the_time_makes_a_checkpoint_due(make):
     assert not session.due(can_save=True)
     session._last_time -= 601
     assert session.due(can_save=True)
+
+
+class OtherRanksRequestNothing:
+    """The part of a communicator of mpi4py that the exchange of requests uses."""
+
+    def Iallreduce(self, sent, sums):  # noqa: N802 (mpi4py's name)
+        sums[:] = sent
+        return self
+
+    def Wait(self):  # noqa: N802 (mpi4py's name)
+        pass
+
+
+@pytest.mark.parametrize("save_of_the_epoch", [False, True])
+def test_of_several_ranks_a_request_makes_one_checkpoint(make, save_of_the_epoch):
+    """A request takes a step to arrive, and the next one is under way by then."""
+    session, trainer, _ = make(checkpoint_minutes=10)
+    session._requests._communicator = OtherRanksRequestNothing()
+    session._last_time -= 601
+    saved = []
+    for step in range(1, 7):
+        due = session.due(can_save=True)
+        if due or (save_of_the_epoch and step == 1):
+            session.save(Position(1, step), trainer, InputState())
+            saved.append(step)
+    assert saved == ([1] if save_of_the_epoch else [2])
+    session._report(wait=True)
+    session._last_time -= 601
+    assert [session.due(can_save=True) for _ in range(2)] == [False, True]
 
 
 @pytest.mark.slow

@@ -217,6 +217,28 @@ def test_checkpoints_after_steps_evaluations_and_the_last_epoch(monkeypatch):
         (Position(3, 3), None),
         (Position(3, 3, True), 1 / 6),
         (Position(5, 3, True), 2 / 6),
-        (Position(6, 3), None),
+        (Position(6, 3, True), None),
     ]
     assert events[-1] == ("finish", "aborted", None)
+
+
+def test_a_run_stopped_after_its_last_epoch_repeats_nothing(monkeypatch):
+    """Epoch 6 has no evaluation: the run ends with it."""
+    _, events, _ = run_with_fakes(
+        monkeypatch, (0.5, 0.5, 0.5), checkpoints={"due_after": [99], "position": None}
+    )
+    last = [event for event in events if event[0] == "checkpoint"][-1][1]
+    assert (last.epoch, last.step) == (6, 3)
+    outcome, events, text = run_with_fakes(
+        monkeypatch, (), checkpoints={"position": last, "log_continues": True}
+    )
+    assert outcome is False and "forward" not in events and "missed" in text
+    assert not {"epoch_start", "epoch_stop", "train_loss", "throughput"} & set(keys(events))
+
+
+def test_a_run_without_evaluations_stopped_after_its_last_epoch(monkeypatch):
+    config = dataclasses.replace(CONFIG, synth_data=1)
+    _, events, _ = run_with_fakes(monkeypatch, (), config, checkpoints={"due_after": [99]})
+    last = [event for event in events if event[0] == "checkpoint"][-1][1]
+    outcome, events, text = run_with_fakes(monkeypatch, (), config, checkpoints={"position": last})
+    assert outcome is None and "take loss" not in events and "nothing was evaluated" in text
