@@ -86,7 +86,16 @@ def _query_gpus(environ: Mapping[str, str]) -> List[str]:
     program = find_program("nvidia-smi", environ)
     if visible in ("", "-1", "NoDevFiles") or program is None:
         return []
-    only = [] if visible == "all" else ["-i", visible]
+    if visible == "all":
+        return _ask(program, [], environ)
+    found = _ask(program, ["-i", visible], environ)
+    if not found and _ask(program, [], environ):  # such as parts of GPUs (MIG)
+        raise _query_error(f"it knows no GPU of CUDA_VISIBLE_DEVICES={visible}")
+    return found
+
+
+def _ask(program: str, only: List[str], environ: Mapping[str, str]) -> List[str]:
+    """Return what nvidia-smi prints, a line for each GPU; none if it finds none."""
     try:
         done = capture_output(
             [program, *only, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"],

@@ -27,13 +27,18 @@ check_device_variable() {
 # Print what nvidia-smi answers about each GPU that this process may use. Fails if there is no
 # answer, with the reason as output.
 query_gpus() {
-    local only=()
+    local answer query=(--query-gpu="$1" --format=csv,noheader)
     case ${CUDA_VISIBLE_DEVICES-all} in
         all) ;;
         "" | -1 | NoDevFiles) return ;;
-        *) only=(-i "$CUDA_VISIBLE_DEVICES") ;;
+        *) # nvidia-smi does not know every name, such as those of parts of GPUs (MIG)
+            if answer=$(nvidia-smi -i "$CUDA_VISIBLE_DEVICES" "${query[@]}" 2>/dev/null); then
+                echo "$answer"
+                return
+            fi
+            ;;
     esac
-    nvidia-smi "${only[@]}" --query-gpu="$1" --format=csv,noheader 2>&1
+    nvidia-smi "${query[@]}" 2>&1
 }
 
 # Print "name, driver version" of each GPU that this process may use, or nothing.

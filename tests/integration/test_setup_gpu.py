@@ -199,6 +199,17 @@ def test_only_the_visible_gpus_count(machine):
     assert machine.run(CUDA_VISIBLE_DEVICES="1,3")[0] == 0
 
 
+def test_names_that_nvidia_smi_does_not_know_hide_no_gpu(machine):
+    """It takes numbers and identities of whole GPUs, CUDA those of their parts (MIG) as well."""
+    script = 'case "$*" in *"-i "*) echo No devices were found; exit 6 ;; esac\n'
+    fake_program(machine.folder / "bin", "nvidia-smi", script + NVIDIA_SMI)
+    environ = {"CUDA_VISIBLE_DEVICES": "MIG-8a3e"}
+    message = refusal(machine, CAPABILITY="9.0", **environ)
+    assert message.startswith("setup_env.sh: 2 x NVIDIA A100-SXM4-80GB: compute capability 9.0")
+    assert machine.run(**environ)[0] == 0
+    assert machine.installed() == GPU
+
+
 def test_libraries_of_the_machine_are_used_only_if_none_is_missing(tmp_path):
     text = SCRIPT.read_text()
     names = " ".join(re.findall(r"^cuda_libraries\+?=\"(.*)\"", text, re.M)).split()

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from support.commands import ROOT
+from support.fake_programs import fake_program
 from support.launchers import exported
 from support.scripts import copy_setup_env
 
@@ -177,6 +178,17 @@ def test_a_broken_driver_does_not_select_the_cpu_configuration(tmp_path):
         messages.startswith("run_and_time.sh: nvidia-smi fails (Failed to initialize NVML")
         and messages.count("\n") == 1
     )
+
+
+def test_gpus_that_nvidia_smi_does_not_know_are_not_taken_for_none(tmp_path):
+    fake_program(
+        tmp_path,
+        "nvidia-smi",
+        'case "$1" in -i) echo No devices were found; exit 6 ;; esac; echo "NVIDIA A30, 24258"\n',
+    )
+    environ = {"PATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": "MIG-8a3e"}
+    with pytest.raises(UserError, match="it knows no GPU of CUDA_VISIBLE_DEVICES=MIG-8a3e"):
+        hardware.choose_system(environ)
 
 
 @pytest.mark.parametrize("content", ["", "garbage", "#!/no/such/shell\n"])
