@@ -310,7 +310,7 @@ def run_timed(context: Run, mpirun: str, settings: Dict[str, Any]) -> int:
     started = time.time()
     if context.rank is None:
         builtin_data.make_builtin_data(NAME, context.python, context.environ)
-    finished = unfinished.finished_status(context.environ)
+    finished = unfinished.finished_status(context.environ, settings)
     if finished is not None:
         print_to_stderr(f"this job ({context.environ['JOB_UID']}) has finished its run already")
         return finished

@@ -68,16 +68,22 @@ def find(
     return next(_matching(folders, settings, ranks), None)
 
 
-def finished_status(environ: Mapping[str, str]) -> Optional[ExitStatus]:
+def finished_status(
+    environ: Mapping[str, str], settings: Mapping[str, Any]
+) -> Optional[ExitStatus]:
     """Return the exit status of a run that this job of a cluster has already finished, or None.
 
     Kubernetes repeats a job that ends with any status but 0, also one that missed its target.
 
     Args:
         environ: for LOGDIR, and for JOB_UID, which is the same in every attempt of the job.
+        settings: effective settings of the run, for --checkpoint-dir.
     """
     job = environ.get("JOB_UID")
-    for folder in _folders_in(environ.get("LOGDIR") or DEFAULT_LOGDIR, SUFFIX) if job else ():
+    folders = [*_folders_in(environ.get("LOGDIR") or DEFAULT_LOGDIR, SUFFIX)]
+    if settings["checkpoint_dir"]:
+        folders.append(settings["checkpoint_dir"])
+    for folder in folders if job else ():
         for path in choice.list_runs(folder)[:1]:
             with contextlib.suppress(DamagedError):
                 run = store.read_run(path)

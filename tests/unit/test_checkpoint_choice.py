@@ -16,7 +16,7 @@ from mxresnet.checkpoint import choice, store
 from mxresnet.checkpoint.fingerprint import MAY_DIFFER
 from mxresnet.checkpoint.manifest import Position
 from mxresnet.config import FIELDS, Config, flag_of
-from mxresnet.errors import UserError
+from mxresnet.errors import ExitStatus, UserError
 from mxresnet.launch import unfinished
 
 SETTINGS = checkpoints.fingerprint_of().settings
@@ -235,6 +235,20 @@ class TestLauncher:
         assert self.find(beside)
         run_file(beside, outcome="aborted")
         assert self.find(beside) is None
+
+    @pytest.mark.parametrize("has_folder", [False, True])
+    def test_a_run_that_the_job_has_finished(self, folder, tmp_path, has_folder):
+        """The checkpoints are beside the log, or in --checkpoint-dir."""
+        settings = {**SETTINGS, "checkpoint_dir": str(folder) if has_folder else ""}
+        if not has_folder:
+            folder = folder.rename(folder.parent / "a_1.checkpoints")
+        logs = tmp_path / "elsewhere" if has_folder else folder.parent
+        environ = {"LOGDIR": str(logs), "JOB_UID": "7"}
+        run_file(folder, outcome="aborted", job="7")
+        assert unfinished.finished_status(environ, settings) == ExitStatus.TARGET_MISSED
+        assert unfinished.finished_status({**environ, "JOB_UID": "8"}, settings) is None
+        run_file(folder, job="7")
+        assert unfinished.finished_status(environ, settings) is None
 
     def test_a_run_without_checkpoints_is_not_continued(self, beside):
         for path in beside.glob("epoch_*"):
