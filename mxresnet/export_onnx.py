@@ -14,6 +14,7 @@ MXNet's own exporter makes the file. It needs the package onnx (extra `export`).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -58,6 +59,8 @@ def export(saved: SavedModel, path: str) -> None:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
         raise UserError(f"{path} cannot be written ({error.strerror})") from None
 
 

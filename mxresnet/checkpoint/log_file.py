@@ -32,6 +32,19 @@ def position_of(path: str) -> LogPosition:
     return LogPosition(os.path.abspath(path), size, sha256_of(path, size))
 
 
+def sync(path: str) -> None:
+    """Write a log to the disk: after a crash of the machine, it must not be older than a checkpoint.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def is_continuable(path: str, position: LogPosition) -> bool:
     """Return whether a file begins with what the log had at the checkpoint."""
     try:
@@ -48,6 +61,7 @@ def mark_lost_lines(path: str, position: LogPosition) -> None:
     Raises:
         OSError: it cannot be read or written.
     """
+    path = os.path.realpath(path)
     content = read_file(path, MAX_LOG_BYTES)
     lines = content[position.size_bytes :].splitlines(keepends=True)
     changed = [line if _is_kept(line) else LOST_PREFIX + _without_prefix(line) for line in lines]

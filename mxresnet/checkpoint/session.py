@@ -325,6 +325,8 @@ class Session:
         folder = chosen.folder
 
         def write() -> str:
+            if manifest.log:
+                log_file.sync(manifest.log.path)
             written = store.publish(
                 folder,
                 position,

@@ -225,11 +225,16 @@ def _facts_of(path: str) -> FileFacts:
 
 def _write_file(path: str, text: str) -> None:
     partial = path + ".part"
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        raise
 
 
 def sync_folder(path: str) -> None:

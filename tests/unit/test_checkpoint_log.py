@@ -42,6 +42,16 @@ def test_events_after_the_checkpoint_become_text(log):
     )
 
 
+def test_a_log_behind_a_symbolic_link_stays_there(log, tmp_path):
+    position = log_file.position_of(str(log))
+    (tmp_path / "latest.log").symlink_to("run.log")
+    with open(log, "a") as file:
+        file.write(event("run_stop"))
+    log_file.mark_lost_lines(str(tmp_path / "latest.log"), position)
+    assert (tmp_path / "latest.log").is_symlink() and "lost" in log.read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest.log", "run.log"]
+
+
 def test_another_log_is_not_continued(log, tmp_path):
     position = log_file.position_of(str(log))
     assert not log_file.is_continuable(str(tmp_path / "missing"), position)

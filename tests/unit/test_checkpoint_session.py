@@ -154,6 +154,23 @@ def test_a_file_that_cannot_be_written_leaves_one_warning_and_nothing_else(make,
     assert names(tmp_path / "run") == ["epoch_001_step_000002"]
 
 
+def test_the_log_is_on_the_disk_before_the_checkpoint_is(make, tmp_path, monkeypatch):
+    """After a crash of the machine, the log has at least what it had at the checkpoint."""
+    log, written, fsync = tmp_path / "run.log", [], os.fsync
+    log.write_text("epoch 1\n")
+    session, trainer, _ = make(log_file=str(log))
+
+    def note(descriptor):
+        written.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    session.save(Position(1, 1), trainer, InputState())
+    session._report(wait=True)
+    (manifest,) = [path for path in written if path.endswith("manifest.json.part")]
+    assert written.index(str(log)) < written.index(manifest)
+
+
 def test_a_full_disk_is_noticed_before(make, tmp_path, monkeypatch):
     session, trainer, text = make()
     full = os.statvfs_result([4096, 4096, 10, 10, 10, 0, 0, 0, 0, 255])

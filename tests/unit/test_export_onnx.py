@@ -53,3 +53,6 @@ def test_a_file_that_cannot_be_written(tmp_path, capfd):
     path = checkpoints.publish_model(tmp_path)
     assert export_onnx.main([path, str(tmp_path / "no" / "folder.onnx")]) == 2
     assert "cannot be written (No such file or directory)" in capfd.readouterr().err
+    (tmp_path / "folder.onnx").mkdir()
+    assert export_onnx.main([path, str(tmp_path / "folder.onnx")]) == 2
+    assert not list(tmp_path.glob("*.part"))
