@@ -33,7 +33,7 @@ def position_of(path: str) -> LogPosition:
 
 
 def sync(path: str) -> None:
-    """Write a log to the disk: after a crash of the machine, it must not be older than a checkpoint.
+    """Write a log to the disk: it must not be older than a checkpoint after the machine crashes.
 
     Raises:
         OSError: it cannot be written.

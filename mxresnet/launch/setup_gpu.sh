@@ -27,7 +27,7 @@ check_device_variable() {
 # Print what nvidia-smi answers about each GPU that this process may use. Fails if there is no
 # answer, with the reason as output.
 query_gpus() {
-    local answer query=(--query-gpu="$1" --format=csv,noheader)
+    local answer query=("--query-gpu=$1" "--format=csv,noheader")
     case ${CUDA_VISIBLE_DEVICES-all} in
         all) ;;
         "" | -1 | NoDevFiles) return ;;
