@@ -8,7 +8,8 @@ used). The network has one input, data: float32 (N, 3, height, width), red, gree
 normalized as in an evaluation. Its output, softmax, is the probabilities (N, classes). The
 properties of the file (metadata_props) hold the class names and how to preprocess an image.
 
-MXNet's own exporter makes the file. It needs the package onnx (extra `export`).
+MXNet's own exporter makes the file. It needs the package onnx (extra `export`). The exit status is
+2 if the checkpoint cannot be used or the file cannot be written.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def export(saved: SavedModel, path: str) -> None:
         import onnx
     except ImportError:
         raise UserError(
-            "the package onnx is not installed: pip install -c constraints.txt '.[export]'"
+            "the package onnx is not installed: pip install -c constraints.txt -e '.[export]'"
         ) from None
     model = _translate(saved, onnx)
     _clean(model, onnx)
@@ -126,7 +127,9 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Optional[Sequence[str]] = None) -> ExitStatus:
     """Run the command line and return its exit status."""
     parser = _Parser(
-        prog="python -m mxresnet.export_onnx", description=(__doc__ or "").splitlines()[0]
+        prog="python -m mxresnet.export_onnx",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a checkpoint or a run")
     parser.add_argument("file", metavar="FILE", help="ONNX file to write")

@@ -92,7 +92,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parse(argv: Optional[Sequence[str]]) -> argparse.Namespace:
-    parser = _Parser(prog="python -m mxresnet.predict", description=(__doc__ or "").splitlines()[0])
+    parser = _Parser(
+        prog="python -m mxresnet.predict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a checkpoint or a run")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image file, or folder of them")
     parser.add_argument("--top", type=int, default=5, help="classes to print (default 5)")

@@ -34,7 +34,7 @@ from mxresnet.results.verdict import ReportStatus
 NAME = "mxresnet-report"
 DEMO = os.path.join(os.path.dirname(os.path.abspath(__file__)), "demo")
 DEFAULT_PAGE = "report.html"
-INSTALL = "pip install 'mxresnet[report]' (plotly and jinja2)"
+INSTALL = "pip install -c constraints.txt -e '.[report]' (plotly and jinja2)"
 
 
 def _make_parser() -> argparse.ArgumentParser:

@@ -54,6 +54,10 @@ def _runs(series: Dict[str, Any]) -> List[str]:
         )
     if len(series["runs"]) > MAX_RUNS:
         lines.append(f"  and {len(series['runs']) - MAX_RUNS} more")
+    if any(run["dropped"] for run in series["runs"]):
+        lines.append(
+            "  dropped: MLPerf's score is the mean without the fastest and the slowest run"
+        )
     return lines
 
 

@@ -45,7 +45,7 @@ def test_without_onnx_one_line_names_the_extra(tmp_path, capfd, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     path = checkpoints.publish_model(tmp_path)
     assert export_onnx.main([path, str(tmp_path / "model.onnx")]) == 2
-    assert "pip install -c constraints.txt '.[export]'" in capfd.readouterr().err
+    assert "pip install -c constraints.txt -e '.[export]'" in capfd.readouterr().err
 
 
 def test_a_file_that_cannot_be_written(tmp_path, capfd):
