@@ -43,7 +43,8 @@ def start_log(config: Config, rank: int) -> Optional[int]:
 
     Returns:
         When the process started, milliseconds since 1970, if nothing is written because the log may
-        have these lines already: rank 0 has found an unfinished run. Else None.
+        have these lines already, or be that of a running process: rank 0 has found an earlier run.
+        Else None.
 
     Raises:
         UserError: --log-file, or without it standard output, cannot be written.
@@ -52,7 +53,7 @@ def start_log(config: Config, rank: int) -> Optional[int]:
     from mxresnet.checkpoint import opening
 
     if rank == 0:
-        if opening.may_resume(config):
+        if opening.is_used(config):
             return int(time.time() * 1000)
         if config.log_file:
             mllog.open_file(config.log_file)
@@ -71,6 +72,7 @@ def continue_log(config: Config, session: Session, start_ms: Optional[int], rank
 
     if rank != 0 or start_ms is None:
         return
+    session.mark_replaced_log()
     if config.log_file:
         mllog.open_file(config.log_file)
     if not session.log_continues:

@@ -45,6 +45,7 @@ class Choice:
         manifest: of this checkpoint.
         notes: what was passed over, one line each.
         lock: open file that is locked until the process ends.
+        replaced_log: log of the unfinished run in whose place this one starts anew; "" without one.
     """
 
     folder: str
@@ -52,12 +53,18 @@ class Choice:
     manifest: Optional[Manifest] = None
     notes: List[str] = field(default_factory=list)
     lock: Optional[IO[str]] = None
+    replaced_log: str = ""
 
 
 def has_checkpoints(folder: str) -> bool:
     """Return whether an unfinished run of the folder has a checkpoint, intact or not."""
     runs = list_runs(folder)
     return bool(runs) and bool(store.list_checkpoints(runs[0])) and not _is_finished(runs[0])
+
+
+def is_used(folder: str) -> bool:
+    """Return whether a run was started in the folder; it may be running."""
+    return os.path.lexists(os.path.join(folder, LOCK_FILE))
 
 
 def list_runs(folder: str) -> List[str]:
@@ -113,6 +120,8 @@ def _choose(
     runs = list_runs(folder)
     if not runs:
         return Choice(folder)
+    notes: List[str] = []
+    replaced_log = ""
     if resume and not _is_finished(runs[0]):
         checkpoint, manifest, notes = _newest_intact(runs[0])
         if checkpoint and manifest:
@@ -126,13 +135,20 @@ def _choose(
                     "--checkpoint-dir"
                 )
             return Choice(runs[0], checkpoint, manifest, notes)
-        if not store.list_checkpoints(runs[0]):
-            return Choice(runs[0])  # it ended before its first checkpoint
+        replaced_log = _log_of(runs[0])
+        if not store.list_checkpoints(runs[0]):  # it ended before its first checkpoint
+            return Choice(runs[0], replaced_log=replaced_log)
         notes.append(f"no checkpoint in {runs[0]} can be used: the run starts anew")
-    else:
-        notes = []
     later = [int(os.path.basename(run)[len("run_") :]) for run in runs if run != folder]
-    return Choice(os.path.join(folder, f"run_{max([1, *later]) + 1}"), notes=notes)
+    anew = os.path.join(folder, f"run_{max([1, *later]) + 1}")
+    return Choice(anew, notes=notes, replaced_log=replaced_log)
+
+
+def _log_of(folder: str) -> str:
+    try:
+        return store.read_run(folder).log
+    except DamagedError:
+        return ""
 
 
 def _is_finished(folder: str) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from typing import List
 
 from mxresnet.bounded_read import read_file
 from mxresnet.checkpoint.fingerprint import sha256_of
@@ -18,6 +19,7 @@ from mxresnet.checkpoint.manifest import LogPosition
 MAX_LOG_BYTES = 1 << 30
 EVENT_PREFIX = b":::MLLOG "
 LOST_PREFIX = b"lost, because the run was resumed: "
+REPLACED_PREFIX = b"lost, because the log was not continued: "
 # Events that are not repeated.
 CHECKPOINT_KEY, RESUMED_KEY = "checkpoint", "resumed"
 
@@ -65,6 +67,27 @@ def mark_lost_lines(path: str, position: LogPosition) -> None:
     content = read_file(path, MAX_LOG_BYTES)
     lines = content[position.size_bytes :].splitlines(keepends=True)
     changed = [line if _is_kept(line) else LOST_PREFIX + _without_prefix(line) for line in lines]
+    _replace_lines(path, content[: position.size_bytes], lines, changed)
+
+
+def mark_all_lines_lost(path: str) -> None:
+    """Make text of all events: a run begins anew in this log, or with a header of its own.
+
+    Raises:
+        OSError: the file exists and cannot be read or written.
+    """
+    if not os.path.isfile(path):
+        return
+    lines = read_file(path, MAX_LOG_BYTES).splitlines(keepends=True)
+    changed = [
+        REPLACED_PREFIX + _without_prefix(line) if EVENT_PREFIX.strip() in line else line
+        for line in lines
+    ]
+    _replace_lines(path, b"", lines, changed)
+
+
+def _replace_lines(path: str, start: bytes, lines: List[bytes], changed: List[bytes]) -> None:
+    """Replace a log, whose lines after its start were these, as a whole."""
     if changed and not changed[-1].endswith(b"\n"):  # its process was killed
         changed[-1] += b"\n"
     if changed == lines:
@@ -72,7 +95,7 @@ def mark_lost_lines(path: str, position: LogPosition) -> None:
     partial = f"{path}.part"
     try:
         with open(partial, "wb") as file:
-            file.write(content[: position.size_bytes] + b"".join(changed))
+            file.write(start + b"".join(changed))
             file.flush()
             os.fsync(file.fileno())
         os.chmod(partial, os.stat(path).st_mode)

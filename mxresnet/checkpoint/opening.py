@@ -34,10 +34,10 @@ def folder_of(config: Config) -> Optional[str]:
     return os.path.splitext(log)[0] + SUFFIX
 
 
-def may_resume(config: Config) -> bool:
-    """Return whether rank 0 finds an unfinished run; whether it fits is found out later."""
+def is_used(config: Config) -> bool:
+    """Return whether rank 0 finds a run, which may be running; whether it fits is found later."""
     folder = folder_of(config)
-    return bool(folder) and config.resume == "auto" and choice.has_checkpoints(str(folder))
+    return folder is not None and choice.is_used(folder)
 
 
 def open_session(config: Config, data: DataSet, world: World, backend: str) -> Session:

@@ -137,6 +137,25 @@ class Session:
             raise UserError(f"--log-file {path} cannot be written ({error.strerror})") from None
         return True
 
+    def mark_replaced_log(self) -> None:
+        """Make text of earlier events in the log that is not continued: it gets a new header.
+
+        Raises:
+            UserError: the log cannot be written.
+        """
+        if self._choice is None or not self._config.log_file or self.log_continues:
+            return
+        earlier = self._choice.replaced_log
+        if self.resumed and self.resumed.manifest.log:
+            earlier = self.resumed.manifest.log.path
+        path = self._config.log_file
+        if earlier != os.path.abspath(path):
+            return
+        try:
+            log_file.mark_all_lines_lost(path)
+        except OSError as error:
+            raise UserError(f"--log-file {path} cannot be written ({error.strerror})") from None
+
     @property
     def position(self) -> Optional[Position]:
         return self.resumed.manifest.position if self.resumed else None

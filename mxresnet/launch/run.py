@@ -316,7 +316,7 @@ def run_timed(context: Run, mpirun: str, settings: Dict[str, Any]) -> int:
         return finished
     earlier = unfinished.find(context.environ, settings, number_of_started_ranks(context))
     if earlier:
-        log_file, started = earlier.log, earlier.started
+        log_file, started = earlier.log or run_log.create_log(context.environ), earlier.started
         print_to_stderr(f"an unfinished run continues: {log_file} (--resume no starts a new one)")
     else:
         log_file = run_log.create_log(context.environ)

@@ -32,7 +32,7 @@ class UnfinishedRun:
     """A run to continue.
 
     Attributes:
-        log: path of its log.
+        log: path of its log; "" if the folder of that is gone.
         started: when it started first, seconds since 1970.
     """
 
@@ -65,7 +65,10 @@ def find(
         folders = [os.path.join(folder, f"{stamp}_{trial}{SUFFIX}")]
     else:
         folders = sorted(_folders_in(folder, f"_{trial}{SUFFIX}"), key=_time_of, reverse=True)
-    return next(_matching(folders, settings, ranks), None)
+    found = next(_matching(folders, settings, ranks), None)
+    if found is None or os.path.isdir(os.path.dirname(found.log) or "."):
+        return found
+    return UnfinishedRun("", found.started)
 
 
 def finished_status(
@@ -121,9 +124,9 @@ def _matching(
             if run.outcome or not store.list_checkpoints(path) or run.ranks != ranks:
                 continue
             if _is_same(settings, run.settings) and not choice.is_locked(folder):
-                beside = folder[: -len(SUFFIX)] + ".log" if folder.endswith(SUFFIX) else run.log
-                if beside:
-                    yield UnfinishedRun(beside, run.started)
+                log = run.log if settings["checkpoint_dir"] else f"{folder[: -len(SUFFIX)]}.log"
+                if log:
+                    yield UnfinishedRun(log, run.started)
 
 
 def _is_same(settings: Mapping[str, Any], others: Dict[str, Any]) -> bool:

@@ -225,6 +225,15 @@ class TestLauncher:
         assert self.find(beside, stamp="a").log == log and self.find(beside, stamp="b") is None
         assert self.find(beside, seed=5).log == log and self.find(beside, watchdog_limit=9)
 
+    def test_the_log_of_a_run_with_a_folder_for_checkpoints(self, beside, tmp_path):
+        """It need not be beside that folder, whatever its name; one that is gone is not needed."""
+        (tmp_path / "logs").mkdir()
+        log = tmp_path / "logs" / "b_1.log"
+        run_file(beside, log=str(log))
+        assert self.find(beside, checkpoint_dir=str(beside)).log == str(log)
+        (tmp_path / "logs").rmdir()
+        assert self.find(beside, checkpoint_dir=str(beside)).log == ""
+
     def test_no_run_to_continue(self, beside):
         assert self.find(beside, ranks=2) is None and self.find(beside, lr=7.0) is None
         assert self.find(beside, seed=6) is None and self.find(beside, resume="no") is None

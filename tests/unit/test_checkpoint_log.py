@@ -4,8 +4,11 @@
 import json
 
 import pytest
+from support import checkpoints
 
-from mxresnet.checkpoint import log_file
+from mxresnet import cli
+from mxresnet.checkpoint import choice, log_file
+from mxresnet.config import Config
 from mxresnet.results.log_reader import read_log
 
 
@@ -59,3 +62,24 @@ def test_another_log_is_not_continued(log, tmp_path):
     assert not log_file.is_continuable(str(log), position)
     log.write_text("")
     assert not log_file.is_continuable(str(log), position)
+
+
+def test_all_events_of_a_run_that_starts_anew_become_text(log):
+    with open(log, "a") as file:
+        file.write(event("checkpoint") + event("resumed") + "text\n")
+    lines = log.read_text().splitlines()
+    log_file.mark_all_lines_lost(str(log))
+    assert read_log(str(log)).events == [] and ":::MLLOG" not in log.read_text()
+    assert len(log.read_text().splitlines()) == len(lines) and "text\n" in log.read_text()
+    log_file.mark_all_lines_lost(str(log.parent / "missing"))
+
+
+@pytest.mark.parametrize("resume", ["auto", "no"])
+def test_a_second_run_does_not_write_to_the_log_of_a_running_one(log, resume):
+    """It is not known to be the second one before it has the lock of the folder."""
+    config, before = Config(log_file=str(log), resume=resume), log.read_bytes()
+    folder = str(log.with_suffix(".checkpoints"))
+    chosen = choice.choose(folder, checkpoints.fingerprint_of(), None, True, False)
+    assert cli.start_log(config, 0) is not None
+    assert log.read_bytes() == before
+    chosen.lock.close()
