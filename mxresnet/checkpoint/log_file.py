@@ -78,6 +78,7 @@ def mark_all_lines_lost(path: str) -> None:
     """
     if not os.path.isfile(path):
         return
+    path = os.path.realpath(path)
     lines = read_file(path, MAX_LOG_BYTES).splitlines(keepends=True)
     changed = [
         REPLACED_PREFIX + _without_prefix(line) if EVENT_PREFIX.strip() in line else line
