@@ -18,6 +18,7 @@ from typing import Any, Dict, Iterable, Optional, Sequence, Tuple
 from mlperf_logging import mllog
 from mlperf_logging.mllog import constants
 
+from mxresnet.checkpoint.log_file import CHECKPOINT_KEY, RESUMED_KEY
 from mxresnet.checkpoint.manifest import Position
 from mxresnet.config import Config
 from mxresnet.errors import Interrupted, UserError
@@ -25,9 +26,6 @@ from mxresnet.lr_schedule import END_LEARNING_RATE, POLYNOMIAL_POWER
 from mxresnet.run_plan import Block, Plan
 from mxresnet.standard_streams import describe_error, output_error
 from mxresnet.step_times import StepTimes
-
-# Keys of lines about checkpoints; MLPerf has none for them.
-CHECKPOINT, RESUMED = "checkpoint", "resumed"
 
 
 class _LogFile(logging.FileHandler):
@@ -278,13 +276,13 @@ class RunLog:
         """Log that the run continues from a checkpoint, the time after which it does so."""
         self._is_muted = False
         metadata = {"checkpoint": position.folder_name, "epoch_num": position.epoch}
-        self._event(RESUMED, gap_seconds, {**metadata, "step": position.step})
+        self._event(RESUMED_KEY, gap_seconds, {**metadata, "step": position.step})
 
     def checkpoint(self, position: Position, wait_seconds: float, write_seconds: float) -> None:
         """Log a checkpoint: how long the step waited for it, and how long its write took."""
         seconds = {"wait_seconds": wait_seconds, "write_seconds": write_seconds}
         metadata = {constants.EPOCH_NUM: position.epoch, "step": position.step}
-        self._event(CHECKPOINT, seconds, metadata)
+        self._event(CHECKPOINT_KEY, seconds, metadata)
 
     def block(self, block: Block, started: bool = False) -> _Interval:
         """Log a block; one without an evaluation is never closed, as in the reference.

@@ -27,6 +27,7 @@ from mxresnet.checkpoint.fingerprint import Fingerprint
 from mxresnet.checkpoint.manifest import DamagedError, Manifest
 from mxresnet.errors import UserError
 
+SUFFIX = ".checkpoints"  # of a folder beside a log
 LOCK_FILE = "lock"
 _LATER_RUN = re.compile(r"run_(\d{1,6})", re.ASCII)
 # The processes of a run that was killed may need this long to end.

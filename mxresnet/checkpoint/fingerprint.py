@@ -50,7 +50,7 @@ class Fingerprint:
         settings: all settings by field of Config, also those of MAY_DIFFER.
         data: counts of the data set, and the SHA-256 of its manifests or the sizes of its files.
         ranks: number of ranks.
-        versions: of the packages that compute, and the device type and input of the run.
+        versions: of the packages that compute, and the kind of the input.
     """
 
     settings: Dict[str, Any]

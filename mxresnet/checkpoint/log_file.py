@@ -20,7 +20,7 @@ MAX_LOG_BYTES = 1 << 30
 EVENT_PREFIX = b":::MLLOG "
 LOST_PREFIX = b"lost, because the run was resumed: "
 REPLACED_PREFIX = b"lost, because the log was not continued: "
-# Events that are not repeated.
+# Events that are not repeated; MLPerf has no keys for them.
 CHECKPOINT_KEY, RESUMED_KEY = "checkpoint", "resumed"
 
 

@@ -30,7 +30,6 @@ from mxresnet.checkpoint.fingerprint import Fingerprint
 FORMAT, VERSION = "mxresnet-checkpoint", 1
 FILE = "manifest.json"
 SYMBOL_FILE, PARAMS_FILE, OPTIMIZER_FILE = "model-symbol.json", "model-0000.params", "optimizer.npz"
-MODEL_PREFIX = "model"  # with epoch 0: for mx.mod.Module.load and mx.model.load_checkpoint
 _MAX_BYTES = 64 << 20
 _FILE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 

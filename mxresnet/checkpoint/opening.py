@@ -18,8 +18,6 @@ from mxresnet.config import Config
 from mxresnet.data.dataset import DataSet
 from mxresnet.parallel.world import World
 
-SUFFIX = ".checkpoints"
-
 
 def folder_of(config: Config) -> Optional[str]:
     """Return the folder for checkpoints of rank 0; None for a run without."""
@@ -31,7 +29,7 @@ def folder_of(config: Config) -> Optional[str]:
     log = config.log_file
     if not log or (os.path.exists(log) and not os.path.isfile(log)):  # as /dev/null
         return None
-    return os.path.splitext(log)[0] + SUFFIX
+    return os.path.splitext(log)[0] + choice.SUFFIX
 
 
 def is_used(config: Config) -> bool:

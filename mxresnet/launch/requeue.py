@@ -15,7 +15,8 @@ import os
 import signal
 from typing import Any, List, Mapping, Optional, Tuple
 
-from mxresnet.checkpoint import choice
+from mxresnet.checkpoint import choice, store
+from mxresnet.checkpoint.manifest import DamagedError
 from mxresnet.errors import ExitStatus
 from mxresnet.launch import processes, run_log, unfinished
 from mxresnet.launch.terminal import print_to_stderr
@@ -105,12 +106,25 @@ def finished_status(log: str) -> Optional[ExitStatus]:
         stop = read_log(log).last_event("run_stop")
     except OSError:
         return None
-    if stop is not None:
-        succeeded = stop.metadata.get("status") == "success"
-        return ExitStatus.SUCCESS if succeeded else ExitStatus.TARGET_MISSED
-    if not choice.has_checkpoints(os.path.splitext(log)[0] + unfinished.SUFFIX):
+    folder = os.path.splitext(log)[0] + choice.SUFFIX
+    if stop is not None and stop.metadata.get("status") == "success":
+        return ExitStatus.SUCCESS
+    if stop is not None and not _was_ended_by_an_error(folder):
+        return ExitStatus.TARGET_MISSED
+    if not choice.has_checkpoints(folder):
         os.replace(log, f"{log}.lost")
     return None
+
+
+def _was_ended_by_an_error(folder: str) -> bool:
+    """Return whether a run that logged run_stop did not end by itself: its folder notes that end.
+
+    The log is the same in both cases.
+    """
+    for run in choice.list_runs(folder)[:1]:
+        with contextlib.suppress(DamagedError):
+            return not store.read_run(run).outcome
+    return False
 
 
 def stop_seconds(environ: Mapping[str, str]) -> float:

@@ -21,7 +21,6 @@ from mxresnet.errors import ExitStatus
 from mxresnet.launch.run_log import DEFAULT_LOGDIR
 from mxresnet.launch.terminal import print_to_stderr
 
-SUFFIX = ".checkpoints"
 _OFF = ("0", "false", "no")
 # After SIGTERM, Kubernetes kills a pod after 30 seconds.
 STOP_SECONDS = 20.0
@@ -62,9 +61,11 @@ def find(
     if settings["checkpoint_dir"]:
         folders: List[str] = [settings["checkpoint_dir"]]
     elif stamp:
-        folders = [os.path.join(folder, f"{stamp}_{trial}{SUFFIX}")]
+        folders = [os.path.join(folder, f"{stamp}_{trial}{choice.SUFFIX}")]
     else:
-        folders = sorted(_folders_in(folder, f"_{trial}{SUFFIX}"), key=_time_of, reverse=True)
+        folders = sorted(
+            _folders_in(folder, f"_{trial}{choice.SUFFIX}"), key=_time_of, reverse=True
+        )
     found = next(_matching(folders, settings, ranks), None)
     if found is None or os.path.isdir(os.path.dirname(found.log) or "."):
         return found
@@ -83,7 +84,7 @@ def finished_status(
         settings: effective settings of the run, for --checkpoint-dir.
     """
     job = environ.get("JOB_UID")
-    folders = [*_folders_in(environ.get("LOGDIR") or DEFAULT_LOGDIR, SUFFIX)]
+    folders = [*_folders_in(environ.get("LOGDIR") or DEFAULT_LOGDIR, choice.SUFFIX)]
     if settings["checkpoint_dir"]:
         folders.append(settings["checkpoint_dir"])
     for folder in folders if job else ():
@@ -124,7 +125,11 @@ def _matching(
             if run.outcome or not store.list_checkpoints(path) or run.ranks != ranks:
                 continue
             if _is_same(settings, run.settings) and not choice.is_locked(folder):
-                log = run.log if settings["checkpoint_dir"] else f"{folder[: -len(SUFFIX)]}.log"
+                log = (
+                    run.log
+                    if settings["checkpoint_dir"]
+                    else f"{folder[: -len(choice.SUFFIX)]}.log"
+                )
                 if log:
                     yield UnfinishedRun(log, run.started)
 

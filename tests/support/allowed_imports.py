@@ -109,8 +109,9 @@ EDGES = {
     "launch.processes": {"errors", "launch.terminal", "process_guard"},
     "launch.refused_variables": {"errors"},
     "launch.requeue": {
-        *("checkpoint.choice", "errors", "launch.processes", "launch.run_log", "launch.terminal"),
-        *("launch.trial_settings", "launch.unfinished", "results.log_reader"),
+        *("checkpoint.choice", "checkpoint.manifest", "checkpoint.store", "errors"),
+        *("launch.processes", "launch.run_log", "launch.terminal", "launch.trial_settings"),
+        *("launch.unfinished", "results.log_reader"),
     },
     "launch.run": {
         *("environment", "errors", "launch.builtin_data", "launch.caller_paths"),
@@ -139,8 +140,8 @@ EDGES = {
     "memory": {"config", "errors"},
     "metrics": {"errors"},
     "mllog": {
-        *("checkpoint.manifest", "config", "errors", "lr_schedule", "run_plan"),
-        *("standard_streams", "step_times"),
+        *("checkpoint.log_file", "checkpoint.manifest", "config", "errors", "lr_schedule"),
+        *("run_plan", "standard_streams", "step_times"),
     },
     "model.cudnn_bn.__main__": {
         *("errors", "model.cudnn_bn.build", "model.cudnn_bn.runtime", "model.cudnn_bn.self_test"),

@@ -2,6 +2,7 @@
 """Which checkpoint a run continues from: damaged, foreign and finished ones, locks, settings."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import shutil
@@ -17,7 +18,7 @@ from mxresnet.checkpoint.fingerprint import MAY_DIFFER
 from mxresnet.checkpoint.manifest import Position
 from mxresnet.config import FIELDS, Config, flag_of
 from mxresnet.errors import ExitStatus, UserError
-from mxresnet.launch import unfinished
+from mxresnet.launch import requeue, unfinished
 
 SETTINGS = checkpoints.fingerprint_of().settings
 
@@ -258,6 +259,26 @@ class TestLauncher:
         assert unfinished.finished_status({**environ, "JOB_UID": "8"}, settings) is None
         run_file(folder, job="7")
         assert unfinished.finished_status(environ, settings) is None
+
+    @pytest.mark.parametrize(
+        "in_log, outcome, expected",
+        [
+            ("success", "success", ExitStatus.SUCCESS),
+            ("success", "", ExitStatus.SUCCESS),
+            ("aborted", "aborted", ExitStatus.TARGET_MISSED),
+            ("aborted", "", None),  # an error ended it, such as the loss of a machine
+            ("", "", None),
+        ],
+    )
+    def test_a_trial_of_a_job_that_is_queued_again(self, beside, in_log, outcome, expected):
+        log, event = beside.parent / "a_1.log", {"key": "run_stop", "metadata": {"status": in_log}}
+        log.write_text(f":::MLLOG {json.dumps(event)}\n" if in_log else "")
+        run_file(beside, outcome=outcome)
+        assert requeue.finished_status(str(log)) == expected and log.exists()
+        for path in beside.glob("epoch_*"):
+            shutil.rmtree(path)
+        assert requeue.finished_status(str(log)) == expected
+        assert log.exists() == (expected is not None)  # else it starts anew
 
     def test_a_run_without_checkpoints_is_not_continued(self, beside):
         for path in beside.glob("epoch_*"):
