@@ -84,10 +84,12 @@ def finished_status(
         settings: effective settings of the run, for --checkpoint-dir.
     """
     job = environ.get("JOB_UID")
+    if not job:
+        return None
     folders = [*_folders_in(environ.get("LOGDIR") or DEFAULT_LOGDIR, choice.SUFFIX)]
     if settings["checkpoint_dir"]:
         folders.append(settings["checkpoint_dir"])
-    for folder in folders if job else ():
+    for folder in folders:
         for path in choice.list_runs(folder)[:1]:
             with contextlib.suppress(DamagedError):
                 run = store.read_run(path)
