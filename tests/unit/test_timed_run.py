@@ -27,7 +27,7 @@ def timed_run(tmp_path, monkeypatch, capfd):
 
         monkeypatch.setattr(run, "run_ranks", run_ranks)
         environ = {"LOGDIR": str(tmp_path / "results"), "DATESTAMP": "s", "DGXNGPU": "1"}
-        settings = {"resume": "no", "checkpoints": False}
+        settings = {"resume": "no", "checkpoints": False, "checkpoint_dir": ""}
         returned = run.run_timed(run.Run([], environ, 0, "python"), "", settings)
         return (returned, *capfd.readouterr())
 
