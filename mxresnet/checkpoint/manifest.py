@@ -202,6 +202,10 @@ def _parse(content: Dict[str, Any]) -> Manifest:
             isinstance(v, str) for v in [manifest.run_id, *(f.sha256 for f in files.values())]
         )
         or not all(type(v) is bool for v in (manifest.is_best, position.evaluated))
+        or not all(
+            isinstance(v, dict)
+            for v in (fingerprint.settings, fingerprint.data, fingerprint.versions)
+        )
         or not all(map(_FILE_NAME.fullmatch, files))
         or set(files) != expected
         or len(files) != fingerprint.ranks + 3

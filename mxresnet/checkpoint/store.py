@@ -216,6 +216,8 @@ def _remove(path: str) -> None:
     folder, name = os.path.split(path)
     removed = os.path.join(folder, f"{_UNFINISHED}removed-{name}-{time.time_ns()}")
     os.rename(path, removed)
+    with contextlib.suppress(OSError):
+        os.chmod(removed, 0o700)  # one that was passed over may not be readable
     shutil.rmtree(removed, ignore_errors=True)
 
 

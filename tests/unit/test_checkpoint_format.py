@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support import checkpoints
 
-from mxresnet.checkpoint import arrays, state, store
+from mxresnet.checkpoint import arrays, manifest, state, store
 from mxresnet.checkpoint.manifest import DamagedError, Position
 from mxresnet.errors import UserError
 from mxresnet.model import portable
@@ -154,6 +154,17 @@ def test_damage_is_found(tiny, name, how):
         damage(path / name, how)
     with pytest.raises(DamagedError):
         store.verify(str(path))
+
+
+@pytest.mark.parametrize("field", ["settings", "data", "versions"])
+def test_a_manifest_with_values_of_other_types_is_damaged(tiny, field):
+    """Its sum is right: another program wrote it."""
+    path = tiny / "epoch_003_step_000007" / "manifest.json"
+    content = manifest.parse_json_file(str(path), manifest.FORMAT)
+    content["fingerprint"][field] = [1]
+    path.write_text(manifest.format_json(manifest.FORMAT, content))
+    with pytest.raises(DamagedError, match="is damaged"):
+        store.verify(str(path.parent))
 
 
 def test_a_renamed_checkpoint_is_damaged(tiny):
