@@ -193,10 +193,13 @@ def prune(folder: str, newest: str, kept: int = KEPT) -> None:
 
     Args:
         folder: of the run.
-        newest: path of the last checkpoint that the run has written or continued from.
+        newest: path of the last checkpoint that the run has written or continued from. If it is
+            gone, nothing is removed.
         kept: how many to keep, besides the best one.
     """
     paths = list_checkpoints(folder)
+    if newest not in paths:
+        return
     paths = paths[paths.index(newest) :]
     best = best_of(paths)
     for path in paths[kept:]:

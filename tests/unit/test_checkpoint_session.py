@@ -4,6 +4,7 @@
 import io
 import os
 import resource
+import shutil
 import signal
 
 import numpy as np
@@ -115,6 +116,16 @@ def test_new_checkpoints_are_kept_beside_damaged_ones_of_later_positions(make, t
     assert names(tmp_path / "run") == [f"epoch_001_step_00000{step}" for step in (4, 5, 8, 9)]
     session.finish("success")
     assert names(tmp_path / "run")[0] == "epoch_001_step_000005"
+
+
+def test_checkpoints_that_were_removed_meanwhile_do_not_end_the_run(make, tmp_path):
+    session, trainer, text = make()
+    session.save(Position(1, 5), trainer, InputState())
+    session._report(wait=True)
+    (name,) = names(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / name)
+    session.finish("success")
+    assert store.read_run(str(tmp_path / "run")).outcome == "success" and text.getvalue() == ""
 
 
 def test_sigterm_writes_a_checkpoint_and_ends_the_run(make, tmp_path):
