@@ -144,6 +144,8 @@ def parse_json_file(path: str, expected_format: str) -> Dict[str, Any]:
         DamagedError: it cannot be read, or is of another format or version.
     """
     name = os.path.basename(path)
+    if os.path.exists(path) and not os.path.isfile(path):  # to open a pipe would wait for a writer
+        raise DamagedError(f"{name} is not a regular file")
     try:
         content = json.loads(read_file(path, _MAX_BYTES).decode())
     except OSError as error:

@@ -211,7 +211,7 @@ def remove_unfinished(folder: str) -> None:
     """Remove what a process that was killed has left. Only the process that has the lock may."""
     for name in os.listdir(folder):
         if name.startswith(_UNFINISHED):
-            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+            _delete(os.path.join(folder, name))
 
 
 def _remove(path: str) -> None:
@@ -219,9 +219,17 @@ def _remove(path: str) -> None:
     folder, name = os.path.split(path)
     removed = os.path.join(folder, f"{_UNFINISHED}removed-{name}-{time.time_ns()}")
     os.rename(path, removed)
+    _delete(removed)
+
+
+def _delete(path: str) -> None:
+    """Delete a folder or what is in its place, if it can be: a link, not what it leads to."""
     with contextlib.suppress(OSError):
-        os.chmod(removed, 0o700)  # one that was passed over may not be readable
-    shutil.rmtree(removed, ignore_errors=True)
+        if os.path.islink(path) or not os.path.isdir(path):
+            os.unlink(path)
+        else:
+            os.chmod(path, 0o700)  # a checkpoint that was passed over may not be readable
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _facts_of(path: str) -> FileFacts:

@@ -103,6 +103,15 @@ def test_a_file_that_cannot_be_read_is_passed_over(folder):
     assert choose(folder).checkpoint == str(folder / "epoch_002_step_000007")
 
 
+def test_a_named_pipe_is_not_waited_for(folder):
+    path = folder / "epoch_003_step_000007" / "manifest.json"
+    for pipe in (folder / "run.json", path):
+        pipe.unlink()
+        os.mkfifo(pipe)
+    chosen = choose(folder)
+    assert chosen.checkpoint == str(folder / "epoch_002_step_000007") and len(chosen.notes) == 2
+
+
 def test_one_of_another_run_is_passed_over(folder, tmp_path):
     (tmp_path / "other").mkdir()
     position = Position(3, 7)

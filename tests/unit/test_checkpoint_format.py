@@ -184,6 +184,18 @@ def test_newest_first_and_the_best_is_kept(tiny):
     assert sorted(path.name for path in tiny.iterdir()) == sorted(names)
 
 
+def test_nothing_is_left_of_links_and_files_that_are_removed(tiny, tmp_path_factory):
+    """What a link leads to stays as it is."""
+    other = tmp_path_factory.mktemp("other")
+    os.chmod(other, 0o755)
+    (tiny / "epoch_001_step_000001").symlink_to(other)
+    (tiny / "epoch_001_step_000002").write_text("")
+    store.prune(str(tiny), str(tiny / "epoch_003_step_000007"), kept=1)
+    names = ["epoch_001_step_000007", "epoch_003_step_000007"]
+    assert sorted(path.name for path in tiny.iterdir()) == names
+    assert other.is_dir() and other.stat().st_mode & 0o777 == 0o755
+
+
 def test_a_model_is_found_or_refused(tiny):
     path = str(tiny / "epoch_002_step_000007")
     assert store.find_model(path) == path
