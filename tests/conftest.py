@@ -17,9 +17,10 @@ def run_prepare(*arguments):
 
 
 # Programs that the tests start inherit ignored signals, and the tests send these signals to them. A
-# shell ignores SIGINT for its background commands, nohup ignores SIGHUP.
+# shell ignores SIGINT and SIGQUIT for its background commands, nohup ignores SIGHUP.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
