@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training data continues after a checkpoint with the bytes that would have come."""
 
+import ctypes
 import hashlib
 import json
 import random
@@ -22,6 +23,18 @@ BACKENDS = {
     "image_record_iter": {"use_dali": False},
     "synthetic": {"synth_data": 1, "num_examples": IMAGES, "num_val_examples": 8},
 }
+
+M_MMAP_THRESHOLD = -3  # <malloc.h>
+
+
+@pytest.fixture(scope="module", autouse=True)
+def buffers_are_given_back():
+    """Let glibc give large buffers back to the system.
+
+    Otherwise the untouched buffers of DALI's many pipelines stay in a heap of 30 GiB. The kernel
+    copies no area above the machine's memory, so that later tests in this process could not fork.
+    """
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 17)
 
 
 class Stream:
