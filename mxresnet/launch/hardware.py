@@ -55,12 +55,14 @@ def choose_system(environ: Mapping[str, str]) -> Choice:
     """Choose the configuration for the GPUs of this machine, or for its CPU if it has none.
 
     Args:
-        environ: Its CUDA_VISIBLE_DEVICES selects the GPUs.
+        environ: Its CUDA_VISIBLE_DEVICES selects the GPUs; with SETUP_DEVICE=cpu none is used.
 
     Raises:
         UserError: The GPUs cannot be queried or have no configuration, or the job has several
             machines.
     """
+    if environ.get("SETUP_DEVICE") == "cpu":
+        return Choice(CPU_SYSTEM, "SETUP_DEVICE=cpu")
     gpus = _query_gpus(environ)
     if not gpus:
         return Choice(CPU_SYSTEM, "no GPU")

@@ -4,6 +4,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -82,8 +83,13 @@ def test_ranks_of_a_cpu_configuration_divide_the_cores(system):
 def choice(tmp_path, answer="", status=0, **environ):
     """Return the messages of ./run_and_time.sh when nvidia-smi prints this answer.
 
-    A wrong flag ends the run before any work.
+    A wrong flag ends the run before any work. The script runs in a copy without .venv, where it
+    uses the Python of this test: it would replace a .venv for the CPU by one for the GPUs.
     """
+    checkout = tmp_path / "checkout"
+    if not checkout.exists():
+        kept_out = shutil.ignore_patterns(".*", "__pycache__", "tests", "docs", "results", "data")
+        shutil.copytree(ROOT, checkout, ignore=kept_out)
     fake = tmp_path / "nvidia-smi"
     fake.write_text(
         "#!/bin/sh\n"
@@ -94,9 +100,9 @@ def choice(tmp_path, answer="", status=0, **environ):
     fake.chmod(0o755)
     env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path), **environ}
     done = subprocess.run(
-        ["./run_and_time.sh", "--lr", "zero"], cwd=ROOT, text=True, capture_output=True, env=env
+        ["./run_and_time.sh", "--lr", "zero"], cwd=checkout, text=True, capture_output=True, env=env
     )
-    assert done.returncode == 2 and done.stdout == ""
+    assert done.returncode == 2 and done.stdout == "", done.stderr
     return done.stderr
 
 
@@ -150,6 +156,12 @@ def test_gpus_without_a_configuration_are_refused_with_the_list(tmp_path, answer
         and "DGXA100_4gpu" in messages
         and "common" not in messages
     )
+
+
+def test_setup_device_cpu_chooses_the_configuration_of_a_cpu(tmp_path):
+    messages = choice(tmp_path, gpus(4, "NVIDIA A100-SXM4-40GB", 40960), SETUP_DEVICE="cpu")
+    assert messages.startswith("Configuration CPU_digits, chosen")
+    assert "SETUP_DEVICE" in messages.splitlines()[0]
 
 
 def test_the_smallest_gpu_memory_decides(tmp_path):
