@@ -15,7 +15,6 @@ MXNet's own exporter makes the file. It needs the package onnx (extra `export`).
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import sys
@@ -25,6 +24,7 @@ from typing import Any, Dict, Optional, Sequence
 import numpy as np
 
 from mxresnet import saved_model
+from mxresnet.atomic_write import write_atomically
 from mxresnet.errors import ExitStatus, UserError, exit_now
 from mxresnet.saved_model import FIRST_WEIGHT, SavedModel
 from mxresnet.standard_streams import prepare_streams
@@ -52,16 +52,9 @@ def export(saved: SavedModel, path: str) -> None:
     for key, value in _properties(saved).items():
         model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model, full_check=True)
-    partial = f"{path}.part"
     try:
-        with open(partial, "wb") as file:
-            file.write(model.SerializeToString())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        write_atomically(path, model.SerializeToString())
     except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
         raise UserError(f"{path} cannot be written ({error.strerror})") from None
 
 

@@ -10,29 +10,19 @@ from __future__ import annotations
 
 from typing import Any, Dict
 
-from mxresnet.checkpoint.fingerprint import describe_data, effective_settings
+from mxresnet.checkpoint.fingerprint import (
+    LOCAL_SETTINGS,
+    describe_data,
+    effective_settings,
+    format_setting,
+)
 from mxresnet.config import Config, flag_of
 from mxresnet.data.dataset import DataSet
 from mxresnet.errors import UserError
 from mxresnet.parallel.world import World
 
-# Settings that machines may have for themselves, or of which only rank 0's counts. The data is
-# compared by its counts and manifests.
-_OF_ONE_RANK = frozenset(
-    (
-        *("data_root", "data_train", "data_train_idx", "data_val", "data_val_idx"),
-        *("num_classes", "num_examples", "num_val_examples"),
-        *("seed", "gpus", "verbose", "lazy_init_sanity", "dali_threads", "dali_prefetch_queue"),
-        *("dali_dont_use_mmap", "dali_cache_size", "dali_hw_decoder_load"),
-        *("dali_nvjpeg_memory_padding", "dali_tmp_buffer_hint", "dali_decoder_buffer_hint"),
-        *("dali_crop_buffer_hint", "dali_normalize_buffer_hint"),
-        *("dali_preallocate_width", "dali_preallocate_height"),
-        *("log_file", "expected_ranks", "watchdog_period", "watchdog_limit", "disp_batches"),
-        *("checkpoint_dir", "profile_worker_suffix"),
-        *("submission_org", "submission_platform", "submission_division", "submission_status"),
-        "cache_cleared",
-    )
-)
+# Settings that may differ between ranks.
+_OF_ONE_RANK = LOCAL_SETTINGS | {"dali_prefetch_queue", "dali_cache_size", "dali_hw_decoder_load"}
 
 
 def check_agreement(config: Config, data: DataSet, backend: str, world: World) -> None:
@@ -73,5 +63,4 @@ def _facts(config: Config, data: DataSet, backend: str) -> Dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text[:16] or "empty"
+    return format_setting(value)[:16] or "empty"

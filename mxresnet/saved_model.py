@@ -29,8 +29,6 @@ EVALUATION_SETTINGS = (
     *(name for name in FIELDS if name.startswith("dali_")),
 )
 FIRST_WEIGHT, HEAD = "conv0_weight", ("fc1_weight", "fc1_bias")
-# Of a channel-last weight (O, H, W, I), from (O, I, H, W).
-_TO_CHANNEL_LAST = (0, 2, 3, 1)
 
 
 @dataclass(frozen=True)
@@ -147,8 +145,8 @@ def fit(
         values = np.pad(values[:, :channels], padding)
     if values.shape == tuple(shape):
         return values
-    if values.ndim == 4 and values.transpose(_TO_CHANNEL_LAST).shape == tuple(shape):
-        return values.transpose(_TO_CHANNEL_LAST)
+    if values.ndim == 4 and values.transpose(state.TO_CHANNEL_LAST).shape == tuple(shape):
+        return values.transpose(state.TO_CHANNEL_LAST)
     return None
 
 

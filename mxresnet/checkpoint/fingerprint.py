@@ -13,9 +13,9 @@ from typing import Any, Dict, List, Mapping, Sequence
 
 from mxresnet.config import Config, flag_of
 
-# Settings that may differ, because they do not change a step or an evaluation. The paths of the
-# data set are among them: its content is compared by sums.
-MAY_DIFFER = frozenset(
+# Settings of a machine, a process or a log, which change no step and no evaluation. The paths of
+# the data set are among them: its content is compared by counts and sums.
+LOCAL_SETTINGS = frozenset(
     (
         *("data_root", "data_train", "data_train_idx", "data_val", "data_val_idx"),
         *("num_classes", "num_examples", "num_val_examples"),  # compared as counts of the data
@@ -23,14 +23,16 @@ MAY_DIFFER = frozenset(
         *("dali_nvjpeg_memory_padding", "dali_tmp_buffer_hint", "dali_decoder_buffer_hint"),
         *("dali_crop_buffer_hint", "dali_normalize_buffer_hint"),
         *("dali_preallocate_width", "dali_preallocate_height"),
-        "evaluate",
         *("log_file", "expected_ranks", "watchdog_period", "watchdog_limit", "disp_batches"),
-        *("checkpoints", "checkpoint_dir", "checkpoint_minutes", "resume"),
-        *("profile_worker_suffix", "epoch_prof"),
+        *("checkpoint_dir", "profile_worker_suffix"),
         *("submission_org", "submission_platform", "submission_division", "submission_status"),
         "cache_cleared",
     )
 )
+# Settings that may differ when a run is resumed.
+MAY_DIFFER = LOCAL_SETTINGS | {
+    *("checkpoints", "checkpoint_minutes", "resume", "epoch_prof", "evaluate"),
+}
 _PACKAGES = (
     "mxnet",
     "mxnet-cu112",
@@ -90,11 +92,12 @@ def differing_settings(
         now, then = settings.get(name), others.get(name)
         if now != then:
             flag = flag_of(name) if name in Config.__dataclass_fields__ else name
-            found.append(f"{flag} {_text(now)}, there {_text(then)}")
+            found.append(f"{flag} {format_setting(now)}, there {format_setting(then)}")
     return found
 
 
-def _text(value: Any) -> str:
+def format_setting(value: Any) -> str:
+    """Return the value of a setting as in a flag."""
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

@@ -7,11 +7,11 @@ the prefix that makes them events: a run has one run_stop, and each epoch once.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from typing import List
 
+from mxresnet.atomic_write import write_atomically
 from mxresnet.bounded_read import read_file
 from mxresnet.checkpoint.fingerprint import sha256_of
 from mxresnet.checkpoint.manifest import LogPosition
@@ -93,18 +93,7 @@ def _replace_lines(path: str, start: bytes, lines: List[bytes], changed: List[by
         changed[-1] += b"\n"
     if changed == lines:
         return
-    partial = f"{path}.part"
-    try:
-        with open(partial, "wb") as file:
-            file.write(start + b"".join(changed))
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(partial, os.stat(path).st_mode)
-        os.replace(partial, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
-        raise
+    write_atomically(path, start + b"".join(changed), os.stat(path).st_mode)
 
 
 def _is_kept(line: bytes) -> bool:

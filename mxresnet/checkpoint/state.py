@@ -23,7 +23,7 @@ from mxresnet.checkpoint.manifest import (
 Arrays = Dict[str, np.ndarray]
 _MOMENTUM, _STATISTIC, _INPUT, _VALUES = "momentum:", "statistic:", "input:", "values"
 # A .params file has the axes of NCHW: those of a channel-last weight (O, H, W, I) and back.
-_TO_CHANNEL_FIRST, _TO_CHANNEL_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
+_TO_CHANNEL_FIRST, TO_CHANNEL_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def read_network(folder: str, updates: int, channel_last: bool) -> NetworkState:
     weights = read_weights(folder)[0]
     if channel_last:
         weights = {
-            name: array.transpose(_TO_CHANNEL_LAST) if array.ndim == 4 else array
+            name: array.transpose(TO_CHANNEL_LAST) if array.ndim == 4 else array
             for name, array in weights.items()
         }
     arrays = read_npz(os.path.join(folder, OPTIMIZER_FILE))

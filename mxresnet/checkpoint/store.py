@@ -15,6 +15,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any, Callable, Dict, List, Optional
 
+from mxresnet.atomic_write import write_atomically
 from mxresnet.checkpoint import manifest as manifests
 from mxresnet.checkpoint.fingerprint import sha256_of
 from mxresnet.checkpoint.manifest import DamagedError, FileFacts, Manifest, Position, read_manifest
@@ -74,7 +75,8 @@ def write_run(folder: str, run: RunDescription) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    _write_file(os.path.join(folder, RUN_FILE), manifests.format_json(RUN_FORMAT, asdict(run)))
+    text = manifests.format_json(RUN_FORMAT, asdict(run))
+    write_atomically(os.path.join(folder, RUN_FILE), text.encode())
 
 
 def list_checkpoints(folder: str) -> List[str]:
@@ -173,7 +175,8 @@ def publish(
         os.mkdir(partial)
         write_files(partial)
         facts = {name: _facts_of(os.path.join(partial, name)) for name in os.listdir(partial)}
-        _write_file(os.path.join(partial, manifests.FILE), make_manifest(facts).to_json())
+        text = make_manifest(facts).to_json()
+        write_atomically(os.path.join(partial, manifests.FILE), text.encode())
         sync_folder(partial)
         if os.path.lexists(path):  # at the same position, but before the evaluation
             _remove(path)
@@ -234,20 +237,6 @@ def _delete(path: str) -> None:
 
 def _facts_of(path: str) -> FileFacts:
     return FileFacts(os.path.getsize(path), sha256_of(path))
-
-
-def _write_file(path: str, text: str) -> None:
-    partial = path + ".part"
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
-        raise
 
 
 def sync_folder(path: str) -> None:

@@ -31,7 +31,9 @@ EDGES = {
         *("checkpoint.fingerprint", "checkpoint.manifest", "checkpoint.store", "errors"),
     },
     "checkpoint.fingerprint": {"config"},
-    "checkpoint.log_file": {"bounded_read", "checkpoint.fingerprint", "checkpoint.manifest"},
+    "checkpoint.log_file": {
+        *("atomic_write", "bounded_read", "checkpoint.fingerprint", "checkpoint.manifest"),
+    },
     "checkpoint.manifest": {"bounded_read", "checkpoint.fingerprint"},
     "checkpoint.opening": {
         *("checkpoint.choice", "checkpoint.fingerprint", "checkpoint.session", "config"),
@@ -43,7 +45,9 @@ EDGES = {
         *("config", "errors", "mllog", "parallel.exchange", "parallel.world", "progress"),
     },
     "checkpoint.state": {"checkpoint.arrays", "checkpoint.manifest"},
-    "checkpoint.store": {"checkpoint.fingerprint", "checkpoint.manifest", "errors"},
+    "checkpoint.store": {
+        *("atomic_write", "checkpoint.fingerprint", "checkpoint.manifest", "errors"),
+    },
     "cli": {
         *("checkpoint.opening", "checkpoint.session", "config", "config_parser", "data.dataset"),
         *("data.loader", "device", "environment", "errors", "evaluation", "mllog", "model.ops"),
@@ -75,7 +79,9 @@ EDGES = {
     "device": {"config", "errors", "memory", "parallel.world"},
     "environment": {"errors"},
     "evaluation": {"config", "data.dataset", "errors", "metrics", "saved_model"},
-    "export_onnx": {"data.dali_graph", "errors", "saved_model", "standard_streams"},
+    "export_onnx": {
+        *("atomic_write", "data.dali_graph", "errors", "saved_model", "standard_streams"),
+    },
     "gradient_check": {"lars"},
     "launch.backends.base": {
         *("errors", "launch.nccl_test", "launch.processes", "launch.run_log"),
